@@ -1,0 +1,15 @@
+//! Every decision of the vL3 interconnect as a pure machine: no async, clock, socket,
+//! protobuf or global. Shells move bytes and time; the simulation drives the same code.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod forward;
+pub mod ids;
+pub mod machine;
+pub mod rng;
+pub mod time;
+
+pub use backoff::Backoff;
+pub use machine::{Machine, Outbox, Ticket, TicketCounter};
+pub use rng::Rng;
+pub use time::{Mono, Now, Wall};

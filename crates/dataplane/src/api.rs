@@ -1,0 +1,117 @@
+//! What a router, a client and `vl3 wg` tell the data plane, and what it tells them.
+//!
+//! Commands come from the control plane's threads and never block on packets; workers see
+//! them as swapped snapshots.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use ipnet::IpNet;
+use vl3_core::forward::{DropReason, PortClass, PortId, Route};
+use vl3_core::ids::PublicKey;
+use vl3_core::time::Mono;
+
+/// How the data plane starts; all of it is fixed for its life.
+pub struct Config {
+    /// X25519 private key. Redacted in `Debug`.
+    pub private_key: [u8; 32],
+    /// UDP sockets, opened by the caller in the underlay's namespace: per worker one IPv4 and
+    /// one IPv6 (or one dual-stack) socket of a SO_REUSEPORT group; see [`crate::bind_udp`].
+    pub sockets: Vec<crate::UdpSockets>,
+    /// Worker threads, at least 1; equals `sockets.len()`.
+    pub workers: usize,
+    /// Where ICMP errors come from.
+    pub own_addresses: Vec<IpAddr>,
+    /// Called on a thread of the data plane; must not block.
+    pub events: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+/// A WireGuard peer's other end, with the local address that it was reached at (replies leave
+/// from the address that was dialled).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub remote: SocketAddr,
+    pub local: Option<IpAddr>,
+}
+
+#[derive(Clone)]
+pub struct PeerSpec {
+    pub port: PortId,
+    pub class: PortClass,
+    pub public_key: PublicKey,
+    pub preshared_key: Option<[u8; 32]>,
+    /// Unset: learnt from the first authentic handshake.
+    pub endpoint: Option<Endpoint>,
+    /// Seconds, unset = none.
+    pub persistent_keepalive: Option<u16>,
+    /// Start a handshake at once (needs `endpoint`).
+    pub initiate: bool,
+}
+
+/// A TUN descriptor with vnet headers (IFF_TUN | IFF_NO_PI | IFF_VNET_HDR), single or one
+/// queue of a multi-queue device. Non-blocking is set by the data plane.
+#[derive(Debug)]
+pub struct TunSpec {
+    pub port: PortId,
+    pub class: PortClass,
+    pub descriptor: OwnedFd,
+    pub mtu: u16,
+}
+
+/// One port as seen now. Times are [`crate::clock`]'s.
+#[derive(Clone, Debug)]
+pub struct PortStatus {
+    pub port: PortId,
+    pub class: PortClass,
+    /// Peers only.
+    pub public_key: Option<PublicKey>,
+    pub endpoint: Option<Endpoint>,
+    /// A session exists that both sides have confirmed.
+    pub established: bool,
+    pub last_handshake: Option<Mono>,
+    /// Last authentic packet of any kind (data or keepalive); for TUN the last read.
+    pub last_receive: Option<Mono>,
+    /// Last data packet handed to the socket or descriptor (keepalives not counted).
+    pub last_send: Option<Mono>,
+    pub received_packets: u64,
+    pub received_bytes: u64,
+    pub sent_packets: u64,
+    pub sent_bytes: u64,
+    pub drops: Vec<(DropReason, u64)>,
+}
+
+/// What the control plane must react to or store.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An authentic packet came from a new place: store it.
+    EndpointLearned { port: PortId, endpoint: Endpoint },
+    /// First session since the peer was set, or after an expiry.
+    Established { port: PortId },
+    /// The descriptor reported an error or end.
+    TunFailed { port: PortId, error: String },
+    /// A worker ended by a panic; the process should stop and be restarted.
+    WorkerDied { worker: usize },
+}
+
+/// The handle. Dropping it stops the workers and closes every descriptor.
+///
+/// ```text
+/// DataPlane::start(Config) -> Result<DataPlane, Error>
+/// set_peer(&self, PeerSpec) -> Result<(), Error>      // add, or change endpoint/psk/keepalive/class of the same port;
+///                                                      // another key on a known port is an error
+/// set_tun(&self, TunSpec) -> Result<(), Error>        // add, or replace the descriptor of the same port
+/// remove_port(&self, PortId) -> bool                  // peer or TUN; idempotent
+/// set_routes(&self, Vec<Route>)                       // the whole table; swapped at once
+/// send(&self, PortId, &[u8]) -> bool                  // one inner packet out by this port (probes, echo)
+/// status(&self) -> Vec<PortStatus>;  port_status(&self, PortId) -> Option<PortStatus>
+/// drops(&self) -> Vec<(DropReason, u64)>              // totals, ports gone included
+/// public_key(&self) -> PublicKey
+/// ```
+#[derive(Debug)]
+pub struct ApiDoc;
+
+/// The table as the control plane hands it over.
+pub type Routes = Vec<Route>;
+
+/// Allowed networks of a static peer (`vl3 wg`).
+pub type AllowedNetworks = Vec<IpNet>;
