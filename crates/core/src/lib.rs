@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod document;
 pub mod forward;
 pub mod ids;
 pub mod machine;
