@@ -2,6 +2,7 @@
 //! protobuf or global. Shells move bytes and time; the simulation drives the same code.
 #![forbid(unsafe_code)]
 
+pub mod allocator;
 pub mod backoff;
 pub mod document;
 pub mod forward;

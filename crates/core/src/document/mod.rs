@@ -1,7 +1,18 @@
 //! The network document: who belongs to one network, their trust, blocks and names.
 //! Everything that a peer says is checked against it.
 
+mod chain;
+mod signing;
+mod store;
+mod validate;
+
+pub use chain::{Chain, ChainError, LINKS_MAX, SIGNATURES_MAX, SignedDocument};
+pub use signing::{AdminSecret, Signature};
+pub use store::{DocumentStore, Offer};
+pub use validate::{MEMBERS_MAX, Problem, Problems, validate};
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -12,6 +23,12 @@ use crate::time::Wall;
 /// An Ed25519 public key that may sign versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdminKey(pub [u8; 32]);
+
+impl fmt::Display for AdminKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// One version of one network's document, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

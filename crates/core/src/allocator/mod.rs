@@ -1,0 +1,144 @@
+//! Who owns which prefix of one domain's blocks in one network: leases of routers.
+//!
+//! A lease belongs to the stable router name, covers both families and has a generation that
+//! only grows. It ends by release, by an operator, or after a silent lifetime. Durable:
+//! [`Allocator::decide`] changes nothing, [`Allocator::apply`] takes one record; renewals are
+//! no records, they move a monotonic deadline, and after a restart every lease has one full
+//! lifetime.
+
+mod decide;
+mod space;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+pub use types::{Acquire, Config, Granted, Lease, LeaseRecord, Refusal};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use crate::ids::{DomainName, Generation, NetworkUid, RouterName, SpiffeId};
+use crate::time::Mono;
+
+/// The leases of one domain in one network. Owned by the registry's machine.
+#[derive(Clone, Debug)]
+pub struct Allocator {
+    uid: NetworkUid,
+    domain: DomainName,
+    config: Config,
+    leases: BTreeMap<RouterName, Entry>,
+    /// Ranges that an operator excluded while running.
+    exclusions: BTreeSet<IpNet>,
+    /// The highest generation of any lease that ended: a name that returns starts above it,
+    /// so that no memory of dead names is needed.
+    floor: Generation,
+    /// After a restore from backup: until then presented leases are taken back, but nothing
+    /// is granted anew.
+    readopt_only_until: Option<Mono>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    lease: Lease,
+    /// The identity that acquired the name first; another one is refused.
+    holder: SpiffeId,
+    /// What this router must not be given; binds later grants to others too.
+    exclusions: Vec<IpNet>,
+    /// Not durable: starts anew with every restart.
+    deadline: Mono,
+}
+
+impl Allocator {
+    pub const fn new(uid: NetworkUid, domain: DomainName, config: Config) -> Self {
+        Self {
+            uid,
+            domain,
+            config,
+            leases: BTreeMap::new(),
+            exclusions: BTreeSet::new(),
+            floor: Generation(0),
+            readopt_only_until: None,
+        }
+    }
+
+    /// The journal behind this state may be older than what was granted: only re-adopt for
+    /// one renewal period.
+    pub fn restored_from_backup(&mut self, now: Mono) {
+        self.readopt_only_until = Some(now + self.config.renew_after * 2);
+    }
+
+    /// Takes one record, when it is decided and when it is replayed. `now` starts the lifetime.
+    pub fn apply(&mut self, record: LeaseRecord, now: Mono) {
+        match record {
+            LeaseRecord::Granted { lease, holder, exclusions } => {
+                let deadline = now + self.config.lifetime;
+                let entry = Entry { lease, holder, exclusions, deadline };
+                self.leases.insert(entry.lease.router.clone(), entry);
+            }
+            LeaseRecord::Ended { router } => {
+                if let Some(entry) = self.leases.remove(&router) {
+                    self.floor = self.floor.max(entry.lease.generation);
+                }
+            }
+            LeaseRecord::Floor { generation } => self.floor = self.floor.max(generation),
+            LeaseRecord::Excluded { range } => {
+                self.exclusions.insert(range);
+            }
+            LeaseRecord::Included { range } => {
+                self.exclusions.remove(&range);
+            }
+        }
+    }
+
+    /// A sign of life of the holder: one full lifetime from now.
+    pub fn touch(&mut self, router: &RouterName, now: Mono) {
+        if let Some(entry) = self.leases.get_mut(router) {
+            entry.deadline = now + self.config.lifetime;
+        }
+    }
+
+    /// The records that bring an empty allocator to this state.
+    pub fn snapshot(&self) -> Vec<LeaseRecord> {
+        let floor = [LeaseRecord::Floor { generation: self.floor }];
+        let excluded = self.exclusions.iter().map(|range| LeaseRecord::Excluded { range: *range });
+        let granted = self.leases.values().map(|entry| LeaseRecord::Granted {
+            lease: entry.lease.clone(),
+            holder: entry.holder.clone(),
+            exclusions: entry.exclusions.clone(),
+        });
+        floor.into_iter().chain(excluded).chain(granted).collect()
+    }
+
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> + '_ {
+        self.leases.values().map(|entry| &entry.lease)
+    }
+
+    pub fn lease(&self, router: &RouterName) -> Option<&Lease> {
+        self.leases.get(router).map(|entry| &entry.lease)
+    }
+
+    /// Who holds the name, and until when without a sign of life.
+    pub fn holder(&self, router: &RouterName) -> Option<(&SpiffeId, Mono)> {
+        self.leases.get(router).map(|entry| (&entry.holder, entry.deadline))
+    }
+
+    pub fn exclusions(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.exclusions.iter().copied()
+    }
+
+    /// Leases whose holder was silent for a lifetime.
+    pub fn expired(&self, now: Mono) -> Vec<RouterName> {
+        let silent = self.leases.iter().filter(|(_, entry)| entry.deadline <= now);
+        silent.map(|(router, _)| router.clone()).collect()
+    }
+
+    pub fn next_expiry(&self) -> Option<Mono> {
+        self.leases.values().map(|entry| entry.deadline).min()
+    }
+
+    pub const fn uid(&self) -> NetworkUid {
+        self.uid
+    }
+}
