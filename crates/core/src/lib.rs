@@ -5,6 +5,7 @@
 pub mod allocator;
 pub mod backoff;
 pub mod document;
+pub mod fib;
 pub mod forward;
 pub mod ids;
 pub mod machine;
