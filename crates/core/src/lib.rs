@@ -10,6 +10,7 @@ pub mod forward;
 pub mod ids;
 pub mod machine;
 pub mod rng;
+pub mod router;
 pub mod time;
 
 pub use backoff::Backoff;

@@ -1,0 +1,497 @@
+//! What goes into the router's machine and what comes out of it. No protobuf, no descriptor:
+//! the shell translates.
+
+use core::fmt;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::document::Document;
+use crate::forward::{PortClass, PortId, Route};
+use crate::ids::{
+    DomainName, Generation, InstanceId, InvalidName, NetworkUid, PublicKey, RouterName, SpiffeId, WorkloadName,
+};
+use crate::machine::Ticket;
+use crate::router::state::Record;
+
+/// Names a call that waits for an answer; chosen by the shell, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// Names one routes stream, opened by either side; chosen by the shell, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
+/// Names one client of `fd.sock`; chosen by the shell, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FdSession(pub u64);
+
+/// Names one NSM connection that this router opens as a client; chosen by the machine, never
+/// reused while the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DialId(pub u64);
+
+/// An NSM connection's id in this router's own path segment.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(String);
+
+impl ConnectionId {
+    pub fn new(value: &str) -> Result<Self, InvalidName> {
+        if (1..=256).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(value.to_owned()))
+        } else {
+            let value = value.chars().take(64).collect();
+            Err(InvalidName { what: "connection id", value, allowed: "1 to 256 printable ASCII characters" })
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A router of the network, wherever it is. Ordered by name first: the lower one dials.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouterId {
+    pub name: RouterName,
+    pub domain: DomainName,
+}
+
+impl fmt::Debug for RouterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.domain)
+    }
+}
+
+impl fmt::Display for RouterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.domain)
+    }
+}
+
+/// A WireGuard peer's place, with the local address at which it reaches us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub remote: SocketAddr,
+    pub local: Option<IpAddr>,
+}
+
+/// What one side says about itself in its first message of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    pub version_min: u32,
+    pub version_max: u32,
+    pub uid: NetworkUid,
+    pub domain: DomainName,
+    /// Router name or workload name.
+    pub name: String,
+    pub instance: InstanceId,
+    /// Of the speaker's lease; 0 for a workload.
+    pub generation: Generation,
+    pub dials_only: bool,
+    pub role: HelloRole,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HelloRole {
+    Router,
+    Workload,
+}
+
+/// The protocol versions that this code speaks (Hello, routes stream).
+pub const VERSION: u32 = 1;
+
+/// How the other end's packets reach us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MechanismWish {
+    /// A descriptor over `fd.sock`; `secret` is 128 fresh random bits drawn by the shell, used
+    /// if the machine needs a ticket.
+    Tun { secret: [u8; 16] },
+    WireGuard { public_key: PublicKey },
+}
+
+/// One NSM Request (first or refresh), checked for form by the shell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub connection: ConnectionId,
+    /// SPIFFE ID of the direct TLS peer: the authority.
+    pub peer: SpiffeId,
+    /// Where `peer` is a listed intermediary: the first path segment's ID. Else unset.
+    pub claimed: Option<SpiffeId>,
+    /// Absent from stock peers, which are served as workloads.
+    pub hello: Option<Hello>,
+    /// Workload name: label `podName`, else the Hello's, else the first path segment's.
+    pub name: Option<WorkloadName>,
+    pub mechanism: MechanismWish,
+    /// Addresses that the client says it has (`src_ip_addrs`); empty on a plain refresh.
+    pub addresses: Vec<IpAddr>,
+    pub excluded: Vec<IpNet>,
+    /// Smallest MTU on the way so far, 0 = unset.
+    pub mtu: u16,
+    /// Until the client's token ends.
+    pub expires_in: Duration,
+    /// Our address of the TCP connection that carried the Request; unset on a unix socket.
+    pub local: Option<IpAddr>,
+}
+
+/// A Request's success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Workload(WorkloadAnswer),
+    Link(LinkAnswer),
+    /// A Close, always successful for its owner.
+    Closed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadAnswer {
+    /// The workload's, host prefixes.
+    pub addresses: Vec<IpNet>,
+    /// The router's, host prefixes.
+    pub router: Vec<IpNet>,
+    /// The network's pools, by way of the router's address of the same family.
+    pub routes: Vec<IpNet>,
+    pub mtu: u16,
+    pub dns_servers: Vec<IpAddr>,
+    pub search: String,
+    pub hello: Hello,
+    pub mechanism: MechanismAnswer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MechanismAnswer {
+    /// `secret` is the ticket to present on `fd.sock`; unset when the descriptor is in place
+    /// and its client is connected.
+    Tun { secret: Option<[u8; 16]> },
+    WireGuard { public_key: PublicKey, address: IpAddr, port: u16 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkAnswer {
+    pub hello: Hello,
+    pub public_key: PublicKey,
+    pub address: IpAddr,
+    pub port: u16,
+    pub mtu: u16,
+    /// Our addresses in the overlay, host prefixes.
+    pub router: Vec<IpNet>,
+}
+
+/// Why a call was refused. The variant says what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Never with this content.
+    #[error("{field}: {value:?} is refused: {allowed}")]
+    Invalid { field: &'static str, value: String, allowed: String },
+    /// Never with this identity.
+    #[error("{id} may not {what}")]
+    Denied { id: SpiffeId, what: String },
+    /// Not while something else holds it: a higher generation, another network, a fence.
+    #[error("{reason}")]
+    Precondition { reason: String },
+    /// Later, or elsewhere: a limit is reached.
+    #[error("{what} is full: {limit}")]
+    Exhausted { what: &'static str, limit: usize },
+    /// Later: something this router needs is not there yet.
+    #[error("{reason}")]
+    Unavailable { reason: String },
+}
+
+/// One router as the registry shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    pub router: RouterId,
+    pub uid: NetworkUid,
+    pub generation: Generation,
+    pub dials_only: bool,
+    /// Of its gRPC server.
+    pub address: SocketAddr,
+}
+
+/// The registry's watch. Every (re-)opening starts a new epoch; what it does not show again
+/// within a grace is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchEvent {
+    Opened,
+    Found(Discovered),
+    Gone(RouterId),
+}
+
+/// A Request that this router sends, first or refresh, over the connection named `dial`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dial {
+    pub dial: DialId,
+    pub router: RouterId,
+    pub address: SocketAddr,
+    /// The document's word on who must answer: an ID that is a router of this domain.
+    pub trust_domain: String,
+    pub hello: Hello,
+    pub public_key: PublicKey,
+    /// Our own UDP port, for the mechanism's `src_port`.
+    pub udp_port: u16,
+    pub mtu: u16,
+    /// Our overlay addresses and prefixes, for the contexts of the Request.
+    pub addresses: Vec<IpNet>,
+    /// False: first Request of this `dial`. True: refresh with the path last returned.
+    pub refresh: bool,
+}
+
+/// The answer to a [`Dial`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DialAnswer {
+    /// SPIFFE ID of the TLS server.
+    pub peer: SpiffeId,
+    pub hello: Hello,
+    pub public_key: PublicKey,
+    pub endpoint: Endpoint,
+    pub mtu: u16,
+    /// Until the first token of the answered path ends.
+    pub expires_in: Duration,
+}
+
+/// Why a dial failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialFailure {
+    /// No answer: try again.
+    #[error("{0}")]
+    Unreachable(String),
+    /// An answer that says no: try again, slowly.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What the monitor of a dialled connection reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialEvent {
+    /// The stream is open and has shown the connection.
+    Up,
+    /// The stream broke, or says DOWN.
+    Down,
+    /// The other side has closed the connection.
+    Deleted,
+    /// Send the Request again now.
+    RefreshRequested,
+}
+
+/// First message of a routes stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutesOpen {
+    pub uid: NetworkUid,
+    pub router: RouterId,
+    pub instance: InstanceId,
+    pub generation: Generation,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoutesMessage {
+    Announce { sequence: u64, prefix: IpNet, preference: u32, mtu: u16 },
+    Withdraw { sequence: u64, prefix: IpNet },
+    End { sequence: u64 },
+    KeepAlive { sequence: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoutesEvent {
+    /// Both opens are exchanged. `dialled`: this side opened the stream.
+    Started { peer: SpiffeId, open: RoutesOpen, dialled: bool },
+    Message(RoutesMessage),
+    Ended,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FdEvent {
+    /// A descriptor came with this ticket; the shell holds it until told.
+    Attach { secret: [u8; 16] },
+    /// The router's copy of the descriptor is asked for.
+    Reattach { secret: [u8; 16] },
+    /// The client's end of the socket is closed.
+    Closed,
+}
+
+/// What a `fd.sock` request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdGrant {
+    Attached,
+    /// Pass the descriptor of this port.
+    Reattached { port: PortId },
+}
+
+/// A prefix lease of this router in its own domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterLease {
+    pub uid: NetworkUid,
+    pub router: RouterName,
+    pub instance: InstanceId,
+    pub generation: Generation,
+    pub prefix4: Option<ipnet::Ipv4Net>,
+    pub prefix6: Option<ipnet::Ipv6Net>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseAnswer {
+    pub lease: RouterLease,
+    pub renew_after: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseFailure {
+    /// A higher generation or another instance holds the name.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// Refused for another reason (block full, exclusions): try again slowly.
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameAnswer {
+    Granted,
+    Held { by: String },
+    /// The registry gave no verdict: try again.
+    Unreachable,
+}
+
+/// One port as the data plane sees it. Ages, so that no clock is shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSample {
+    pub port: PortId,
+    /// Since the last authentic packet of any kind.
+    pub received_ago: Option<Duration>,
+    /// Since the last data packet sent, keepalives not counted.
+    pub sent_ago: Option<Duration>,
+}
+
+/// What the router asks the data plane to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSpec {
+    pub port: PortId,
+    pub class: PortClass,
+    pub public_key: PublicKey,
+    /// Unset: learnt from the first authentic handshake.
+    pub endpoint: Option<Endpoint>,
+    pub persistent_keepalive: Option<u16>,
+    /// Start a handshake at once.
+    pub initiate: bool,
+}
+
+/// What the router wants registered, kept up by the shell (refresh, retry) until changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub router: RouterId,
+    pub uid: NetworkUid,
+    pub generation: Generation,
+    pub dials_only: bool,
+}
+
+/// What the DNS server of this router needs; replaced as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResolverView {
+    pub names: BTreeMap<WorkloadName, Vec<IpAddr>>,
+    pub servers: Vec<DomainServer>,
+    pub clients: Vec<(IpNet, ClientClass)>,
+    pub own_addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainServer {
+    pub domain: DomainName,
+    pub router: Option<RouterName>,
+    /// Overlay addresses; empty = the domain is known, nobody is live.
+    pub addresses: Vec<IpAddr>,
+    pub sibling: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientClass {
+    Member,
+    Sibling,
+    Remote,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Once, first: re-installs what is stored, starts the timers.
+    Start,
+    /// A verified document and its bytes as received. Ignored unless newer.
+    Document { document: Box<Document>, bytes: Vec<u8> },
+    Request { call: CallId, request: Box<Request> },
+    Close { call: CallId, connection: ConnectionId, peer: SpiffeId },
+    Watch(WatchEvent),
+    Dialled { ticket: Ticket, result: Result<Box<DialAnswer>, DialFailure> },
+    Dial { dial: DialId, event: DialEvent },
+    Routes { stream: StreamId, event: RoutesEvent },
+    /// A stream asked for by [`Effect::OpenRoutes`] did not come about.
+    RoutesFailed { dial: DialId, reason: String },
+    Fd { session: FdSession, event: FdEvent },
+    Installed { ticket: Ticket, result: Result<(), String> },
+    Appended { ticket: Ticket, result: Result<(), String> },
+    Lease { ticket: Ticket, result: Result<LeaseAnswer, LeaseFailure> },
+    Name { ticket: Ticket, answer: NameAnswer },
+    /// The answer to [`Effect::ReadPorts`].
+    Ports(Vec<PortSample>),
+    EndpointLearned { port: PortId, endpoint: Endpoint },
+    /// A descriptor ended by itself.
+    PortFailed { port: PortId },
+    /// An operator takes this router out for good: gives back names, lease, registration.
+    Leave { call: CallId },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make these durable, in order; answered by `Appended`. At most one is outstanding.
+    Append { ticket: Ticket, records: Vec<Record> },
+    /// Answered by `Installed`.
+    SetPeer { ticket: Ticket, peer: PeerSpec },
+    /// The descriptor that `session` brought becomes this port. Answered by `Installed`.
+    SetTun { ticket: Ticket, session: FdSession, port: PortId, class: PortClass, mtu: u16 },
+    RemovePort { port: PortId },
+    /// The whole table, swapped at once.
+    SetRoutes { routes: Vec<Route> },
+    /// The own addresses changed (they belong on the own port).
+    SetOwnAddresses { addresses: Vec<IpNet>, mtu: u16 },
+    Answer { call: CallId, result: Result<Answer, Refusal> },
+    /// A served connection ended other than by its owner's Close: monitors say DELETE.
+    ConnectionClosed { connection: ConnectionId, reason: &'static str },
+    /// Answered by `Dialled`.
+    Dial { ticket: Ticket, dial: Box<Dial> },
+    /// Close the connection towards the other router; no answer.
+    CloseDial { dial: DialId },
+    /// Open the routes stream of a dialled link; answered by `Routes::Started` or `RoutesFailed`.
+    OpenRoutes { dial: DialId, open: RoutesOpen },
+    SendRoutes { stream: StreamId, messages: Vec<RoutesMessage> },
+    CloseRoutes { stream: StreamId, reason: &'static str },
+    AnswerFd { session: FdSession, result: Result<FdGrant, String> },
+    /// Answered by `Lease`.
+    AcquireLease { ticket: Ticket, held: Option<RouterLease>, prefix_len4: u8, exclusions: Vec<IpNet> },
+    RenewLease { ticket: Ticket, lease: RouterLease },
+    /// No answer is awaited.
+    ReleaseLease { lease: RouterLease },
+    /// Answered by `Name`.
+    ClaimName { ticket: Ticket, name: WorkloadName, workload: SpiffeId, addresses: Vec<IpAddr> },
+    /// No answer is awaited; the claim's own life ends it otherwise.
+    ReleaseName { name: WorkloadName, workload: SpiffeId },
+    /// Keep this registered, from now on.
+    Register { registration: Registration },
+    Unregister,
+    /// One echo request inside the tunnel.
+    Probe { port: PortId, source: IpAddr, destination: IpAddr },
+    /// Answered by `Ports`.
+    ReadPorts,
+    Publish { view: Box<ResolverView> },
+}
