@@ -6,20 +6,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use ipnet::IpNet;
-use vl3_core::forward::{DropReason, PortClass, PortId, Route};
+use vl3_core::forward::{DropReason, PortClass, PortId};
 use vl3_core::ids::PublicKey;
 use vl3_core::time::Mono;
 
-/// How the data plane starts; all of it is fixed for its life.
+/// How the data plane starts; all of it is fixed for its life. One worker thread runs per
+/// element of `sockets`.
 pub struct Config {
     /// X25519 private key. Redacted in `Debug`.
     pub private_key: [u8; 32],
     /// UDP sockets, opened by the caller in the underlay's namespace: per worker one IPv4 and
     /// one IPv6 (or one dual-stack) socket of a SO_REUSEPORT group; see [`crate::bind_udp`].
     pub sockets: Vec<crate::UdpSockets>,
-    /// Worker threads, at least 1; equals `sockets.len()`.
-    pub workers: usize,
     /// Where ICMP errors come from.
     pub own_addresses: Vec<IpAddr>,
     /// Called on a thread of the data plane; must not block.
@@ -93,25 +91,59 @@ pub enum Event {
     WorkerDied { worker: usize },
 }
 
-/// The handle. Dropping it stops the workers and closes every descriptor.
-///
-/// ```text
-/// DataPlane::start(Config) -> Result<DataPlane, Error>
-/// set_peer(&self, PeerSpec) -> Result<(), Error>      // add, or change endpoint/psk/keepalive/class of the same port;
-///                                                      // another key on a known port is an error
-/// set_tun(&self, TunSpec) -> Result<(), Error>        // add, or replace the descriptor of the same port
-/// remove_port(&self, PortId) -> bool                  // peer or TUN; idempotent
-/// set_routes(&self, Vec<Route>)                       // the whole table; swapped at once
-/// send(&self, PortId, &[u8]) -> bool                  // one inner packet out by this port (probes, echo)
-/// status(&self) -> Vec<PortStatus>;  port_status(&self, PortId) -> Option<PortStatus>
-/// drops(&self) -> Vec<(DropReason, u64)>              // totals, ports gone included
-/// public_key(&self) -> PublicKey
-/// ```
-#[derive(Debug)]
-pub struct ApiDoc;
+/// Why a command was refused. Nothing of it has taken effect.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration makes no data plane.
+    #[error("{field} is {value}, allowed is {allowed}")]
+    Config {
+        field: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
+    /// A port has one key for its life: remove it and add another.
+    #[error("port {} is already a peer with another key", .0.0)]
+    OtherKey(PortId),
+    /// One key is one peer.
+    #[error("key is already held by port {}", .0.0)]
+    KeyTaken(PortId),
+    /// A peer cannot become a descriptor, nor the reverse: remove the port first.
+    #[error("port {} is of the other kind", .0.0)]
+    OtherKind(PortId),
+    /// Refused at a named limit; retry after something was removed.
+    #[error("{what} are limited to {limit}")]
+    Full { what: &'static str, limit: usize },
+    /// The descriptor is no TUN with vnet headers.
+    #[error("descriptor of port {} is no TUN with IFF_NO_PI and IFF_VNET_HDR", .0.0)]
+    NotATun(PortId),
+    /// The system refused.
+    #[error("{action}")]
+    System {
+        action: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
 
-/// The table as the control plane hands it over.
-pub type Routes = Vec<Route>;
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("sockets", &self.sockets)
+            .field("own_addresses", &self.own_addresses)
+            .finish_non_exhaustive()
+    }
+}
 
-/// Allowed networks of a static peer (`vl3 wg`).
-pub type AllowedNetworks = Vec<IpNet>;
+impl std::fmt::Debug for PeerSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerSpec")
+            .field("port", &self.port)
+            .field("class", &self.class)
+            .field("public_key", &self.public_key)
+            .field("preshared_key", &self.preshared_key.map(|_| "redacted"))
+            .field("endpoint", &self.endpoint)
+            .field("persistent_keepalive", &self.persistent_keepalive)
+            .field("initiate", &self.initiate)
+            .finish()
+    }
+}

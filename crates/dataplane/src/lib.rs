@@ -1,1 +1,13 @@
+//! The data plane: WireGuard sessions, packet order, segment and merge, TUN and UDP.
+//!
+//! Plain OS threads, no async runtime. The control plane holds a [`DataPlane`]; workers see
+//! what it sets as snapshots that are swapped atomically.
 
+mod api;
+mod plane;
+mod socket;
+mod sys;
+
+pub use api::{Config, Endpoint, Error, Event, PeerSpec, PortStatus, TunSpec};
+pub use plane::{DataPlane, clock};
+pub use socket::{UdpSockets, bind_udp};
