@@ -1,10 +1,6 @@
 //! What the proto compiler wrote. The module tree mirrors the package names, which the
 //! generated code refers to by `super::`.
-#![expect(
-    clippy::all,
-    missing_debug_implementations,
-    reason = "generated code"
-)]
+#![expect(clippy::all, reason = "generated code")]
 
 pub mod connectioncontext {
     tonic::include_proto!("connectioncontext");
