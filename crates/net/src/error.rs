@@ -4,20 +4,29 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Run as root, or give the capability.
-    #[error("{operation}: not permitted; run as root (CAP_NET_ADMIN, and CAP_SYS_ADMIN for namespaces)")]
+    #[error(
+        "{operation}: not permitted; run as root (CAP_NET_ADMIN, and CAP_SYS_ADMIN for namespaces)"
+    )]
     NotPermitted { operation: String },
     /// The interface is not there (any more).
     #[error("{operation}: no interface named {link}")]
     NoSuchLink { operation: String, link: String },
     /// An argument that the kernel would not understand.
     #[error("{field} {value:?} is not valid: {allowed}")]
-    Invalid { field: &'static str, value: String, allowed: &'static str },
+    Invalid {
+        field: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
     /// The netlink connection has ended (its runtime was shut down).
     #[error("{operation}: the netlink connection is closed")]
     Closed { operation: String },
     /// Anything else the kernel said.
     #[error("{operation}")]
-    Kernel { operation: String, source: io::Error },
+    Kernel {
+        operation: String,
+        source: io::Error,
+    },
 }
 
 impl Error {

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4,
-    bind, connect, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr, accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, socket, socketpair,
+    sockopt,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -27,7 +28,8 @@ const BACKLOG: i32 = 64;
 
 /// Sends one message; may block where the socket is blocking.
 pub fn send(socket: impl AsFd, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    if message.is_empty() || message.len() > MESSAGE_LEN_MAX || descriptors.len() > DESCRIPTORS_MAX {
+    if message.is_empty() || message.len() > MESSAGE_LEN_MAX || descriptors.len() > DESCRIPTORS_MAX
+    {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
@@ -35,7 +37,13 @@ pub fn send(socket: impl AsFd, message: &[u8], descriptors: &[BorrowedFd<'_>]) -
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     let socket = socket.as_fd().as_raw_fd();
     // A datagram goes whole or not at all.
-    sendmsg::<()>(socket, &[IoSlice::new(message)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    sendmsg::<()>(
+        socket,
+        &[IoSlice::new(message)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     Ok(())
 }
 
@@ -45,7 +53,12 @@ pub fn recv(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let socket = socket.as_fd().as_raw_fd();
-    let received = recvmsg::<()>(socket, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let received = recvmsg::<()>(
+        socket,
+        &mut slices,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
     let (len, flags) = (received.bytes, received.flags);
     let mut descriptors = Vec::new();
     if let Ok(messages) = received.cmsgs() {
@@ -56,7 +69,10 @@ pub fn recv(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
         }
     }
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message or descriptors beyond the limit"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "message or descriptors beyond the limit",
+        ));
     }
     if len == 0 {
         return Ok(None);
@@ -96,22 +112,34 @@ impl Connection {
 
     /// Takes over a connected, non-blocking socket.
     pub fn from_descriptor(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: sys::async_descriptor(socket)? })
+        Ok(Self {
+            socket: sys::async_descriptor(socket)?,
+        })
     }
 
     /// Sends one message with descriptors; waits while the other end does not read.
     pub async fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.socket.async_io(Interest::WRITABLE, |socket| send(socket, message, descriptors)).await
+        self.socket
+            .async_io(Interest::WRITABLE, |socket| {
+                send(socket, message, descriptors)
+            })
+            .await
     }
 
     /// Receives one message; `None` when the other end has closed. Cancel-safe.
     pub async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-        self.socket.async_io(Interest::READABLE, |socket| recv(socket)).await
+        self.socket
+            .async_io(Interest::READABLE, |socket| recv(socket))
+            .await
     }
 
     pub fn peer(&self) -> io::Result<PeerCredentials> {
         let credentials = getsockopt(self.socket.get_ref(), sockopt::PeerCredentials)?;
-        Ok(PeerCredentials { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() })
+        Ok(PeerCredentials {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+        })
     }
 }
 
@@ -139,14 +167,19 @@ impl Listener {
         let socket = seqpacket()?;
         bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
-        Ok(Self { socket: sys::async_descriptor(socket)?, path: path.to_owned() })
+        Ok(Self {
+            socket: sys::async_descriptor(socket)?,
+            path: path.to_owned(),
+        })
     }
 
     /// Waits for a client. Cancel-safe.
     pub async fn accept(&self) -> io::Result<Connection> {
         let accepted = self
             .socket
-            .async_io(Interest::READABLE, |socket| Ok(sys::adopt(accept4(socket.as_raw_fd(), flags())?)))
+            .async_io(Interest::READABLE, |socket| {
+                Ok(sys::adopt(accept4(socket.as_raw_fd(), flags())?))
+            })
             .await?;
         Connection::from_descriptor(accepted)
     }
@@ -164,7 +197,12 @@ fn flags() -> SockFlag {
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {
-    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags(), None)?)
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags(),
+        None,
+    )?)
 }
 
 #[cfg(test)]
@@ -183,7 +221,9 @@ mod tests {
         nix::unistd::write(&writer, b"x").unwrap();
         drop(writer);
         let mut text = String::new();
-        std::fs::File::from(descriptors.remove(0)).read_to_string(&mut text).unwrap();
+        std::fs::File::from(descriptors.remove(0))
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "x");
         assert!(two.recv().await.unwrap().is_none());
     }
@@ -195,7 +235,10 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         let client = Connection::connect(&path).unwrap();
         let served = listener.accept().await.unwrap();
-        assert_eq!(served.peer().unwrap().pid, i32::try_from(std::process::id()).unwrap());
+        assert_eq!(
+            served.peer().unwrap().pid,
+            i32::try_from(std::process::id()).unwrap()
+        );
         client.send(b"hello", &[]).await.unwrap();
         assert_eq!(served.recv().await.unwrap().expect("a message").0, b"hello");
         drop(listener);

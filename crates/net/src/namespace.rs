@@ -36,9 +36,13 @@ impl Namespace {
     /// A fresh network namespace whose loopback is up.
     pub fn new() -> Result<Self, Error> {
         on_own_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::errno_of("make a network namespace", errno))?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| Error::errno_of("make a network namespace", errno))?;
             loopback_up()?;
-            Ok(Self { net: Arc::new(open_own("net")?), mounts: None })
+            Ok(Self {
+                net: Arc::new(open_own("net")?),
+                mounts: None,
+            })
         })
     }
 
@@ -50,17 +54,36 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
                 .map_err(|errno| Error::errno_of("make a network and mount namespace", errno))?;
             loopback_up()?;
-            mount(None::<&Path>, "/", None::<&Path>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&Path>)
-                .map_err(|errno| Error::errno_of("make the mounts private", errno))?;
-            let file = if Path::new(RESOLV_CONF).exists() { Some(private_resolv_conf(resolv_conf)?) } else { None };
-            let mounts = Mounts { namespace: open_own("mnt")?, resolv_conf: file };
-            Ok(Self { net: Arc::new(open_own("net")?), mounts: Some(Arc::new(mounts)) })
+            mount(
+                None::<&Path>,
+                "/",
+                None::<&Path>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&Path>,
+            )
+            .map_err(|errno| Error::errno_of("make the mounts private", errno))?;
+            let file = if Path::new(RESOLV_CONF).exists() {
+                Some(private_resolv_conf(resolv_conf)?)
+            } else {
+                None
+            };
+            let mounts = Mounts {
+                namespace: open_own("mnt")?,
+                resolv_conf: file,
+            };
+            Ok(Self {
+                net: Arc::new(open_own("net")?),
+                mounts: Some(Arc::new(mounts)),
+            })
         })
     }
 
     /// The network namespace of the calling thread.
     pub fn current() -> Result<Self, Error> {
-        Ok(Self { net: Arc::new(open_own("net")?), mounts: None })
+        Ok(Self {
+            net: Arc::new(open_own("net")?),
+            mounts: None,
+        })
     }
 
     /// Runs `work` on a thread inside the network namespace (the mounts stay the caller's) and
@@ -92,16 +115,25 @@ impl Namespace {
 
     /// Replaces the content of the private `/etc/resolv.conf`; without one this does nothing.
     pub fn set_resolv_conf(&self, content: &str) -> Result<(), Error> {
-        let Some(file) = self.mounts.as_ref().and_then(|mounts| mounts.resolv_conf.as_ref()) else {
+        let Some(file) = self
+            .mounts
+            .as_ref()
+            .and_then(|mounts| mounts.resolv_conf.as_ref())
+        else {
             return Ok(());
         };
-        rewrite(file, content).map_err(|source| Error::kernel("write the private resolv.conf", source))
+        rewrite(file, content)
+            .map_err(|source| Error::kernel("write the private resolv.conf", source))
     }
 
     /// The content of the private `/etc/resolv.conf`, as programs inside read it.
     pub fn resolv_conf(&self) -> Result<String, Error> {
         use std::io::{Read, Seek};
-        let Some(file) = self.mounts.as_ref().and_then(|mounts| mounts.resolv_conf.as_ref()) else {
+        let Some(file) = self
+            .mounts
+            .as_ref()
+            .and_then(|mounts| mounts.resolv_conf.as_ref())
+        else {
             return Ok(String::new());
         };
         let mut content = String::new();
@@ -134,12 +166,19 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 fn open_own(kind: &str) -> Result<OwnedFd, Error> {
     let path = format!("/proc/thread-self/ns/{kind}");
-    File::open(&path).map(OwnedFd::from).map_err(|source| Error::kernel(format!("open {path}"), source))
+    File::open(&path)
+        .map(OwnedFd::from)
+        .map_err(|source| Error::kernel(format!("open {path}"), source))
 }
 
 fn loopback_up() -> Result<(), Error> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(|errno| Error::errno_of("open a socket", errno))?;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(|errno| Error::errno_of("open a socket", errno))?;
     sys::interface_up(socket.as_fd(), tun::interface_name("lo")?)
         .map_err(|source| Error::kernel("bring the loopback up", source))
 }
@@ -151,7 +190,11 @@ fn private_resolv_conf(content: &str) -> Result<File, Error> {
         .into_iter()
         .map(Path::new)
         .find(|place| place.is_dir())
-        .ok_or(Error::Invalid { field: "scratch directory", value: String::new(), allowed: "/tmp or /mnt" })?;
+        .ok_or(Error::Invalid {
+            field: "scratch directory",
+            value: String::new(),
+            allowed: "/tmp or /mnt",
+        })?;
     mount(
         Some("vl3"),
         scratch,
@@ -168,8 +211,14 @@ fn private_resolv_conf(content: &str) -> Result<File, Error> {
         .open(&path)
         .and_then(|file| rewrite(&file, content).map(|()| file))
         .map_err(|source| Error::kernel("create a private resolv.conf", source))?;
-    mount(Some(&path), RESOLV_CONF, None::<&Path>, MsFlags::MS_BIND, None::<&Path>)
-        .map_err(failed("bind a private file to /etc/resolv.conf"))?;
+    mount(
+        Some(&path),
+        RESOLV_CONF,
+        None::<&Path>,
+        MsFlags::MS_BIND,
+        None::<&Path>,
+    )
+    .map_err(failed("bind a private file to /etc/resolv.conf"))?;
     // The bind mount keeps the file system; the place itself is as before.
     umount2(scratch, MntFlags::MNT_DETACH).map_err(failed("detach the private tmpfs"))?;
     Ok(file)

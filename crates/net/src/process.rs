@@ -48,22 +48,36 @@ impl Spawner {
     pub fn spawn(&self, command: Command, namespace: Option<&Namespace>) -> Result<Child, Error> {
         let (reply, answer) = mpsc::channel();
         let program = command.get_program().to_string_lossy().into_owned();
-        let gone = || Error::Closed { operation: format!("start {program}") };
+        let gone = || Error::Closed {
+            operation: format!("start {program}"),
+        };
         self.requests
-            .send(Request { command, namespace: namespace.cloned(), reply })
+            .send(Request {
+                command,
+                namespace: namespace.cloned(),
+                reply,
+            })
             .map_err(|_| gone())?;
         let child = answer.recv().map_err(|_| gone())??;
         Child::adopt(child, &program)
     }
 }
 
-fn spawn(mut command: Command, namespace: Option<&Namespace>) -> Result<std::process::Child, Error> {
+fn spawn(
+    mut command: Command,
+    namespace: Option<&Namespace>,
+) -> Result<std::process::Child, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| Error::kernel(format!("start {program}"), source);
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed);
     let entry = sys::Entry {
-        net: namespace.map(|namespace| duplicate(namespace.as_fd())).transpose()?,
-        mount: namespace.and_then(Namespace::mount_fd).map(duplicate).transpose()?,
+        net: namespace
+            .map(|namespace| duplicate(namespace.as_fd()))
+            .transpose()?,
+        mount: namespace
+            .and_then(Namespace::mount_fd)
+            .map(duplicate)
+            .transpose()?,
         parent: nix::unistd::getpid().as_raw(),
         die_with_parent: true,
         own_group: true,
@@ -84,7 +98,11 @@ impl Child {
     fn adopt(mut child: std::process::Child, program: &str) -> Result<Self, Error> {
         let pidfd = sys::pidfd_open(child.id()).and_then(sys::async_descriptor);
         match pidfd {
-            Ok(pidfd) => Ok(Self { child, pidfd, program: program.to_owned() }),
+            Ok(pidfd) => Ok(Self {
+                child,
+                pidfd,
+                program: program.to_owned(),
+            }),
             Err(source) => {
                 // Unwatched children are not left behind.
                 let _ = child.kill();
@@ -106,9 +124,10 @@ impl Child {
     /// Sends a signal (its number); a child that has ended is fine.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
         match sys::pidfd_signal(self.pidfd.as_fd(), signal) {
-            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                Err(Error::kernel(format!("send signal {signal} to {}", self.program), error))
-            }
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(Error::kernel(
+                format!("send signal {signal} to {}", self.program),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -125,7 +144,9 @@ impl Child {
 
     /// The exit status, if it has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.child.try_wait().map_err(|source| Error::kernel(format!("wait for {}", self.program), source))
+        self.child
+            .try_wait()
+            .map_err(|source| Error::kernel(format!("wait for {}", self.program), source))
     }
 
     /// Waits for the end. Cancel-safe.
@@ -134,7 +155,11 @@ impl Child {
             if let Some(status) = self.try_wait()? {
                 return Ok(status);
             }
-            let ended: io::Result<()> = self.pidfd.readable().await.map(|mut guard| guard.clear_ready());
+            let ended: io::Result<()> = self
+                .pidfd
+                .readable()
+                .await
+                .map(|mut guard| guard.clear_ready());
             ended.map_err(|source| Error::kernel(format!("wait for {}", self.program), source))?;
         }
     }

@@ -1,5 +1,8 @@
 //! The system calls that have no safe wrapper: all unsafe code of this crate.
-#![expect(unsafe_code, reason = "ioctl, pidfd, prctl and descriptors out of control messages have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl, pidfd, prctl and descriptors out of control messages have no safe wrapper"
+)]
 
 use std::ffi::CStr;
 use std::io;
@@ -24,11 +27,19 @@ fn ifreq(name: InterfaceName) -> libc::ifreq {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// TUNSETIFF: makes the descriptor a (queue of a) TUN and tells its name.
-pub(crate) fn tun_set_iff(tun: BorrowedFd<'_>, name: InterfaceName, flags: i16) -> io::Result<InterfaceName> {
+pub(crate) fn tun_set_iff(
+    tun: BorrowedFd<'_>,
+    name: InterfaceName,
+    flags: i16,
+) -> io::Result<InterfaceName> {
     let mut request = ifreq(name);
     request.ifr_ifru.ifru_flags = flags;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives on this stack frame.
@@ -43,7 +54,14 @@ pub(crate) fn tun_set_iff(tun: BorrowedFd<'_>, name: InterfaceName, flags: i16) 
 /// TUNSETOFFLOAD: which super-packets the reader of the descriptor understands.
 pub(crate) fn tun_set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
-    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) }).map(drop)
+    check(unsafe {
+        libc::ioctl(
+            tun.as_raw_fd(),
+            libc::TUNSETOFFLOAD as _,
+            libc::c_ulong::from(offloads),
+        )
+    })
+    .map(drop)
 }
 
 /// Sets IFF_UP on an interface of the thread's namespace through any socket.
@@ -52,9 +70,18 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: InterfaceName) -> io::R
     // SAFETY: both requests read and write one `ifreq`, which lives on this stack frame; the
     // kernel has filled `ifru_flags` when the first one succeeded.
     unsafe {
-        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request))?;
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFFLAGS as _,
+            &raw mut request,
+        ))?;
         request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16;
-        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request)).map(drop)
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw mut request,
+        ))
+        .map(drop)
     }
 }
 
@@ -78,7 +105,8 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let descriptor = RawFd::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    let descriptor =
+        RawFd::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     Ok(adopt(descriptor))
 }
 
@@ -86,9 +114,19 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: pidfd_send_signal with a null siginfo takes integers only.
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// What a child does between `fork` and `exec`.
@@ -118,7 +156,13 @@ pub(crate) fn before_exec(command: &mut std::process::Command, entry: Entry) {
                 check(libc::chdir(ROOT.as_ptr()))?;
             }
             if entry.die_with_parent {
-                check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0))?;
+                check(libc::prctl(
+                    libc::PR_SET_PDEATHSIG,
+                    libc::SIGKILL as libc::c_ulong,
+                    0,
+                    0,
+                    0,
+                ))?;
                 if libc::getppid() != entry.parent {
                     return Err(io::Error::from_raw_os_error(libc::ESRCH));
                 }
@@ -126,7 +170,11 @@ pub(crate) fn before_exec(command: &mut std::process::Command, entry: Entry) {
             // Signals that the parent blocks for its own handling must reach the child.
             let mut none: libc::sigset_t = std::mem::zeroed();
             check(libc::sigemptyset(&raw mut none))?;
-            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+            check(libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &raw const none,
+                std::ptr::null_mut(),
+            ))?;
         }
         Ok(())
     };

@@ -37,5 +37,9 @@ pub fn quiet_ipv6(interface: &str) -> Result<(), Error> {
 
 /// A kernel without IPv6 has no such key, and nothing to set.
 fn write_if_present(key: &str, value: &str) -> Result<(), Error> {
-    if std::path::Path::new(&format!("/proc/sys/{key}")).exists() { write(key, value) } else { Ok(()) }
+    if std::path::Path::new(&format!("/proc/sys/{key}")).exists() {
+        write(key, value)
+    } else {
+        Ok(())
+    }
 }

@@ -26,8 +26,15 @@ const TUN_F_USO6: u32 = 0x40;
 ///
 /// Blocking mode is left as it is (blocking). An interface name in use is EBUSY.
 pub fn create(name: &str, multi_queue: bool) -> Result<(OwnedFd, String), Error> {
-    let queue = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-    let (tun, name) = open(name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queue)?;
+    let queue = if multi_queue {
+        libc::IFF_MULTI_QUEUE
+    } else {
+        0
+    };
+    let (tun, name) = open(
+        name,
+        libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queue,
+    )?;
     let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
     let mut last = Ok(());
     for offloads in [tcp | TUN_F_USO4 | TUN_F_USO6, tcp, 0] {
@@ -51,7 +58,9 @@ fn open(name: &str, flags: libc::c_int) -> Result<(OwnedFd, String), Error> {
         .read(true)
         .write(true)
         .open(DEVICE)
-        .map_err(|source| Error::kernel(format!("open {DEVICE} (is the tun module there?)"), source))?
+        .map_err(|source| {
+            Error::kernel(format!("open {DEVICE} (is the tun module there?)"), source)
+        })?
         .into();
     // All flags used here fit: the largest is IFF_VNET_HDR, 0x4000.
     let flags = i16::try_from(flags).unwrap_or(i16::MAX);
@@ -77,7 +86,11 @@ pub(crate) fn interface_name(name: &str) -> Result<InterfaceName, Error> {
 }
 
 fn text_of(name: InterfaceName) -> String {
-    let end = name.0.iter().position(|byte| *byte == 0).unwrap_or(name.0.len());
+    let end = name
+        .0
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(name.0.len());
     String::from_utf8_lossy(&name.0[..end]).into_owned()
 }
 

@@ -16,7 +16,12 @@ impl Netlink {
         let index = self.index_of(&operation(), interface).await?;
         let message = message_of(index, address);
         accept(
-            self.request(operation, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).await,
+            self.request(
+                operation,
+                RouteNetlinkMessage::NewAddress(message),
+                NLM_F_CREATE | NLM_F_EXCL,
+            )
+            .await,
             &[libc::EEXIST],
         )
     }
@@ -27,16 +32,23 @@ impl Netlink {
         let index = self.index_of(&operation(), interface).await?;
         let message = message_of(index, address);
         accept(
-            self.request(operation, RouteNetlinkMessage::DelAddress(message), 0).await,
+            self.request(operation, RouteNetlinkMessage::DelAddress(message), 0)
+                .await,
             &[libc::EADDRNOTAVAIL],
         )
     }
 
     /// Every address of the interface with its prefix length, link-local ones included.
     pub async fn addresses(&self, interface: &str) -> Result<Vec<(IpAddr, u8)>, Error> {
-        let index = self.index_of(&format!("list the addresses of {interface}"), interface).await?;
+        let index = self
+            .index_of(&format!("list the addresses of {interface}"), interface)
+            .await?;
         let all = self.all_addresses().await?;
-        Ok(all.into_iter().filter(|(of, _, _)| *of == index).map(|(_, address, len)| (address, len)).collect())
+        Ok(all
+            .into_iter()
+            .filter(|(of, _, _)| *of == index)
+            .map(|(_, address, len)| (address, len))
+            .collect())
     }
 
     pub(super) async fn all_addresses(&self) -> Result<Vec<(u32, IpAddr, u8)>, Error> {
@@ -50,13 +62,18 @@ impl Netlink {
         Ok(dump
             .iter()
             .filter_map(|message| {
-                let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+                let RouteNetlinkMessage::NewAddress(message) = message else {
+                    return None;
+                };
                 let find = |local: bool| {
-                    message.attributes.iter().find_map(|attribute| match attribute {
-                        AddressAttribute::Local(address) if local => Some(*address),
-                        AddressAttribute::Address(address) if !local => Some(*address),
-                        _ => None,
-                    })
+                    message
+                        .attributes
+                        .iter()
+                        .find_map(|attribute| match attribute {
+                            AddressAttribute::Local(address) if local => Some(*address),
+                            AddressAttribute::Address(address) if !local => Some(*address),
+                            _ => None,
+                        })
                 };
                 // IFA_LOCAL is the own address where both are there (point-to-point).
                 let address = find(true).or_else(|| find(false))?;
@@ -70,8 +87,12 @@ fn message_of(index: u32, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = address.prefix_len();
-    message.attributes.push(AddressAttribute::Local(address.addr()));
-    message.attributes.push(AddressAttribute::Address(address.addr()));
+    message
+        .attributes
+        .push(AddressAttribute::Local(address.addr()));
+    message
+        .attributes
+        .push(AddressAttribute::Address(address.addr()));
     message.header.family = match address {
         IpNet::V4(_) => AddressFamily::Inet,
         IpNet::V6(_) => {

@@ -3,7 +3,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 
 use super::{Netlink, accept};
 use crate::error::Error;
@@ -46,8 +48,17 @@ impl Netlink {
     pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
         interface_name(name)?;
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.request(|| format!("find {name}"), RouteNetlinkMessage::GetLink(message), 0).await {
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        match self
+            .request(
+                || format!("find {name}"),
+                RouteNetlinkMessage::GetLink(message),
+                0,
+            )
+            .await
+        {
             Ok(answer) => Ok(answer.iter().find_map(link_of)),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
@@ -59,11 +70,13 @@ impl Netlink {
     }
 
     pub async fn link_up(&self, name: &str) -> Result<(), Error> {
-        self.change_link("bring up", name, |message| set_up(message, true)).await
+        self.change_link("bring up", name, |message| set_up(message, true))
+            .await
     }
 
     pub async fn link_down(&self, name: &str) -> Result<(), Error> {
-        self.change_link("bring down", name, |message| set_up(message, false)).await
+        self.change_link("bring down", name, |message| set_up(message, false))
+            .await
     }
 
     pub async fn set_mtu(&self, name: &str, mtu: u16) -> Result<(), Error> {
@@ -83,24 +96,38 @@ impl Netlink {
 
     pub async fn rename_link(&self, name: &str, to: &str) -> Result<(), Error> {
         interface_name(to)?;
-        self.change_link("rename", name, |message| message.attributes.push(LinkAttribute::IfName(to.to_owned()))).await
+        self.change_link("rename", name, |message| {
+            message
+                .attributes
+                .push(LinkAttribute::IfName(to.to_owned()))
+        })
+        .await
     }
 
     /// Moves the interface; its addresses and routes stay behind, and it is down there.
     pub async fn move_link(&self, name: &str, to: &Namespace) -> Result<(), Error> {
         self.change_link("move", name, |message| {
-            message.attributes.push(LinkAttribute::NetNsFd(to.as_fd().as_raw_fd()));
+            message
+                .attributes
+                .push(LinkAttribute::NetNsFd(to.as_fd().as_raw_fd()));
         })
         .await
     }
 
     /// Deletes the interface; one that is not there is fine.
     pub async fn delete_link(&self, name: &str) -> Result<(), Error> {
-        let Some(link) = self.link(name).await? else { return Ok(()) };
+        let Some(link) = self.link(name).await? else {
+            return Ok(());
+        };
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         accept(
-            self.request(|| format!("delete {name}"), RouteNetlinkMessage::DelLink(message), 0).await,
+            self.request(
+                || format!("delete {name}"),
+                RouteNetlinkMessage::DelLink(message),
+                0,
+            )
+            .await,
             &[libc::ENODEV],
         )
     }
@@ -117,13 +144,19 @@ impl Netlink {
         interface_name(name)?;
         interface_name(peer_name)?;
         let mut other = LinkMessage::default();
-        other.attributes.push(LinkAttribute::IfName(peer_name.to_owned()));
+        other
+            .attributes
+            .push(LinkAttribute::IfName(peer_name.to_owned()));
         other.attributes.push(LinkAttribute::Mtu(u32::from(mtu)));
         if let Some(peer) = peer {
-            other.attributes.push(LinkAttribute::NetNsFd(peer.as_fd().as_raw_fd()));
+            other
+                .attributes
+                .push(LinkAttribute::NetNsFd(peer.as_fd().as_raw_fd()));
         }
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
         message.attributes.push(LinkAttribute::Mtu(u32::from(mtu)));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
@@ -143,7 +176,10 @@ impl Netlink {
     pub(super) async fn index_of(&self, operation: &str, name: &str) -> Result<u32, Error> {
         match self.link(name).await? {
             Some(link) => Ok(link.index),
-            None => Err(Error::NoSuchLink { operation: operation.to_owned(), link: name.to_owned() }),
+            None => Err(Error::NoSuchLink {
+                operation: operation.to_owned(),
+                link: name.to_owned(),
+            }),
         }
     }
 
@@ -156,7 +192,13 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.index = self.index_of(&format!("{operation} {name}"), name).await?;
         change(&mut message);
-        self.request(|| format!("{operation} {name}"), RouteNetlinkMessage::SetLink(message), 0).await.map(drop)
+        self.request(
+            || format!("{operation} {name}"),
+            RouteNetlinkMessage::SetLink(message),
+            0,
+        )
+        .await
+        .map(drop)
     }
 }
 
@@ -166,7 +208,9 @@ fn set_up(message: &mut LinkMessage, up: bool) {
 }
 
 fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

@@ -26,8 +26,8 @@ impl Netlink {
     /// Opens a connection in the calling thread's namespace. Must be called inside a tokio
     /// runtime, on which the connection then lives.
     pub fn open() -> Result<Self, Error> {
-        let (connection, handle, _multicast) =
-            rtnetlink::new_connection().map_err(|source| Error::kernel("open a netlink socket", source))?;
+        let (connection, handle, _multicast) = rtnetlink::new_connection()
+            .map_err(|source| Error::kernel("open a netlink socket", source))?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
@@ -51,8 +51,9 @@ impl Netlink {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut handle = self.handle.clone();
-        let mut replies =
-            handle.request(request).map_err(|_| Error::Closed { operation: operation() })?;
+        let mut replies = handle.request(request).map_err(|_| Error::Closed {
+            operation: operation(),
+        })?;
         let mut answer = Vec::new();
         while let Some(reply) = replies.next().await {
             match reply.payload {

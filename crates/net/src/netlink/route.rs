@@ -3,7 +3,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -50,17 +51,26 @@ impl Route {
 
     #[must_use]
     pub fn dev(self, interface: &str) -> Self {
-        Self { interface: Some(interface.to_owned()), ..self }
+        Self {
+            interface: Some(interface.to_owned()),
+            ..self
+        }
     }
 
     #[must_use]
     pub fn via(self, gateway: IpAddr) -> Self {
-        Self { via: Some(gateway), ..self }
+        Self {
+            via: Some(gateway),
+            ..self
+        }
     }
 
     #[must_use]
     pub fn on_link(self) -> Self {
-        Self { on_link: true, ..self }
+        Self {
+            on_link: true,
+            ..self
+        }
     }
 
     #[must_use]
@@ -70,22 +80,34 @@ impl Route {
 
     #[must_use]
     pub fn metric(self, metric: u32) -> Self {
-        Self { metric: Some(metric), ..self }
+        Self {
+            metric: Some(metric),
+            ..self
+        }
     }
 
     #[must_use]
     pub fn source(self, address: IpAddr) -> Self {
-        Self { source: Some(address), ..self }
+        Self {
+            source: Some(address),
+            ..self
+        }
     }
 
     #[must_use]
     pub fn mtu(self, mtu: u32) -> Self {
-        Self { mtu: Some(mtu), ..self }
+        Self {
+            mtu: Some(mtu),
+            ..self
+        }
     }
 
     #[must_use]
     pub fn blackhole(self) -> Self {
-        Self { blackhole: true, ..self }
+        Self {
+            blackhole: true,
+            ..self
+        }
     }
 }
 
@@ -94,7 +116,12 @@ impl Netlink {
     pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
         let message = self.route_message(route).await?;
         self.request(
-            || format!("set the route to {} in table {}", route.destination, route.table),
+            || {
+                format!(
+                    "set the route to {} in table {}",
+                    route.destination, route.table
+                )
+            },
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
@@ -110,7 +137,12 @@ impl Netlink {
         };
         accept(
             self.request(
-                || format!("delete the route to {} in table {}", route.destination, route.table),
+                || {
+                    format!(
+                        "delete the route to {} in table {}",
+                        route.destination, route.table
+                    )
+                },
                 RouteNetlinkMessage::DelRoute(message),
                 0,
             )
@@ -127,14 +159,24 @@ impl Netlink {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             let dump = self
-                .request(|| "list the routes".to_owned(), RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)
+                .request(
+                    || "list the routes".to_owned(),
+                    RouteNetlinkMessage::GetRoute(message),
+                    NLM_F_DUMP,
+                )
                 .await?;
             for message in dump {
-                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-                let Some((index, route)) = route_of(&message) else { continue };
+                let RouteNetlinkMessage::NewRoute(message) = message else {
+                    continue;
+                };
+                let Some((index, route)) = route_of(&message) else {
+                    continue;
+                };
                 if route.table == table {
-                    let interface =
-                        links.iter().find(|link| Some(link.index) == index).map(|link| link.name.clone());
+                    let interface = links
+                        .iter()
+                        .find(|link| Some(link.index) == index)
+                        .map(|link| link.name.clone());
                     routes.push(Route { interface, ..route });
                 }
             }
@@ -149,19 +191,28 @@ impl Netlink {
         header.destination_prefix_length = route.destination.prefix_len();
         header.protocol = RouteProtocol::Static;
         header.table = u8::try_from(route.table).unwrap_or(0);
-        header.scope = if route.via.is_some() || route.blackhole || matches!(route.destination, IpNet::V6(_)) {
+        header.scope = if route.via.is_some()
+            || route.blackhole
+            || matches!(route.destination, IpNet::V6(_))
+        {
             RouteScope::Universe
         } else {
             RouteScope::Link
         };
-        header.kind = if route.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+        header.kind = if route.blackhole {
+            RouteType::BlackHole
+        } else {
+            RouteType::Unicast
+        };
         if route.on_link {
             header.flags |= RouteFlags::Onlink;
         }
         let attributes = &mut message.attributes;
         attributes.push(RouteAttribute::Table(route.table));
         if route.destination.prefix_len() > 0 {
-            attributes.push(RouteAttribute::Destination(address_of(route.destination.network())));
+            attributes.push(RouteAttribute::Destination(address_of(
+                route.destination.network(),
+            )));
         }
         if let Some(metric) = route.metric {
             attributes.push(RouteAttribute::Priority(metric));
@@ -176,7 +227,12 @@ impl Netlink {
             attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
         if let Some(interface) = &route.interface {
-            let index = self.index_of(&format!("set the route to {}", route.destination), interface).await?;
+            let index = self
+                .index_of(
+                    &format!("set the route to {}", route.destination),
+                    interface,
+                )
+                .await?;
             message.attributes.push(RouteAttribute::Oif(index));
         }
         Ok(message)
@@ -206,7 +262,10 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn route_of(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
-    if !matches!(message.header.kind, RouteType::Unicast | RouteType::BlackHole) {
+    if !matches!(
+        message.header.kind,
+        RouteType::Unicast | RouteType::BlackHole
+    ) {
         return None;
     }
     let any = match message.header.address_family {

@@ -50,9 +50,13 @@ fn message_of(rule: Rule) -> RuleMessage {
     message.header.table = u8::try_from(rule.table).unwrap_or(0);
     message.header.action = RuleAction::ToTable;
     message.attributes.push(RuleAttribute::Table(rule.table));
-    message.attributes.push(RuleAttribute::Priority(rule.priority));
+    message
+        .attributes
+        .push(RuleAttribute::Priority(rule.priority));
     if rule.source.prefix_len() > 0 {
-        message.attributes.push(RuleAttribute::Source(rule.source.network()));
+        message
+            .attributes
+            .push(RuleAttribute::Source(rule.source.network()));
     }
     message
 }
