@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod document;
 pub mod fib;
 pub mod forward;
+pub mod heal;
 pub mod ids;
 pub mod machine;
 pub mod rng;
