@@ -14,7 +14,7 @@ mod workload;
 
 pub use error::Error;
 pub use identity::{Bundle, Identity};
-pub use peer::{PeerIdentity, Scope};
+pub use peer::{PeerIdentity, Scope, Scopes};
 pub use source::Source;
 pub use trust::{Trust, Verified};
 

@@ -122,6 +122,10 @@ impl Trust {
         }
     }
 
+    pub const fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// Sees every change of foreign bundles; the own source has its own `subscribe`.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Foreign>> {
         self.foreign.subscribe()

@@ -1,1 +1,23 @@
+//! Shell kit of the roles: typed configuration, telemetry, supervised tasks, readiness,
+//! admin endpoint, gRPC serve and dial, clock and retry.
 
+mod admin;
+pub mod clock;
+pub mod config;
+mod context;
+pub mod grpc;
+mod readiness;
+mod retry;
+mod rundir;
+mod start;
+mod tasks;
+pub mod telemetry;
+
+pub use config::{Common, Configure, Section};
+pub use context::{Metrics, RoleContext};
+pub use readiness::{ReadyItem, Readiness};
+pub use retry::Retry;
+pub use rundir::{claim_socket, make_dir};
+pub use start::run_role;
+pub use tasks::Tasks;
+pub use tokio_util::sync::CancellationToken;

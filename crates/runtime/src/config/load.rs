@@ -1,0 +1,143 @@
+//! From file, environment and flags to a checked configuration.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::common;
+use super::section::{Override, Problem, Section, Shared};
+use super::{Common, Configure};
+
+/// What the command line gave.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    /// Dotted key, value, and the flag as typed (for messages).
+    pub set: Vec<(String, String, String)>,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Loaded<C> {
+    pub common: Common,
+    pub config: C,
+}
+
+/// All mistakes of one configuration. Exit code 2.
+#[derive(Debug)]
+pub struct Invalid {
+    /// The file, when one was read.
+    pub file: Option<PathBuf>,
+    pub problems: Vec<Problem>,
+}
+
+impl std::error::Error for Invalid {}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        write!(f, "{count} mistake{} in the configuration", if count == 1 { "" } else { "s" })?;
+        if let Some(file) = &self.file {
+            write!(f, " {}", file.display())?;
+        }
+        for problem in &self.problems {
+            write!(f, "\n  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads from the process environment.
+pub fn load<C: Configure>(flags: &Flags) -> Result<Loaded<C>, Invalid> {
+    load_from(flags, std::env::vars())
+}
+
+/// Loads from a given environment.
+pub fn load_from<C: Configure>(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded<C>, Invalid> {
+    let environment: BTreeMap<String, String> = environment.into_iter().collect();
+    let mut shared = Shared::default();
+    let table = match flags.config.as_deref().map(read_file) {
+        None => toml::Table::new(),
+        Some(Ok(table)) => table,
+        Some(Err(problem)) => {
+            shared.problems.get_mut().push(problem);
+            let problems = shared.problems.into_inner();
+            return Err(Invalid { file: flags.config.clone(), problems });
+        }
+    };
+    shared.overrides = overrides::<C>(flags, &environment);
+
+    let mut section = Section::root(&shared, table);
+    let common = Common::read(C::ROLE, &mut section);
+    let config = C::read(&mut section);
+    section.finish();
+
+    for (key, given) in &shared.overrides {
+        let used = shared.used_overrides.borrow().contains(key);
+        // NSM's names are set for whole pods; one that this role has no use for is no mistake.
+        if !used && !given.origin.starts_with("environment NSM_") && !given.origin.starts_with("environment SPIFFE_") {
+            shared.problems.borrow_mut().push(Problem {
+                key: key.clone(),
+                value: Some(given.text.clone()),
+                allowed: "a known key".to_owned(),
+                origin: Some(given.origin.clone()),
+            });
+        }
+    }
+    let mut problems = shared.problems.into_inner();
+    match (common, config) {
+        (Some(common), Some(config)) if problems.is_empty() => Ok(Loaded { common, config }),
+        _ => {
+            if problems.is_empty() {
+                problems.push(Problem {
+                    key: C::ROLE.to_owned(),
+                    value: None,
+                    allowed: "a complete configuration".to_owned(),
+                    origin: None,
+                });
+            }
+            Err(Invalid { file: flags.config.clone(), problems })
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<toml::Table, Problem> {
+    let bad = |allowed: String| Problem {
+        key: "file".to_owned(),
+        value: Some(path.display().to_string()),
+        allowed,
+        origin: Some("flag --config".to_owned()),
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| bad(format!("a readable file: {error}")))?;
+    text.parse::<toml::Table>().map_err(|error| bad(format!("TOML: {}", error.to_string().trim_end().replace('\n', "\n    "))))
+}
+
+/// Environment first, flags over it. An empty variable counts as unset.
+fn overrides<C: Configure>(
+    flags: &Flags,
+    environment: &BTreeMap<String, String>,
+) -> BTreeMap<String, Override> {
+    let mut overrides = BTreeMap::new();
+    let names = common::ENVIRONMENT.iter().chain(C::ENVIRONMENT);
+    for (name, key) in names {
+        if let Some(text) = environment.get(*name).filter(|text| !text.is_empty()) {
+            let given = Override { text: text.clone(), origin: format!("environment {name}") };
+            overrides.insert((*key).to_owned(), given);
+        }
+    }
+    for (name, text) in environment {
+        if let Some(key) = name.strip_prefix("VL3_").filter(|_| !text.is_empty()) {
+            let key = key.to_ascii_lowercase().replace("__", ".");
+            let given = Override { text: text.clone(), origin: format!("environment {name}") };
+            overrides.insert(key, given);
+        }
+    }
+    for (key, text, flag) in &flags.set {
+        let given = Override { text: text.clone(), origin: format!("flag {flag}") };
+        overrides.insert(key.clone(), given);
+    }
+    overrides
+}

@@ -1,0 +1,55 @@
+//! The run directory and its sockets: one live instance each.
+
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// Makes a directory (mode 0700 where it is new) with its parents.
+pub fn make_dir(path: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .with_context(|| format!("create directory {}", path.display()))
+}
+
+/// Clears the way for binding a unix socket: a socket that nobody answers on is removed; one
+/// that somebody answers on is an error that names the second instance.
+pub fn claim_socket(path: &Path) -> anyhow::Result<()> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("look at {}", path.display()))?,
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{} exists and is no socket; choose another run_dir or remove it", path.display());
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => bail!(
+            "another instance answers on {}; stop it or give this one another name or run_dir",
+            path.display()
+        ),
+        Err(_) => std::fs::remove_file(path)
+            .with_context(|| format!("remove the stale socket {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_removed_and_a_live_one_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        claim_socket(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(claim_socket(&path).unwrap_err().to_string().contains("another instance"));
+        drop(listener);
+        claim_socket(&path).unwrap();
+        assert!(!path.exists());
+    }
+}
