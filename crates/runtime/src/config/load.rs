@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::common;
+use super::base;
 use super::section::{Override, Problem, Section, Shared};
 use super::{Common, Configure};
 
@@ -121,7 +121,7 @@ fn overrides<C: Configure>(
     environment: &BTreeMap<String, String>,
 ) -> BTreeMap<String, Override> {
     let mut overrides = BTreeMap::new();
-    let names = common::ENVIRONMENT.iter().chain(C::ENVIRONMENT);
+    let names = base::ENVIRONMENT.iter().chain(C::ENVIRONMENT);
     for (name, key) in names {
         if let Some(text) = environment.get(*name).filter(|text| !text.is_empty()) {
             let given = Override { text: text.clone(), origin: format!("environment {name}") };

@@ -20,12 +20,12 @@
 //! }
 //! ```
 
-mod common;
+mod base;
 mod load;
 mod section;
 mod value;
 
-pub use common::{Common, IdentitySource, Log, LogFormat};
+pub use base::{Common, IdentitySource, Log, LogFormat};
 pub use load::{Flags, Invalid, Loaded, load, load_from};
 pub use section::{Problem, Section};
 pub use value::Value;
