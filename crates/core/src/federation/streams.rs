@@ -1,0 +1,363 @@
+//! The life of streams: dial preference, greeting, sequences, silence.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Config, Dial, Event, Federation, Membership, Remote, RemoteStatus, SYNC_VERSION, Stream,
+    StreamId, SyncMessage,
+};
+use crate::backoff::Backoff;
+use crate::document::Chain;
+use crate::ids::{DomainName, NetworkUid};
+use crate::machine::Outbox;
+use crate::registry::Endpoint;
+use crate::rng::Rng;
+use crate::time::Mono;
+
+type Out<'a> = &'a mut Outbox<Event>;
+
+impl Federation {
+    pub fn new(domain: DomainName, epoch: [u8; 16], config: Config, rng: Rng) -> Self {
+        Self {
+            domain,
+            epoch,
+            config,
+            rng,
+            dials_only: false,
+            remotes: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+        }
+    }
+
+    /// Takes what the documents say: whom to reach, where, for which networks.
+    pub fn reconcile(
+        &mut self,
+        dials_only: bool,
+        mut members: BTreeMap<DomainName, Membership>,
+        now: Mono,
+        out: Out<'_>,
+    ) {
+        self.dials_only = dials_only;
+        members.remove(&self.domain);
+        let gone: Vec<_> = self.remotes.keys().filter(|domain| !members.contains_key(domain)).cloned().collect();
+        for domain in gone {
+            if let Some(remote) = self.remotes.remove(&domain) {
+                let dialling = if let Dial::Dialling(id) = remote.dial { Some(id) } else { None };
+                for stream in remote.stream.map(|stream| stream.id).into_iter().chain(dialling) {
+                    self.streams.remove(&stream);
+                    out.push(Event::Close { stream, reason: "no common network any more".to_owned() });
+                }
+                out.push(Event::Lost { domain });
+            }
+        }
+        for (domain, membership) in members {
+            if let Some(remote) = self.remotes.get_mut(&domain) {
+                let regreet = remote.membership.uids != membership.uids && remote.stream.is_some();
+                let idle = remote.stream.is_none() && remote.dial == Dial::Never;
+                remote.membership = membership;
+                if regreet {
+                    out.push(Event::Greet { domain: domain.clone() });
+                }
+                if idle {
+                    self.schedule(&domain, Duration::ZERO, now);
+                }
+            } else {
+                let backoff = Backoff::new(self.config.backoff_first, self.config.backoff_max);
+                let remote = Remote { membership, stream: None, dial: Dial::Never, backoff };
+                self.remotes.insert(domain.clone(), remote);
+                self.schedule(&domain, Duration::ZERO, now);
+            }
+        }
+    }
+
+    /// A stream stands whose other end is the registry of `domain`.
+    pub fn opened(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
+        let Some(remote) = self.remotes.get(domain) else {
+            return out.push(Event::Close { stream: id, reason: format!("{domain} has no common network") });
+        };
+        if let Some(existing) = &remote.stream {
+            let same_way = matches!(
+                (existing.id, id),
+                (StreamId::Dialled(_), StreamId::Dialled(_)) | (StreamId::Accepted(_), StreamId::Accepted(_))
+            );
+            let quiet = now.saturating_since(existing.heard) > self.config.keep_alive * 2;
+            let preferred = matches!(id, StreamId::Dialled(_)) == self.dials_first(domain);
+            if !(same_way || preferred || quiet) {
+                if remote.dial == Dial::Dialling(id) {
+                    self.set_dial(domain, Dial::Never);
+                }
+                self.streams.remove(&id);
+                return out.push(Event::Close { stream: id, reason: "another stream stands".to_owned() });
+            }
+            let stream = existing.id;
+            self.streams.remove(&stream);
+            out.push(Event::Close { stream, reason: "replaced by a later stream".to_owned() });
+        }
+        self.streams.insert(id, domain.clone());
+        if let Some(remote) = self.remotes.get_mut(domain) {
+            if matches!(remote.dial, Dial::At(_)) || remote.dial == Dial::Dialling(id) {
+                remote.dial = Dial::Never;
+            }
+            remote.stream = Some(Stream {
+                id,
+                sent: 0,
+                received: 0,
+                heard: now,
+                next_keep_alive: now + self.config.keep_alive,
+                snapshot: None,
+                synced: false,
+            });
+            out.push(Event::Greet { domain: domain.clone() });
+        }
+    }
+
+    /// Says who we are, the newest documents and everything we offer to that domain.
+    pub fn greet(
+        &mut self,
+        domain: &DomainName,
+        documents: Vec<Chain>,
+        snapshot: Vec<(NetworkUid, Endpoint, Duration)>,
+        out: Out<'_>,
+    ) {
+        let (own, epoch) = (self.domain.clone(), self.epoch);
+        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        let uids = remote.membership.uids.iter().copied().collect();
+        let Some(stream) = &mut remote.stream else { return };
+        let mut messages = vec![SyncMessage::Open { version: SYNC_VERSION, domain: own, epoch, uids }];
+        messages.extend(documents.into_iter().map(SyncMessage::Document));
+        for (uid, endpoint, lifetime) in snapshot {
+            let sequence = stream.next_sequence();
+            messages.push(SyncMessage::Upsert { sequence, uid, endpoint, lifetime });
+        }
+        messages.push(SyncMessage::EndOfSnapshot { sequence: stream.next_sequence() });
+        out.push(Event::Send { stream: stream.id, messages });
+    }
+
+    pub fn upsert(&mut self, uid: NetworkUid, endpoint: &Endpoint, lifetime: Duration, out: Out<'_>) {
+        self.tell(uid, out, |sequence| SyncMessage::Upsert {
+            sequence,
+            uid,
+            endpoint: endpoint.clone(),
+            lifetime,
+        });
+    }
+
+    pub fn remove(&mut self, uid: NetworkUid, name: &str, out: Out<'_>) {
+        self.tell(uid, out, |sequence| SyncMessage::Remove { sequence, uid, name: name.to_owned() });
+    }
+
+    pub fn document(&mut self, chain: &Chain, out: Out<'_>) {
+        let uid = chain.uid();
+        for remote in self.remotes.values().filter(|remote| remote.membership.uids.contains(&uid)) {
+            if let Some(stream) = &remote.stream {
+                let messages = vec![SyncMessage::Document(chain.clone())];
+                out.push(Event::Send { stream: stream.id, messages });
+            }
+        }
+    }
+
+    fn tell(&mut self, uid: NetworkUid, out: Out<'_>, message: impl Fn(u64) -> SyncMessage) {
+        for remote in self.remotes.values_mut().filter(|remote| remote.membership.uids.contains(&uid)) {
+            if let Some(stream) = &mut remote.stream {
+                let messages = vec![message(stream.next_sequence())];
+                out.push(Event::Send { stream: stream.id, messages });
+            }
+        }
+    }
+
+    pub fn received(&mut self, id: StreamId, message: SyncMessage, now: Mono, out: Out<'_>) {
+        let Some(domain) = self.streams.get(&id).cloned() else { return };
+        let Some(remote) = self.remotes.get_mut(&domain) else { return };
+        let Some(stream) = remote.stream.as_mut().filter(|stream| stream.id == id) else { return };
+        stream.heard = now;
+        let limit = self.config.endpoints_max;
+        match stream.take(&domain, message, limit) {
+            Ok(Some(event)) => {
+                if matches!(event, Event::Synced { .. }) {
+                    remote.backoff.reset();
+                }
+                out.push(event);
+            }
+            Ok(None) => {}
+            Err(reason) => {
+                out.push(Event::Close { stream: id, reason });
+                self.closed(id, now, out);
+            }
+        }
+    }
+
+    /// The stream ended, broke, or could not be dialled.
+    pub fn closed(&mut self, id: StreamId, now: Mono, out: Out<'_>) {
+        let Some(domain) = self.streams.remove(&id) else { return };
+        let Some(remote) = self.remotes.get_mut(&domain) else { return };
+        if remote.dial == Dial::Dialling(id) {
+            remote.dial = Dial::Never;
+        }
+        if remote.stream.as_ref().is_some_and(|stream| stream.id == id) {
+            remote.stream = None;
+            out.push(Event::Lost { domain: domain.clone() });
+        }
+        if remote.stream.is_none() && remote.dial == Dial::Never {
+            let delay = remote.backoff.next(&mut self.rng);
+            self.schedule(&domain, delay, now);
+        }
+    }
+
+    pub fn wake(&mut self, now: Mono, out: Out<'_>) {
+        let domains: Vec<_> = self.remotes.keys().cloned().collect();
+        for domain in domains {
+            self.wake_remote(&domain, now, out);
+        }
+    }
+
+    fn wake_remote(&mut self, domain: &DomainName, now: Mono, out: Out<'_>) {
+        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        if let Some(stream) = &mut remote.stream {
+            if now >= stream.heard + self.config.silence {
+                let id = stream.id;
+                out.push(Event::Close { stream: id, reason: "silent for too long".to_owned() });
+                return self.closed(id, now, out);
+            }
+            if now >= stream.next_keep_alive {
+                stream.next_keep_alive = now + self.config.keep_alive;
+                let messages = vec![SyncMessage::KeepAlive { sequence: stream.sent }];
+                out.push(Event::Send { stream: stream.id, messages });
+            }
+        } else if let Dial::At(at) = remote.dial
+            && at <= now
+        {
+            self.next_stream += 1;
+            let stream = StreamId::Dialled(self.next_stream);
+            remote.dial = Dial::Dialling(stream);
+            let contacts = remote.membership.contacts.clone();
+            self.streams.insert(stream, domain.clone());
+            out.push(Event::Dial { stream, domain: domain.clone(), contacts });
+        }
+    }
+
+    pub fn next_wake(&self) -> Option<(Mono, &'static str)> {
+        let of = |remote: &Remote| match (&remote.stream, remote.dial) {
+            (Some(stream), _) => {
+                let silence = (stream.heard + self.config.silence, "sync silence");
+                Some(silence.min((stream.next_keep_alive, "sync keep-alive")))
+            }
+            (None, Dial::At(at)) => Some((at, "sync dial")),
+            (None, Dial::Never | Dial::Dialling(_)) => None,
+        };
+        self.remotes.values().filter_map(of).min()
+    }
+
+    pub fn status(&self) -> Vec<RemoteStatus> {
+        let of = |(domain, remote): (&DomainName, &Remote)| RemoteStatus {
+            domain: domain.clone(),
+            connected: remote.stream.is_some(),
+            synced: remote.stream.as_ref().is_some_and(|stream| stream.synced),
+            dialled_by_us: matches!(remote.stream.as_ref().map(|s| s.id), Some(StreamId::Dialled(_))),
+        };
+        self.remotes.iter().map(of).collect()
+    }
+
+    /// The domain that a stream was dialled to reach.
+    pub fn dialled(&self, stream: StreamId) -> Option<&DomainName> {
+        self.streams.get(&stream)
+    }
+
+    /// The networks that are common with a domain.
+    pub fn uids(&self, domain: &DomainName) -> BTreeSet<NetworkUid> {
+        self.remotes.get(domain).map(|remote| remote.membership.uids.clone()).unwrap_or_default()
+    }
+
+    pub fn is_connected(&self, domain: &DomainName) -> bool {
+        self.remotes.get(domain).is_some_and(|remote| remote.stream.is_some())
+    }
+
+    /// A domain that only dials dials at once, else the lower name.
+    fn dials_first(&self, domain: &DomainName) -> bool {
+        let other_only_dials = self.remotes.get(domain).is_some_and(|remote| remote.membership.dials_only);
+        match (self.dials_only, other_only_dials) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) | (false, false) => self.domain < *domain,
+        }
+    }
+
+    fn schedule(&mut self, domain: &DomainName, delay: Duration, now: Mono) {
+        let first = self.dials_first(domain);
+        let second = self.config.second_dial_after;
+        let jitter = self.rng.below(u64::try_from(second.as_nanos() / 4).unwrap_or(0));
+        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        let reachable = !remote.membership.contacts.is_empty() && !remote.membership.dials_only;
+        remote.dial = match (reachable, first) {
+            (false, _) => Dial::Never,
+            (true, true) => Dial::At(now + delay),
+            (true, false) => Dial::At(now + delay + second + Duration::from_nanos(jitter)),
+        };
+    }
+
+    fn set_dial(&mut self, domain: &DomainName, dial: Dial) {
+        if let Some(remote) = self.remotes.get_mut(domain) {
+            remote.dial = dial;
+        }
+    }
+}
+
+impl Stream {
+    const fn next_sequence(&mut self) -> u64 {
+        self.sent += 1;
+        self.sent
+    }
+
+    /// An error ends the stream.
+    fn take(&mut self, domain: &DomainName, message: SyncMessage, limit: usize) -> Result<Option<Event>, String> {
+        let domain = domain.clone();
+        match message {
+            SyncMessage::Open { version, domain: said, .. } => {
+                if version != SYNC_VERSION {
+                    return Err(format!("sync version {version} is not spoken here, {SYNC_VERSION} is"));
+                }
+                if said != domain {
+                    return Err(format!("the registry of {domain} says it is {said}"));
+                }
+                self.snapshot = Some(BTreeSet::new());
+                Ok(None)
+            }
+            SyncMessage::Upsert { sequence, uid, endpoint, .. } => {
+                self.expect(sequence)?;
+                if let Some(named) = &mut self.snapshot
+                    && named.len() < limit
+                {
+                    named.insert(endpoint.name.clone());
+                }
+                Ok(Some(Event::Upsert { domain, uid, endpoint }))
+            }
+            SyncMessage::Remove { sequence, name, .. } => {
+                self.expect(sequence)?;
+                if let Some(named) = &mut self.snapshot {
+                    named.remove(&name);
+                }
+                Ok(Some(Event::Remove { domain, name }))
+            }
+            SyncMessage::EndOfSnapshot { sequence } => {
+                self.expect(sequence)?;
+                let named = self.snapshot.take().ok_or("end of a snapshot that was not opened")?;
+                self.synced = true;
+                Ok(Some(Event::Synced { domain, named }))
+            }
+            SyncMessage::Document(chain) => Ok(Some(Event::Offered { domain, chain })),
+            SyncMessage::KeepAlive { sequence } if sequence == self.received => Ok(None),
+            SyncMessage::KeepAlive { sequence } => {
+                Err(format!("keep-alive of sequence {sequence}, {} was received", self.received))
+            }
+        }
+    }
+
+    fn expect(&mut self, sequence: u64) -> Result<(), String> {
+        if sequence != self.received + 1 {
+            return Err(format!("sequence {sequence} after {}", self.received));
+        }
+        self.received = sequence;
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Who may do what, by the documents of the networks and the own trust domain.
+
+use super::api::{Peer, Refusal};
+use super::machine::RegistryMachine;
+use super::network::Network;
+use super::object::{Endpoint, Marks};
+use crate::document::{Document, Member, Role};
+use crate::ids::{DomainName, NetworkUid, SpiffeId};
+use crate::time::Wall;
+
+/// Endpoint labels of our own kind start with this.
+const OWN_LABELS: &str = "vl3/";
+
+impl RegistryMachine {
+    /// The network, if it is served and the own domain is a live member.
+    pub(super) fn network(&self, uid: NetworkUid, wall: Wall) -> Result<(&Network, &Document, &Member), Refusal> {
+        let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
+        let document = network.store.document();
+        let member = document.member(&self.config.domain, wall).ok_or_else(|| Refusal::Unavailable {
+            reason: format!("{} is no live member of network {}", self.config.domain, document.name),
+        })?;
+        Ok((network, document, member))
+    }
+
+    /// Our own routers lease and claim.
+    pub(super) fn must_be_router(&self, what: &'static str, peer: &Peer, member: &Member) -> Result<(), Refusal> {
+        if member.grants(Role::Router, &peer.id) {
+            return Ok(());
+        }
+        let reason = format!("routers of {} may ({})", member.domain, member.roles.router.join(", "));
+        Err(Refusal::Denied { what, peer: peer.id.clone(), reason })
+    }
+
+    pub(super) fn is_own(&self, id: &SpiffeId) -> bool {
+        id.trust_domain() == self.config.identity.trust_domain()
+    }
+
+    pub(super) fn must_be_own(&self, what: &'static str, peer: &Peer) -> Result<(), Refusal> {
+        if self.is_own(&peer.id) {
+            return Ok(());
+        }
+        let reason = format!("identities of {} may", self.config.identity.trust_domain());
+        Err(Refusal::Denied { what, peer: peer.id.clone(), reason })
+    }
+
+    /// Whom a registration belongs to: the TLS peer, or behind a listed intermediary whom
+    /// the path names.
+    pub(super) fn owner(&self, peer: &Peer, wall: Wall) -> SpiffeId {
+        match &peer.claimed {
+            Some(claimed) if *claimed != peer.id && self.is_intermediary(&peer.id, wall) => claimed.clone(),
+            _ => peer.id.clone(),
+        }
+    }
+
+    fn is_intermediary(&self, id: &SpiffeId, wall: Wall) -> bool {
+        self.own_members(wall).any(|(_, member)| member.grants(Role::Intermediary, id))
+    }
+
+    fn is_router(&self, id: &SpiffeId, wall: Wall) -> bool {
+        self.own_members(wall).any(|(_, member)| member.grants(Role::Router, id))
+    }
+
+    fn own_members(&self, wall: Wall) -> impl Iterator<Item = (&Document, &Member)> + '_ {
+        self.networks.values().filter_map(move |network| {
+            let document = network.store.document();
+            document.member(&self.config.domain, wall).map(|member| (&**document, member))
+        })
+    }
+
+    /// A network's name may be offered by routers only, and marks only by those of that
+    /// network.
+    pub(super) fn may_offer(&self, endpoint: &Endpoint, peer: &Peer, wall: Wall) -> Result<(), Refusal> {
+        let id = self.owner(peer, wall);
+        let denied = |reason: String| Refusal::Denied { what: "network_service_endpoint", peer: id.clone(), reason };
+        let marked = endpoint.labels.values().any(|labels| labels.keys().any(|key| key.starts_with(OWN_LABELS)));
+        if marked {
+            let Some(marks) = Marks::of(endpoint) else {
+                return Err(Refusal::Invalid {
+                    field: "network_service_labels",
+                    value: "an incomplete set of vl3/ labels".to_owned(),
+                    allowed: "vl3/{proto,role,uid,domain,name,gen} together are".to_owned(),
+                });
+            };
+            let (_, document, member) = self.network(marks.uid, wall)?;
+            if !member.grants(Role::Router, &id) {
+                return Err(denied(format!("it is no router of {} in network {}", member.domain, document.name)));
+            }
+            let wrong = |field, value: &str, right: &str| Refusal::Invalid {
+                field,
+                value: value.to_owned(),
+                allowed: format!("{right} is"),
+            };
+            if marks.domain != self.config.domain {
+                return Err(wrong("vl3/domain", marks.domain.as_str(), self.config.domain.as_str()));
+            }
+            if marks.service != document.name.as_str() {
+                return Err(wrong("network_service_labels", &marks.service, document.name.as_str()));
+            }
+            if marks.name != endpoint.name {
+                return Err(wrong("vl3/name", &marks.name, &endpoint.name));
+            }
+        }
+        for (document, member) in self.own_members(wall) {
+            let named = endpoint.services.iter().any(|service| service == document.name.as_str());
+            if named && !member.grants(Role::Router, &id) {
+                return Err(denied(format!("{} is a network's name, which its routers offer", document.name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// An own endpoint, as `peer` may see it. Members of another domain see what belongs to
+    /// networks they are in.
+    pub(super) fn show_own(&self, endpoint: &Endpoint, peer: &Peer, wall: Wall) -> Option<Endpoint> {
+        let visible = self.is_own(&peer.id)
+            || Marks::of(endpoint).is_some_and(|marks| {
+                let trust_domain = peer.id.trust_domain();
+                self.network(marks.uid, wall).is_ok_and(|(_, document, _)| {
+                    document.live_members(wall).any(|member| member.trust_domain == trust_domain)
+                })
+            });
+        visible.then(|| endpoint.clone())
+    }
+
+    /// A remote domain's endpoint as `peer` may see it: `<name>@D`. Routers find it under the
+    /// network's own name, everybody else of the domain under `<network>@D`, so that a stock
+    /// client does not take it for one of its own domain.
+    pub(super) fn show_remote(
+        &self,
+        domain: &DomainName,
+        uid: NetworkUid,
+        endpoint: &Endpoint,
+        peer: &Peer,
+        wall: Wall,
+        deleted: bool,
+    ) -> Option<Endpoint> {
+        // A removal is told even when it is due to the network's end.
+        if !self.is_own(&peer.id) || !(deleted || self.network(uid, wall).is_ok()) {
+            return None;
+        }
+        let mut shown = endpoint.clone();
+        shown.name = format!("{}@{domain}", shown.name);
+        if !self.is_router(&peer.id, wall) {
+            shown.services = shown.services.iter().map(|service| format!("{service}@{domain}")).collect();
+            let labels = core::mem::take(&mut shown.labels);
+            shown.labels = labels.into_iter().map(|(service, map)| (format!("{service}@{domain}"), map)).collect();
+        }
+        Some(shown)
+    }
+
+    /// Documents are for members.
+    pub(super) fn may_read_document(&self, uid: NetworkUid, peer: &Peer, wall: Wall) -> Result<(), Refusal> {
+        let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
+        let trust_domain = peer.id.trust_domain();
+        let member = network.store.document().live_members(wall).any(|member| member.trust_domain == trust_domain);
+        if member {
+            return Ok(());
+        }
+        let reason = format!("its trust domain is no live member's of network {}", network.store.document().name);
+        Err(Refusal::Denied { what: "the document", peer: peer.id.clone(), reason })
+    }
+}

@@ -1,0 +1,205 @@
+//! What goes into a registry's machine and what comes out.
+
+use core::time::Duration;
+
+use super::matching::{EndpointQuery, ServiceQuery};
+use super::object::{Endpoint, Service};
+use super::record::{Claim, Record};
+use crate::allocator::{self, Acquire, Granted, Lease};
+use crate::document::Chain;
+use crate::federation::{self, StreamId, SyncMessage};
+use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId, WorkloadName};
+use crate::machine::Ticket;
+use crate::time::Wall;
+
+/// Chosen by the shell, answered once by [`Effect::Reply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// Chosen by the shell; lives until [`Input::Unwatch`] or [`Effect::EndWatch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WatcherId(pub u64);
+
+/// Who calls: the TLS peer, and what the call's path claims (which counts only behind a
+/// listed intermediary).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: SpiffeId,
+    /// The subject of the path's first token.
+    pub claimed: Option<SpiffeId>,
+}
+
+impl Peer {
+    pub const fn direct(id: SpiffeId) -> Self {
+        Self { id, claimed: None }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Call { call: CallId, peer: Peer, command: Command },
+    Watch { watcher: WatcherId, peer: Peer, query: Query },
+    Unwatch { watcher: WatcherId },
+    /// The append of that ticket is on disk.
+    Appended { ticket: Ticket },
+    AppendFailed { ticket: Ticket, reason: String },
+    /// A sync stream stands: dialled by us (the stream of [`Effect::Dial`]) or accepted.
+    SyncOpened { stream: StreamId, peer: SpiffeId },
+    SyncReceived { stream: StreamId, message: SyncMessage },
+    /// Ended, broke, or could not be dialled.
+    SyncClosed { stream: StreamId, reason: String },
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    Acquire { uid: NetworkUid, acquire: Acquire },
+    Renew { lease: Lease },
+    Release { lease: Lease },
+    /// An operator ends a lease.
+    EndLease { uid: NetworkUid, router: RouterName },
+    /// An operator excludes a range, or takes that back.
+    Exclude { uid: NetworkUid, range: ipnet::IpNet, excluded: bool },
+    RegisterService { service: Service },
+    UnregisterService { name: String },
+    /// `lifetime`: what the caller asks for and its token allows; None = the default.
+    RegisterEndpoint { endpoint: Endpoint, lifetime: Option<Duration> },
+    UnregisterEndpoint { name: String },
+    FindServices { query: ServiceQuery },
+    FindEndpoints { query: EndpointQuery },
+    ClaimName { uid: NetworkUid, claim: Claim },
+    ReleaseName { uid: NetworkUid, name: WorkloadName, workload: SpiffeId },
+    Publish { chain: Chain },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    Services(ServiceQuery),
+    Endpoints(EndpointQuery),
+    /// The document of one network, and every newer version.
+    Document(NetworkUid),
+}
+
+/// The answer to a command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Lease(Granted),
+    Done,
+    Service(Service),
+    Endpoint(FoundEndpoint),
+    Services(Vec<Service>),
+    Endpoints(Vec<FoundEndpoint>),
+    /// None: granted; else who holds the name.
+    Name { held_by: Option<SpiffeId> },
+    Published { version: u64, accepted: bool, reason: String },
+}
+
+/// An endpoint as a Find shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundEndpoint {
+    pub endpoint: Endpoint,
+    pub expires: Wall,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchEvent {
+    Service { service: Service, deleted: bool },
+    Endpoint { found: FoundEndpoint, deleted: bool },
+    Document(Chain),
+}
+
+/// Why a call was refused. Sorted by what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{field}: {value:?} is not allowed, {allowed}")]
+    Invalid { field: &'static str, value: String, allowed: String },
+    #[error("{what} is not allowed for {peer}: {reason}")]
+    Denied { what: &'static str, peer: SpiffeId, reason: String },
+    #[error("uid: network {uid} is not served here")]
+    UnknownNetwork { uid: NetworkUid },
+    #[error(transparent)]
+    Lease(#[from] allocator::Refusal),
+    #[error("{what}: at most {limit} are kept")]
+    Limit { what: &'static str, limit: usize },
+    #[error("try again later: {reason}")]
+    Unavailable { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Add these to the journal, durably, in this order; then [`Input::Appended`].
+    Append { ticket: Ticket, records: Vec<Record> },
+    /// Replace the whole journal by these, durably and at once; then [`Input::Appended`].
+    Rewrite { ticket: Ticket, records: Vec<Record> },
+    Reply { call: CallId, result: Result<Reply, Refusal> },
+    /// In order. The shell buffers a bounded number per watcher and cuts one that is slower.
+    Deliver { watcher: WatcherId, events: Vec<WatchEvent> },
+    EndWatch { watcher: WatcherId, refusal: Refusal },
+    /// Open a sync stream to the first contact that answers; the peer must be the registry
+    /// of that domain.
+    Dial { stream: StreamId, domain: DomainName, contacts: Vec<String> },
+    Send { stream: StreamId, messages: Vec<SyncMessage> },
+    CloseStream { stream: StreamId, reason: String },
+    /// The newest document of a network changed: trust bundles, files, contacts.
+    DocumentChanged { chain: Chain },
+    /// Something an operator must see.
+    Alarm(Alarm),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Alarm {
+    #[error("network {uid}: version {version} of the document exists with two contents, the other came from {from}")]
+    DocumentConflict { uid: NetworkUid, version: u64, from: String },
+    #[error("network {uid}: the new document excludes {exclusion}, which overlaps {range} leased to {router}; the lease stays")]
+    ExclusionOverLease { uid: NetworkUid, exclusion: ipnet::IpNet, range: ipnet::IpNet, router: RouterName },
+    #[error("domain {domain}: {name} is not believed: {reason}")]
+    NotBelieved { domain: DomainName, name: String, reason: String },
+    #[error("the journal failed, nothing more is promised: {reason}")]
+    JournalFailed { reason: String },
+}
+
+/// Limits and durations.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The own domain.
+    pub domain: DomainName,
+    /// The registry's own identity; its trust domain is the domain's.
+    pub identity: SpiffeId,
+    /// Randomness of this start: says to other registries that a new snapshot begins.
+    pub epoch: [u8; 16],
+    /// Seed for jitter.
+    pub seed: u64,
+    pub allocator: allocator::Config,
+    pub federation: federation::Config,
+    /// Lifetime of an endpoint that asks for none, and the longest (nsm-wire 4.3).
+    pub endpoint_lifetime: Duration,
+    pub endpoints_max: usize,
+    pub endpoint_bytes_max: usize,
+    pub services_max: usize,
+    pub names_max: usize,
+    pub watchers_max: usize,
+    /// Replies that wait for the disk; beyond that calls are refused at once.
+    pub held_max: usize,
+    /// Records after which the journal is rewritten as a snapshot.
+    pub rewrite_after: usize,
+}
+
+impl Config {
+    pub fn new(domain: DomainName, identity: SpiffeId, epoch: [u8; 16], seed: u64) -> Self {
+        Self {
+            domain,
+            identity,
+            epoch,
+            seed,
+            allocator: allocator::Config::default(),
+            federation: federation::Config::default(),
+            endpoint_lifetime: Duration::from_secs(60),
+            endpoints_max: 16_384,
+            endpoint_bytes_max: 16 * 1024,
+            services_max: 4096,
+            names_max: 65_536,
+            watchers_max: 16_384,
+            held_max: 16_384,
+            rewrite_after: 20_000,
+        }
+    }
+}

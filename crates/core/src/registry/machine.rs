@@ -1,0 +1,473 @@
+//! The machine's state, its start from the journal, and the order of its effects.
+
+use core::mem;
+use std::collections::BTreeMap;
+
+use super::api::{Alarm, Config, Effect, FoundEndpoint, Input, Query, Refusal, WatchEvent};
+use super::names::Names;
+use super::network::Network;
+use super::object::{Endpoint, Marks, Service};
+use super::objects::Objects;
+use super::record::Record;
+use super::watch::Watchers;
+use crate::allocator::{Allocator, Lease, LeaseRecord};
+use crate::document::{Chain, DocumentStore, Offer};
+use crate::federation::{Federation, RemoteStatus};
+use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId};
+use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
+use crate::rng::Rng;
+use crate::time::{Mono, Now, Wall};
+
+/// One domain's registry.
+#[derive(Debug)]
+pub struct RegistryMachine {
+    pub(super) config: Config,
+    pub(super) networks: BTreeMap<NetworkUid, Network>,
+    /// Networks of the journal that the configuration no longer names: kept, not served.
+    dormant: BTreeMap<NetworkUid, Network>,
+    pub(super) objects: Objects,
+    pub(super) watchers: Watchers,
+    pub(super) federation: Federation,
+    /// The identity behind each remote domain's stream.
+    pub(super) speakers: BTreeMap<DomainName, SpiffeId>,
+    /// When a member's `not_after` passes next.
+    pub(super) membership_check: Option<Mono>,
+    journal: Journal,
+    /// Set when the journal failed: nothing is promised any more.
+    halted: Option<String>,
+}
+
+/// Records on their way to the disk, and what waits for them.
+#[derive(Debug, Default)]
+struct Journal {
+    tickets: TicketCounter,
+    /// Applied, not handed over yet.
+    pending: Vec<Record>,
+    /// Rests on `pending`.
+    held_next: Vec<Effect>,
+    inflight: Option<Ticket>,
+    /// Rests on what is in flight.
+    held: Vec<Effect>,
+    /// Records on disk since the last snapshot.
+    length: usize,
+}
+
+/// What a registry starts from.
+#[derive(Debug, Default)]
+pub struct Boot {
+    /// The documents of the configuration: these networks are served.
+    pub documents: Vec<Chain>,
+    /// The journal, in order.
+    pub records: Vec<Record>,
+    /// The journal was restored from a backup and may be older than what was granted.
+    pub restored: bool,
+}
+
+/// The journal does not make sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("record {index} of the journal is of network {uid}, of which no document was recorded before")]
+pub struct BootError {
+    pub index: usize,
+    pub uid: NetworkUid,
+}
+
+impl RegistryMachine {
+    /// Replays the journal. What is due (a newer document of the configuration to append, a
+    /// dial) comes out of the first [`Machine::wake`].
+    pub fn boot(config: Config, boot: Boot, now: Now) -> Result<Self, BootError> {
+        let mut rng = Rng::new(config.seed);
+        let federation =
+            Federation::new(config.domain.clone(), config.epoch, config.federation.clone(), rng.fork());
+        let mut machine = Self {
+            networks: BTreeMap::new(),
+            dormant: BTreeMap::new(),
+            objects: Objects::default(),
+            watchers: Watchers::new(config.watchers_max),
+            federation,
+            speakers: BTreeMap::new(),
+            membership_check: Some(now.mono),
+            journal: Journal { length: boot.records.len(), ..Journal::default() },
+            halted: None,
+            config,
+        };
+        for (index, record) in boot.records.into_iter().enumerate() {
+            machine.replay(record, now.mono).map_err(|uid| BootError { index, uid })?;
+        }
+        let mut journalled = mem::take(&mut machine.networks);
+        for chain in boot.documents {
+            let uid = chain.uid();
+            if let Some(network) = journalled.remove(&uid) {
+                let newer = matches!(network.store.decide(&chain), Offer::Newer(_));
+                machine.networks.insert(uid, network);
+                if newer {
+                    let record = Record::Document { chain };
+                    machine.apply(&record, now.mono);
+                    machine.journal.pending.push(record);
+                }
+            } else if !machine.networks.contains_key(&uid) {
+                let record = Record::Document { chain };
+                machine.apply(&record, now.mono);
+                machine.journal.pending.push(record);
+            }
+        }
+        machine.dormant = journalled;
+        if boot.restored {
+            for network in machine.networks.values_mut() {
+                network.allocator.restored_from_backup(now.mono);
+            }
+        }
+        Ok(machine)
+    }
+
+    fn replay(&mut self, record: Record, now: Mono) -> Result<(), NetworkUid> {
+        // The planted bug: a replayed lease starts over at its first round.
+        #[cfg(feature = "plant-replay")]
+        let record = forget_generation(record);
+        let of_network = match &record {
+            Record::Lease { uid, .. } | Record::Name { uid, .. } | Record::NameReleased { uid, .. } => Some(*uid),
+            Record::Document { .. }
+            | Record::Service { .. }
+            | Record::ServiceRemoved { .. }
+            | Record::Endpoint { .. }
+            | Record::EndpointRemoved { .. }
+            | Record::Remote { .. }
+            | Record::RemoteRemoved { .. } => None,
+        };
+        if let Some(uid) = of_network.filter(|uid| !self.networks.contains_key(uid)) {
+            return Err(uid);
+        }
+        self.apply(&record, now);
+        Ok(())
+    }
+
+    /// Takes one record: when it is decided and when it is replayed.
+    fn apply(&mut self, record: &Record, now: Mono) {
+        match record {
+            Record::Document { chain } => {
+                if let Some(network) = self.networks.get_mut(&chain.uid()) {
+                    network.store.apply(chain.clone());
+                } else {
+                    let (uid, domain) = (chain.uid(), self.config.domain.clone());
+                    let allocator = Allocator::new(uid, domain, self.config.allocator.clone());
+                    let store = DocumentStore::new(chain.clone());
+                    self.networks.insert(uid, Network { store, allocator, names: Names::default() });
+                }
+            }
+            Record::Lease { uid, record } => {
+                if let Some(network) = self.networks.get_mut(uid) {
+                    network.allocator.apply(record.clone(), now);
+                }
+            }
+            Record::Name { uid, .. } | Record::NameReleased { uid, .. } => {
+                if let Some(network) = self.networks.get_mut(uid) {
+                    network.names.apply(record);
+                }
+            }
+            Record::Service { .. }
+            | Record::ServiceRemoved { .. }
+            | Record::Endpoint { .. }
+            | Record::EndpointRemoved { .. }
+            | Record::Remote { .. }
+            | Record::RemoteRemoved { .. } => {
+                let (lifetime, grace) = (self.config.endpoint_lifetime, self.config.federation.stale_grace);
+                self.objects.apply(record, lifetime, grace, now);
+            }
+        }
+    }
+
+    /// The records that bring an empty registry to this state. Equal to that of a machine
+    /// that replays the journal, whenever nothing is in flight.
+    pub fn snapshot(&self) -> Vec<Record> {
+        let networks = self.networks.values().chain(self.dormant.values());
+        networks.flat_map(Network::snapshot).chain(self.objects.snapshot()).collect()
+    }
+
+    /// Applies decided records, announces them, and puts them up for the next append.
+    pub(super) fn commit(&mut self, records: Vec<Record>, now: Now, out: &mut Outbox<Effect>) {
+        for record in records {
+            let before = self.last_known(&record);
+            self.apply(&record, now.mono);
+            self.journal.pending.push(record.clone());
+            self.announce(&record, before, now, out);
+        }
+    }
+
+    /// The object that a record is about to remove.
+    fn last_known(&self, record: &Record) -> Option<(Endpoint, Option<NetworkUid>)> {
+        match record {
+            Record::EndpointRemoved { name } => {
+                let own = self.objects.own(name)?;
+                Some((own.endpoint.clone(), Marks::of(&own.endpoint).map(|marks| marks.uid)))
+            }
+            Record::RemoteRemoved { domain, name } => {
+                let remote = self.objects.remote(domain, name)?;
+                Some((remote.endpoint.clone(), Some(remote.uid)))
+            }
+            Record::Document { .. }
+            | Record::Lease { .. }
+            | Record::Service { .. }
+            | Record::ServiceRemoved { .. }
+            | Record::Endpoint { .. }
+            | Record::Remote { .. }
+            | Record::Name { .. }
+            | Record::NameReleased { .. } => None,
+        }
+    }
+
+    /// Tells watchers and other registries.
+    fn announce(
+        &mut self,
+        record: &Record,
+        before: Option<(Endpoint, Option<NetworkUid>)>,
+        now: Now,
+        out: &mut Outbox<Effect>,
+    ) {
+        match record {
+            Record::Document { chain } => self.document_changed(chain, now, out),
+            Record::Lease { uid, record: LeaseRecord::Ended { router } } => {
+                let released = self.networks.get(uid).map(|network| network.names.router_gone(*uid, router));
+                self.commit(released.unwrap_or_default(), now, out);
+            }
+            Record::Lease { .. } | Record::Name { .. } | Record::NameReleased { .. } => {}
+            Record::Service { service, .. } => self.tell_service(service, false, out),
+            Record::ServiceRemoved { name } => {
+                let service = Service { name: name.clone(), ..Service::default() };
+                self.tell_service(&service, true, out);
+            }
+            Record::Endpoint { endpoint, .. } => {
+                let expires = now.wall + self.config.endpoint_lifetime;
+                self.tell_endpoint(None, None, endpoint, expires, false, now.wall, out);
+                if let Some(marks) = Marks::of(endpoint) {
+                    let lifetime = self.config.endpoint_lifetime;
+                    self.federate(now, out, |federation, events| {
+                        federation.upsert(marks.uid, endpoint, lifetime, events);
+                    });
+                }
+            }
+            Record::EndpointRemoved { .. } => {
+                let Some((endpoint, uid)) = before else { return };
+                self.tell_endpoint(None, None, &endpoint, now.wall, true, now.wall, out);
+                if let Some(uid) = uid {
+                    self.federate(now, out, |federation, events| federation.remove(uid, &endpoint.name, events));
+                }
+            }
+            Record::Remote { uid, domain, endpoint } => {
+                let expires = now.wall + self.config.endpoint_lifetime;
+                self.tell_endpoint(Some(domain), Some(*uid), endpoint, expires, false, now.wall, out);
+            }
+            Record::RemoteRemoved { domain, .. } => {
+                let Some((endpoint, uid)) = before else { return };
+                self.tell_endpoint(Some(domain), uid, &endpoint, now.wall, true, now.wall, out);
+            }
+        }
+    }
+
+    fn tell_service(&mut self, service: &Service, deleted: bool, out: &mut Outbox<Effect>) {
+        let matching = self.watchers.iter().filter(|(_, watcher)| {
+            self.is_own(&watcher.peer.id)
+                && matches!(&watcher.query, Query::Services(query) if query.matches(service))
+        });
+        let effects: Vec<_> = matching
+            .map(|(watcher, _)| {
+                let event = WatchEvent::Service { service: service.clone(), deleted };
+                Effect::Deliver { watcher, events: vec![event] }
+            })
+            .collect();
+        effects.into_iter().for_each(|effect| self.say(effect, out));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one event in its parts")]
+    fn tell_endpoint(
+        &mut self,
+        domain: Option<&DomainName>,
+        uid: Option<NetworkUid>,
+        endpoint: &Endpoint,
+        expires: Wall,
+        deleted: bool,
+        wall: Wall,
+        out: &mut Outbox<Effect>,
+    ) {
+        let mut effects = Vec::new();
+        for (watcher, watch) in self.watchers.iter() {
+            let Query::Endpoints(query) = &watch.query else { continue };
+            let shown = match (domain, uid) {
+                (Some(domain), Some(uid)) => self.show_remote(domain, uid, endpoint, &watch.peer, wall, deleted),
+                _ => self.show_own(endpoint, &watch.peer, wall),
+            };
+            let Some(endpoint) = shown.filter(|shown| query.matches(shown, expires.unix_secs())) else { continue };
+            let found = FoundEndpoint { endpoint, expires };
+            effects.push(Effect::Deliver { watcher, events: vec![WatchEvent::Endpoint { found, deleted }] });
+        }
+        effects.into_iter().for_each(|effect| self.say(effect, out));
+    }
+
+    /// Lets an effect out, or keeps it until the records before it are on disk.
+    pub(super) fn say(&mut self, effect: Effect, out: &mut Outbox<Effect>) {
+        if !self.journal.pending.is_empty() {
+            self.journal.held_next.push(effect);
+        } else if self.journal.inflight.is_some() {
+            self.journal.held.push(effect);
+        } else {
+            out.push(effect);
+        }
+    }
+
+    /// Whether too much waits for the disk already.
+    pub(super) fn is_congested(&self) -> bool {
+        self.journal.held.len() + self.journal.held_next.len() >= self.config.held_max
+    }
+
+    /// Hands pending records over, unless an append is on its way already.
+    fn flush(&mut self, out: &mut Outbox<Effect>) {
+        if self.halted.is_some() || self.journal.inflight.is_some() || self.journal.pending.is_empty() {
+            return;
+        }
+        let records = mem::take(&mut self.journal.pending);
+        self.journal.held.append(&mut self.journal.held_next);
+        let ticket = self.journal.tickets.issue();
+        self.journal.inflight = Some(ticket);
+        self.journal.length += records.len();
+        if self.journal.length > self.config.rewrite_after {
+            let records = self.snapshot();
+            self.journal.length = records.len();
+            // A state that is large in itself must not be rewritten with every command.
+            self.config.rewrite_after = self.config.rewrite_after.max(2 * records.len());
+            out.push(Effect::Rewrite { ticket, records });
+        } else {
+            out.push(Effect::Append { ticket, records });
+        }
+    }
+
+    fn appended(&mut self, ticket: Ticket, out: &mut Outbox<Effect>) {
+        if self.journal.inflight != Some(ticket) {
+            return;
+        }
+        self.journal.inflight = None;
+        mem::take(&mut self.journal.held).into_iter().for_each(|effect| out.push(effect));
+    }
+
+    fn append_failed(&mut self, reason: String, out: &mut Outbox<Effect>) {
+        let held = mem::take(&mut self.journal.held);
+        let next = mem::take(&mut self.journal.held_next);
+        for effect in held.into_iter().chain(next) {
+            if let Effect::Reply { call, .. } = effect {
+                let result = Err(Refusal::Unavailable { reason: "the journal failed".to_owned() });
+                out.push(Effect::Reply { call, result });
+            }
+        }
+        self.halted = Some(reason.clone());
+        out.push(Effect::Alarm(Alarm::JournalFailed { reason }));
+    }
+
+    /// The newest document of a served network.
+    pub fn document(&self, uid: NetworkUid) -> Option<&Chain> {
+        self.networks.get(&uid).map(|network| network.store.chain())
+    }
+
+    pub fn documents(&self) -> impl Iterator<Item = &Chain> + '_ {
+        self.networks.values().map(|network| network.store.chain())
+    }
+
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> + '_ {
+        self.networks.values().flat_map(|network| network.allocator.leases())
+    }
+
+    pub fn lease(&self, uid: NetworkUid, router: &RouterName) -> Option<&Lease> {
+        self.networks.get(&uid)?.allocator.lease(router)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = (NetworkUid, &super::record::Claim)> + '_ {
+        self.networks.iter().flat_map(|(uid, network)| network.names.iter().map(move |claim| (*uid, claim)))
+    }
+
+    /// Every endpoint: of the own domain (None) or said by another one.
+    pub fn endpoints(&self) -> impl Iterator<Item = (Option<&DomainName>, &Endpoint)> + '_ {
+        let own = self.objects.owns().map(|own| (None, &own.endpoint));
+        own.chain(self.objects.remotes().map(|(domain, remote)| (Some(domain), &remote.endpoint)))
+    }
+
+    pub fn remotes(&self) -> Vec<RemoteStatus> {
+        self.federation.status()
+    }
+
+    pub fn watcher_count(&self) -> usize {
+        self.watchers.len()
+    }
+
+    /// Why nothing is promised any more.
+    pub fn halted(&self) -> Option<&str> {
+        self.halted.as_deref()
+    }
+}
+
+#[cfg(feature = "plant-replay")]
+fn forget_generation(mut record: Record) -> Record {
+    if let Record::Lease { record: LeaseRecord::Granted { lease, .. }, .. } = &mut record {
+        lease.generation = crate::ids::Generation(1);
+    }
+    record
+}
+
+impl Machine for RegistryMachine {
+    type Input = Input;
+    type Effect = Effect;
+
+    fn handle(&mut self, input: Input, now: Now, out: &mut Outbox<Effect>) {
+        match input {
+            Input::Call { call, peer, command } => {
+                if self.halted.is_some() || self.is_congested() {
+                    let reason = "too much waits for the journal".to_owned();
+                    out.push(Effect::Reply { call, result: Err(Refusal::Unavailable { reason }) });
+                } else {
+                    let result = self.call(&peer, command, now, out);
+                    self.say(Effect::Reply { call, result }, out);
+                }
+            }
+            // Whoever restarts the process finds the state that is on disk.
+            Input::SyncOpened { .. } | Input::SyncReceived { .. } | Input::SyncClosed { .. }
+                if self.halted.is_some() => {}
+            Input::Watch { watcher, peer, query } => self.watch(watcher, peer, query, now, out),
+            Input::Unwatch { watcher } => self.watchers.remove(watcher),
+            Input::Appended { ticket } => self.appended(ticket, out),
+            Input::AppendFailed { reason, .. } => self.append_failed(reason, out),
+            Input::SyncOpened { stream, peer } => self.sync_opened(stream, peer, now, out),
+            Input::SyncReceived { stream, message } => {
+                self.federate(now, out, |federation, events| federation.received(stream, message, now.mono, events));
+            }
+            Input::SyncClosed { stream, .. } => {
+                self.federate(now, out, |federation, events| federation.closed(stream, now.mono, events));
+            }
+        }
+        self.flush(out);
+    }
+
+    fn wake(&mut self, now: Now, out: &mut Outbox<Effect>) {
+        if self.halted.is_some() {
+            return;
+        }
+        let silent = self.networks.iter().flat_map(|(uid, network)| {
+            let ended = network.allocator.expired(now.mono).into_iter();
+            ended.map(|router| Record::Lease { uid: *uid, record: LeaseRecord::Ended { router } })
+        });
+        let silent = silent.collect();
+        self.commit(silent, now, out);
+        let expired = self.objects.expired(now.mono);
+        self.commit(expired, now, out);
+        if self.membership_check.is_some_and(|at| at <= now.mono) {
+            self.reconcile(now, out);
+        }
+        self.federate(now, out, |federation, events| federation.wake(now.mono, events));
+        self.flush(out);
+    }
+
+    fn next_wake(&self) -> Option<(Mono, &'static str)> {
+        if self.halted.is_some() {
+            return None;
+        }
+        let leases = self.networks.values().filter_map(|network| network.allocator.next_expiry());
+        let leases = leases.min().map(|at| (at, "lease expiry"));
+        let objects = self.objects.next_expiry().map(|at| (at, "endpoint expiry"));
+        let members = self.membership_check.map(|at| (at, "membership"));
+        [leases, objects, members, self.federation.next_wake()].into_iter().flatten().min()
+    }
+}

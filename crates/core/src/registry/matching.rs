@@ -1,0 +1,88 @@
+//! Which objects a Find means (nsm-wire 4.2): an unset field of the query is any.
+
+use super::object::{Endpoint, Labels, Match, Service};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointQuery {
+    /// Equal; empty = any.
+    pub name: String,
+    /// Every one is in the endpoint's list.
+    pub services: Vec<String>,
+    /// Per queried key: the endpoint has the key and every queried pair.
+    pub labels: BTreeMap<String, Labels>,
+    /// Part of the endpoint's URL.
+    pub url: String,
+    /// Expires in that Unix second.
+    pub expires_unix_secs: Option<u64>,
+}
+
+impl EndpointQuery {
+    pub fn matches(&self, endpoint: &Endpoint, expires_unix_secs: u64) -> bool {
+        (self.name.is_empty() || self.name == endpoint.name)
+            && self.services.iter().all(|service| endpoint.services.contains(service))
+            && self.labels.iter().all(|(service, wanted)| {
+                endpoint.labels.get(service).is_some_and(|labels| {
+                    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+                })
+            })
+            && endpoint.url.contains(&self.url)
+            && self.expires_unix_secs.is_none_or(|wanted| wanted == expires_unix_secs)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceQuery {
+    pub name: String,
+    pub payload: String,
+    /// Equal in order, if given.
+    pub matches: Vec<Match>,
+}
+
+impl ServiceQuery {
+    pub fn matches(&self, service: &Service) -> bool {
+        (self.name.is_empty() || self.name == service.name)
+            && (self.payload.is_empty() || self.payload == service.payload)
+            && (self.matches.is_empty() || self.matches == service.matches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        let labels = Labels::from([("app".to_owned(), "x".to_owned()), ("zone".to_owned(), "1".to_owned())]);
+        Endpoint {
+            name: "nse-1".to_owned(),
+            services: vec!["a".to_owned(), "b".to_owned()],
+            labels: BTreeMap::from([("a".to_owned(), labels)]),
+            url: "tcp://192.0.2.1:5010".to_owned(),
+            ..Endpoint::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_query_means_every_endpoint() {
+        assert!(EndpointQuery::default().matches(&endpoint(), 7));
+    }
+
+    #[test]
+    fn every_field_of_a_query_narrows_it() {
+        let matches = |query: EndpointQuery| query.matches(&endpoint(), 7);
+        assert!(matches(EndpointQuery { services: vec!["b".into(), "a".into()], ..Default::default() }));
+        assert!(!matches(EndpointQuery { services: vec!["a".into(), "c".into()], ..Default::default() }));
+        assert!(matches(EndpointQuery { url: "192.0.2.1".into(), ..Default::default() }));
+        assert!(!matches(EndpointQuery { url: "192.0.2.2".into(), ..Default::default() }));
+        assert!(!matches(EndpointQuery { name: "nse".into(), ..Default::default() }));
+        assert!(matches(EndpointQuery { expires_unix_secs: Some(7), ..Default::default() }));
+        assert!(!matches(EndpointQuery { expires_unix_secs: Some(8), ..Default::default() }));
+        let wanted = |service: &str, value: &str| EndpointQuery {
+            labels: BTreeMap::from([(service.to_owned(), Labels::from([("app".into(), value.into())]))]),
+            ..Default::default()
+        };
+        assert!(matches(wanted("a", "x")));
+        assert!(!matches(wanted("a", "y")));
+        assert!(!matches(wanted("b", "x")));
+    }
+}

@@ -1,0 +1,34 @@
+//! A domain's registry as one machine: documents, leases, services and endpoints, names, and
+//! what other domains' registries say.
+//!
+//! Durable changes are [`Record`]s. A command is decided, its records are applied at once
+//! and appended together with those of other commands that arrive meanwhile; replies, watch
+//! events and sync messages that could rest on them leave after the append, in order.
+
+mod access;
+mod api;
+mod calls;
+mod machine;
+mod matching;
+mod names;
+mod network;
+mod object;
+mod objects;
+mod record;
+mod sync;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use api::{
+    Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, Reply,
+    WatchEvent, WatcherId,
+};
+pub use machine::{Boot, BootError, RegistryMachine};
+pub use matching::{EndpointQuery, ServiceQuery};
+pub use object::{
+    Destination, Endpoint, LABEL_DIALS_ONLY, LABEL_DOMAIN, LABEL_GENERATION, LABEL_NAME,
+    LABEL_PROTO, LABEL_ROLE, LABEL_UDP, LABEL_UID, Labels, Marks, Match, Service,
+};
+pub use record::{Claim, Record};
