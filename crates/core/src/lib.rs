@@ -5,12 +5,15 @@
 pub mod allocator;
 pub mod backoff;
 pub mod document;
+pub mod federation;
 pub mod fib;
 pub mod forward;
 pub mod heal;
 pub mod ids;
 pub mod machine;
+pub mod registry;
 pub mod rng;
+pub mod names;
 pub mod router;
 pub mod time;
 
