@@ -11,9 +11,9 @@ pub mod forward;
 pub mod heal;
 pub mod ids;
 pub mod machine;
+pub mod names;
 pub mod registry;
 pub mod rng;
-pub mod names;
 pub mod router;
 pub mod time;
 
