@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use vl3_net::{Namespace, Netlink, Route, Rule, TABLE_MAIN, process::Spawner, sysctl, tun};
 
 fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
+    text.parse().expect("a constant")
 }
 
 #[tokio::test]
