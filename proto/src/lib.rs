@@ -5,7 +5,10 @@
 //! is allowed.
 
 mod convert;
+pub mod document;
 mod generated;
+pub mod lease;
+pub mod objects;
 
 pub use convert::address::{prefix, prefixes, single_address};
 pub use convert::hello::{HELLO_KEY, Hello, HelloRole};

@@ -74,7 +74,7 @@ pub enum Event {
     Dial { stream: StreamId, domain: DomainName, contacts: Vec<String> },
     Send { stream: StreamId, messages: Vec<SyncMessage> },
     Close { stream: StreamId, reason: String },
-    /// A stream stands or its networks changed: call [`Federation::greet`].
+    /// A stream stands: call [`Federation::greet`].
     Greet { domain: DomainName },
     Upsert { domain: DomainName, uid: NetworkUid, endpoint: Endpoint },
     Remove { domain: DomainName, name: String },

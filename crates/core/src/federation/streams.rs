@@ -54,13 +54,14 @@ impl Federation {
         }
         for (domain, membership) in members {
             if let Some(remote) = self.remotes.get_mut(&domain) {
-                let regreet = remote.membership.uids != membership.uids && remote.stream.is_some();
+                let other_networks = remote.membership.uids != membership.uids;
                 let idle = remote.stream.is_none() && remote.dial == Dial::Never;
                 remote.membership = membership;
-                if regreet {
-                    out.push(Event::Greet { domain: domain.clone() });
-                }
-                if idle {
+                if let Some(stream) = remote.stream.as_ref().map(|stream| stream.id).filter(|_| other_networks) {
+                    // In which networks the other end counts was settled in its handshake.
+                    out.push(Event::Close { stream, reason: "the common networks changed".to_owned() });
+                    self.closed(stream, now, out);
+                } else if idle {
                     self.schedule(&domain, Duration::ZERO, now);
                 }
             } else {

@@ -31,6 +31,12 @@ impl RegistryMachine {
         Err(Refusal::Denied { what, peer: peer.id.clone(), reason })
     }
 
+    /// Whether an identity counts in a network: it is of the own trust domain, or the
+    /// network's document vouches for it.
+    pub(super) fn counts_in(&self, peer: &Peer, uid: NetworkUid) -> bool {
+        self.is_own(&peer.id) || peer.vouched.contains(&uid)
+    }
+
     pub(super) fn is_own(&self, id: &SpiffeId) -> bool {
         id.trust_domain() == self.config.identity.trust_domain()
     }
@@ -115,9 +121,10 @@ impl RegistryMachine {
         let visible = self.is_own(&peer.id)
             || Marks::of(endpoint).is_some_and(|marks| {
                 let trust_domain = peer.id.trust_domain();
-                self.network(marks.uid, wall).is_ok_and(|(_, document, _)| {
-                    document.live_members(wall).any(|member| member.trust_domain == trust_domain)
-                })
+                self.counts_in(peer, marks.uid)
+                    && self.network(marks.uid, wall).is_ok_and(|(_, document, _)| {
+                        document.live_members(wall).any(|member| member.trust_domain == trust_domain)
+                    })
             });
         visible.then(|| endpoint.clone())
     }
@@ -153,7 +160,7 @@ impl RegistryMachine {
         let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
         let trust_domain = peer.id.trust_domain();
         let member = network.store.document().live_members(wall).any(|member| member.trust_domain == trust_domain);
-        if member {
+        if member && self.counts_in(peer, uid) {
             return Ok(());
         }
         let reason = format!("its trust domain is no live member's of network {}", network.store.document().name);

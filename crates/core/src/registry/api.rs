@@ -1,6 +1,7 @@
 //! What goes into a registry's machine and what comes out.
 
 use core::time::Duration;
+use std::collections::BTreeSet;
 
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::object::{Endpoint, Service};
@@ -20,18 +21,27 @@ pub struct CallId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WatcherId(pub u64);
 
-/// Who calls: the TLS peer, and what the call's path claims (which counts only behind a
-/// listed intermediary).
+/// Who calls: the TLS peer, why it is trusted, and what the call's path claims (which counts
+/// only behind a listed intermediary).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub id: SpiffeId,
+    /// The networks whose documents vouch for the certificate. An identity of another trust
+    /// domain counts in these alone.
+    pub vouched: BTreeSet<NetworkUid>,
     /// The subject of the path's first token.
     pub claimed: Option<SpiffeId>,
 }
 
 impl Peer {
-    pub const fn direct(id: SpiffeId) -> Self {
-        Self { id, claimed: None }
+    /// An identity of the own trust domain.
+    pub const fn own(id: SpiffeId) -> Self {
+        Self { id, vouched: BTreeSet::new(), claimed: None }
+    }
+
+    /// An identity for which these networks' documents vouch.
+    pub const fn vouched(id: SpiffeId, vouched: BTreeSet<NetworkUid>) -> Self {
+        Self { id, vouched, claimed: None }
     }
 }
 
@@ -44,7 +54,7 @@ pub enum Input {
     Appended { ticket: Ticket },
     AppendFailed { ticket: Ticket, reason: String },
     /// A sync stream stands: dialled by us (the stream of [`Effect::Dial`]) or accepted.
-    SyncOpened { stream: StreamId, peer: SpiffeId },
+    SyncOpened { stream: StreamId, peer: Peer },
     SyncReceived { stream: StreamId, message: SyncMessage },
     /// Ended, broke, or could not be dialled.
     SyncClosed { stream: StreamId, reason: String },

@@ -3,7 +3,7 @@
 use core::mem;
 use std::collections::BTreeMap;
 
-use super::api::{Alarm, Config, Effect, FoundEndpoint, Input, Query, Refusal, WatchEvent};
+use super::api::{Alarm, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, WatchEvent};
 use super::names::Names;
 use super::network::Network;
 use super::object::{Endpoint, Marks, Service};
@@ -13,7 +13,7 @@ use super::watch::Watchers;
 use crate::allocator::{Allocator, Lease, LeaseRecord};
 use crate::document::{Chain, DocumentStore, Offer};
 use crate::federation::{Federation, RemoteStatus};
-use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId};
+use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
 use crate::time::{Mono, Now, Wall};
@@ -29,7 +29,7 @@ pub struct RegistryMachine {
     pub(super) watchers: Watchers,
     pub(super) federation: Federation,
     /// The identity behind each remote domain's stream.
-    pub(super) speakers: BTreeMap<DomainName, SpiffeId>,
+    pub(super) speakers: BTreeMap<DomainName, Peer>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
     journal: Journal,

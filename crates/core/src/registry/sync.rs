@@ -3,13 +3,13 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
-use super::api::{Alarm, Effect, Query, Refusal, WatchEvent};
+use super::api::{Alarm, Effect, Peer, Query, Refusal, WatchEvent};
 use super::machine::RegistryMachine;
 use super::object::{Endpoint, Marks};
 use super::record::Record;
 use crate::document::{Chain, Offer, Role};
 use crate::federation::{Event, Federation, Membership, StreamId, believe};
-use crate::ids::{DomainName, NetworkUid, SpiffeId};
+use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
 use crate::time::Now;
 
@@ -17,17 +17,17 @@ type Out<'a> = &'a mut Outbox<Effect>;
 
 impl RegistryMachine {
     /// A stream is believed to be of the member whose registry its identity is.
-    pub(super) fn sync_opened(&mut self, stream: StreamId, peer: SpiffeId, now: Now, out: Out<'_>) {
+    pub(super) fn sync_opened(&mut self, stream: StreamId, peer: Peer, now: Now, out: Out<'_>) {
         let speaker = self.networks.keys().find_map(|uid| {
-            let (_, document, _) = self.network(*uid, now.wall).ok()?;
-            document.speaker(Role::Registry, &peer, now.wall).map(|member| member.domain.clone())
+            let (_, document, _) = self.network(*uid, now.wall).ok().filter(|_| self.counts_in(&peer, *uid))?;
+            document.speaker(Role::Registry, &peer.id, now.wall).map(|member| member.domain.clone())
         });
         let expected = self.federation.dialled(stream).cloned();
         let speaker = speaker.filter(|domain| {
             *domain != self.config.domain && expected.as_ref().is_none_or(|expected| expected == domain)
         });
         let Some(domain) = speaker else {
-            let reason = format!("{peer} is not the registry of a member of a common network");
+            let reason = format!("{} is not the registry of a member of a common network", peer.id);
             out.push(Effect::CloseStream { stream, reason });
             return self.federate(now, out, |federation, events| federation.closed(stream, now.mono, events));
         };
@@ -98,11 +98,11 @@ impl RegistryMachine {
         let limits = &self.config.federation;
         let verdict = match (self.network(uid, now.wall), self.speakers.get(&domain)) {
             (Ok((_, document, _)), Some(speaker)) => match document.member(&domain, now.wall) {
-                Some(member) if member.grants(Role::Registry, speaker) => {
+                Some(member) if member.grants(Role::Registry, &speaker.id) && self.counts_in(speaker, uid) => {
                     believe(&endpoint, uid, document, member, limits.endpoint_bytes_max)
                         .map_err(|disbelief| disbelief.to_string())
                 }
-                Some(_) | None => Err(format!("{speaker} does not speak for {domain} in network {}", document.name)),
+                Some(_) | None => Err(format!("{} does not speak for {domain} in network {}", speaker.id, document.name)),
             },
             _ => Err(format!("network {uid} is not common")),
         };

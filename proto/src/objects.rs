@@ -1,0 +1,191 @@
+//! Registry objects, queries and sync messages between the wire and the core.
+
+use std::time::Duration;
+
+use prost_types::Timestamp;
+use vl3_core::federation::SyncMessage;
+use vl3_core::ids::DomainName;
+use vl3_core::registry::{Destination, Endpoint, EndpointQuery, FoundEndpoint, Match, Service, ServiceQuery};
+
+use crate::convert::time::{timestamp, wall};
+use crate::convert::{FieldError, network_uid};
+use crate::document::{DocumentError, decode_chain, encode_chain};
+use crate::registry as nsm;
+use crate::vl3::registry::v1 as sync;
+
+pub fn encode_service(service: &Service) -> nsm::NetworkService {
+    nsm::NetworkService {
+        name: service.name.clone(),
+        payload: service.payload.clone(),
+        matches: service.matches.iter().map(encode_match).collect(),
+        path_ids: service.path_ids.clone(),
+    }
+}
+
+pub fn decode_service(service: nsm::NetworkService) -> Service {
+    Service {
+        name: service.name,
+        payload: service.payload,
+        matches: service.matches.into_iter().map(decode_match).collect(),
+        path_ids: service.path_ids,
+    }
+}
+
+fn encode_match(rule: &Match) -> nsm::Match {
+    nsm::Match {
+        source_selector: rule.source_selector.clone(),
+        routes: rule
+            .routes
+            .iter()
+            .map(|route| nsm::Destination { destination_selector: route.selector.clone(), weight: route.weight })
+            .collect(),
+        fallthrough: rule.fallthrough,
+        metadata: rule.metadata.clone().map(|labels| nsm::Metadata { labels }),
+    }
+}
+
+fn decode_match(rule: nsm::Match) -> Match {
+    Match {
+        source_selector: rule.source_selector,
+        routes: rule
+            .routes
+            .into_iter()
+            .map(|route| Destination { selector: route.destination_selector, weight: route.weight })
+            .collect(),
+        fallthrough: rule.fallthrough,
+        metadata: rule.metadata.map(|metadata| metadata.labels),
+    }
+}
+
+/// Without an expiry.
+pub fn encode_endpoint(endpoint: &Endpoint) -> nsm::NetworkServiceEndpoint {
+    let labels = endpoint.labels.iter();
+    nsm::NetworkServiceEndpoint {
+        name: endpoint.name.clone(),
+        network_service_names: endpoint.services.clone(),
+        network_service_labels: labels
+            .map(|(service, labels)| (service.clone(), nsm::NetworkServiceLabels { labels: labels.clone() }))
+            .collect(),
+        url: endpoint.url.clone(),
+        expiration_time: None,
+        initial_registration_time: endpoint.registered.map(timestamp),
+        path_ids: endpoint.path_ids.clone(),
+    }
+}
+
+pub fn encode_found(found: &FoundEndpoint) -> nsm::NetworkServiceEndpoint {
+    nsm::NetworkServiceEndpoint {
+        expiration_time: Some(timestamp(found.expires)),
+        ..encode_endpoint(&found.endpoint)
+    }
+}
+
+/// Its expiry is the caller's to read.
+pub fn decode_endpoint(endpoint: nsm::NetworkServiceEndpoint) -> Result<Endpoint, FieldError> {
+    let registered = endpoint.initial_registration_time.as_ref();
+    let labels = endpoint.network_service_labels.into_iter();
+    Ok(Endpoint {
+        registered: registered.map(|time| wall("initial_registration_time", time)).transpose()?,
+        name: endpoint.name,
+        services: endpoint.network_service_names,
+        labels: labels.map(|(service, labels)| (service, labels.labels)).collect(),
+        url: endpoint.url,
+        path_ids: endpoint.path_ids,
+    })
+}
+
+/// The inner message must be there: stock registries crash without it, ours says so.
+pub fn decode_service_query(query: nsm::NetworkServiceQuery) -> Result<ServiceQuery, FieldError> {
+    let service = query
+        .network_service
+        .ok_or_else(|| FieldError::new("network_service", "", "a message, empty for every service"))?;
+    Ok(ServiceQuery {
+        name: service.name,
+        payload: service.payload,
+        matches: service.matches.into_iter().map(decode_match).collect(),
+    })
+}
+
+pub fn decode_endpoint_query(query: nsm::NetworkServiceEndpointQuery) -> Result<EndpointQuery, FieldError> {
+    let endpoint = query.network_service_endpoint.ok_or_else(|| {
+        FieldError::new("network_service_endpoint", "", "a message, empty for every endpoint")
+    })?;
+    let expires = |time: &Timestamp| u64::try_from(time.seconds).unwrap_or(0);
+    Ok(EndpointQuery {
+        name: endpoint.name,
+        services: endpoint.network_service_names,
+        labels: endpoint
+            .network_service_labels
+            .into_iter()
+            .map(|(service, labels)| (service, labels.labels))
+            .collect(),
+        url: endpoint.url,
+        expires_unix_secs: endpoint.expiration_time.as_ref().map(expires),
+    })
+}
+
+pub fn encode_sync(message: &SyncMessage) -> sync::SyncMessage {
+    use sync::sync_message::Body;
+    let body = match message {
+        SyncMessage::Open { version, domain, epoch, uids } => Body::Open(sync::Open {
+            version: *version,
+            domain: domain.to_string(),
+            epoch: epoch.to_vec(),
+            uids: uids.iter().map(|uid| uid.0.to_vec()).collect(),
+        }),
+        SyncMessage::Upsert { sequence, uid, endpoint, lifetime } => Body::Upsert(sync::Upsert {
+            sequence: *sequence,
+            uid: uid.0.to_vec(),
+            endpoint: Some(encode_endpoint(endpoint)),
+            lifetime_seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
+        }),
+        SyncMessage::Remove { sequence, uid, name } => {
+            Body::Remove(sync::Remove { sequence: *sequence, uid: uid.0.to_vec(), name: name.clone() })
+        }
+        SyncMessage::EndOfSnapshot { sequence } => Body::End(sync::EndOfSnapshot { sequence: *sequence }),
+        SyncMessage::Document(chain) => Body::Document(encode_chain(chain)),
+        SyncMessage::KeepAlive { sequence } => Body::KeepAlive(sync::KeepAlive { sequence: *sequence }),
+    };
+    sync::SyncMessage { body: Some(body) }
+}
+
+/// Networks that one `Open` may name.
+const UIDS_MAX: usize = 4096;
+
+/// None: a kind of message that this version does not know, to be passed over.
+pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, DocumentError> {
+    use sync::sync_message::Body;
+    let Some(body) = message.body else { return Ok(None) };
+    Ok(Some(match body {
+        Body::Open(open) => SyncMessage::Open {
+            version: open.version,
+            domain: DomainName::new(&open.domain)
+                .map_err(|error| FieldError::new("open.domain", &open.domain, error.allowed))?,
+            epoch: open.epoch.as_slice().try_into().map_err(|_| {
+                FieldError::new("open.epoch", format!("{} bytes", open.epoch.len()), "16 random bytes")
+            })?,
+            uids: open
+                .uids
+                .iter()
+                .take(UIDS_MAX)
+                .map(|uid| network_uid("open.uids", uid))
+                .collect::<Result<_, _>>()?,
+        },
+        Body::Upsert(upsert) => SyncMessage::Upsert {
+            sequence: upsert.sequence,
+            uid: network_uid("upsert.uid", &upsert.uid)?,
+            endpoint: decode_endpoint(
+                upsert.endpoint.ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?,
+            )?,
+            lifetime: Duration::from_secs(upsert.lifetime_seconds.into()),
+        },
+        Body::Remove(remove) => SyncMessage::Remove {
+            sequence: remove.sequence,
+            uid: network_uid("remove.uid", &remove.uid)?,
+            name: remove.name,
+        },
+        Body::End(end) => SyncMessage::EndOfSnapshot { sequence: end.sequence },
+        Body::Document(chain) => SyncMessage::Document(decode_chain(&chain)?),
+        Body::KeepAlive(keep_alive) => SyncMessage::KeepAlive { sequence: keep_alive.sequence },
+    }))
+}
