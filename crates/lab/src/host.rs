@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -60,9 +61,12 @@ impl Lab {
         left.netlink()
             .add_veth(names.0, names.1, Some(right.namespace()), mtu)
             .await?;
-        for (host, name, addresses) in [(left, names.0, addresses.0), (right, names.1, addresses.1)]
-        {
+        let ends = [(left, names.0, addresses.0), (right, names.1, addresses.1)];
+        for (host, name, addresses) in ends {
             host.configure(name, addresses).await?;
+        }
+        for (host, name, _) in ends {
+            host.wait_until_running(name).await?;
         }
         Ok(())
     }
@@ -147,6 +151,26 @@ impl Host {
             .await?)
     }
 
+    /// A link carries packets a moment after both ends are up.
+    async fn wait_until_running(&self, interface: &str) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + CARRIER_WAIT_MAX;
+        while !self
+            .netlink()
+            .link(interface)
+            .await?
+            .is_some_and(|link| link.running)
+        {
+            if tokio::time::Instant::now() > deadline {
+                anyhow::bail!(
+                    "{interface} of {} got no carrier in {CARRIER_WAIT_MAX:?}",
+                    self.name()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
     /// Sets addresses and brings the link up.
     pub(crate) async fn configure(
         &self,
@@ -162,6 +186,8 @@ impl Host {
         Ok(())
     }
 }
+
+const CARRIER_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Below every route that the lab and the roles set for the same prefix.
 const BLACKHOLE_METRIC: u32 = 1;

@@ -290,7 +290,7 @@ async fn a_forged_packet_arrives_with_its_forged_source() {
         };
         tools::inject(east.gateway(), None, &udp_packet(datagram).unwrap()).unwrap();
         let mut buffer = [0; 16];
-        assert_eq!(sink.recv_from(&mut buffer).unwrap(), (6, source));
+        assert_eq!(sink.recv_from(&mut buffer).expect(forged), (6, source));
     }
 }
 

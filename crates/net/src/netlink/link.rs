@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -20,6 +21,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Up with a carrier, and the kernel has taken note: routes over it are in use.
+    pub running: bool,
     /// With prefix length; filled by [`Netlink::links`] alone.
     pub addresses: Vec<(IpAddr, u8)>,
 }
@@ -144,6 +147,7 @@ impl Netlink {
         interface_name(name)?;
         interface_name(peer_name)?;
         let mut other = LinkMessage::default();
+        other.header.index = peer_index();
         other
             .attributes
             .push(LinkAttribute::IfName(peer_name.to_owned()));
@@ -202,6 +206,17 @@ impl Netlink {
     }
 }
 
+/// An index for the far end that differs from the near one's, which the kernel chooses small: it
+/// notes the carrier of a link whose two ends have one index up to a second later (linkwatch takes
+/// such a link for a physical one).
+fn peer_index() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let own = NEXT.fetch_add(1, Ordering::Relaxed) % INDICES_PER_PROCESS;
+    (1 + std::process::id() % 1_000_000) * INDICES_PER_PROCESS + own
+}
+
+const INDICES_PER_PROCESS: u32 = 2000;
+
 fn set_up(message: &mut LinkMessage, up: bool) {
     message.header.flags.set(LinkFlags::Up, up);
     message.header.change_mask = LinkFlags::Up;
@@ -216,6 +231,10 @@ fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::Running),
         addresses: Vec::new(),
     };
     for attribute in &message.attributes {
