@@ -63,12 +63,11 @@ impl Tasks {
     /// Returns with the first failure; never when nothing fails.
     pub async fn failed(&self) -> anyhow::Error {
         let mut failed = self.failed.subscribe();
-        match failed.wait_for(Option::is_some).await {
-            Ok(error) => match &*error {
-                Some(error) => anyhow::anyhow!("{error:#}"),
-                None => anyhow::anyhow!("a task failed"),
-            },
-            Err(_) => std::future::pending().await,
+        let error = failed.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        match error {
+            Some(error) => anyhow::anyhow!("{error:#}"),
+            // The sender lives in `self`.
+            None => std::future::pending().await,
         }
     }
 
