@@ -25,10 +25,11 @@ pub use name::{LABEL_OCTETS_MAX, NAME_OCTETS_MAX, Name, NameError};
 pub use ownership::{Claim, Holding, NameTable};
 pub use plan::{Ask, Plan, plan};
 pub use record::{
-    Answer, CLASS_IN, Data, Decision, ExtendedError, Question, Rcode, Record, RecordType, Soa,
+    Answer, CLASS_IN, Data, Decision, ExtendedError, Flags, Question, Rcode, Record, RecordType,
+    Soa,
 };
 pub use resolution::{DEADLINE, Query, Resolution, ResolutionEffect, ResolutionInput, Transport};
-pub use resolver::{Flags, Resolver, ResolverCounters, ResolverEffect, ResolverInput, WAITING_MAX};
+pub use resolver::{Resolver, ResolverCounters, ResolverEffect, ResolverInput, WAITING_MAX};
 pub use rtt::{Rtt, TRY_MAX, TRY_MIN};
 pub use view::{
     ClientClass, DomainServer, LOCAL_TTL, LocalName, NEGATIVE_TTL, Policy, ResolverState,

@@ -65,6 +65,14 @@ impl Question {
     }
 }
 
+/// Flags of a question that must agree for two questions to be one (R2.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flags {
+    pub recursion_desired: bool,
+    pub dnssec_ok: bool,
+    pub checking_disabled: bool,
+}
+
 /// Start of authority (RFC 1035 3.3.13).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Soa {

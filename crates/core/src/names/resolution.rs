@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{
-    Answer, Ask, Failure, Policy, Question, Reply, Upstream, View, Vote, Voter, classify, merge,
+    Answer, Ask, Failure, Flags, Policy, Question, Reply, Upstream, View, Vote, Voter, classify,
+    merge,
 };
 use crate::ids::DomainName;
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
@@ -31,9 +32,11 @@ pub struct Query {
     pub domain: DomainName,
     pub server: IpAddr,
     pub transport: Transport,
-    /// 0 for the first try; a retransmission leaves by another socket (R3.6).
-    pub attempt: u8,
+    /// The try before this one: a retransmission leaves by another socket (R3.6).
+    pub after: Option<Ticket>,
     pub question: Question,
+    /// DO and CD travel on; RD never does (R4.1).
+    pub flags: Flags,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +75,7 @@ pub enum ResolutionEffect {
 #[derive(Debug)]
 pub struct Resolution {
     view: Arc<View>,
-    question: Question,
+    asked: Asked,
     policy: Policy,
     votes: BTreeMap<Voter, Vote>,
     pending: BTreeMap<Voter, Pending>,
@@ -82,6 +85,13 @@ pub struct Resolution {
     answered: bool,
 }
 
+/// What every query of one fan-out asks.
+#[derive(Clone, Debug)]
+struct Asked {
+    question: Question,
+    flags: Flags,
+}
+
 #[derive(Debug)]
 struct Pending {
     upstream: Upstream,
@@ -89,6 +99,7 @@ struct Pending {
     try_limit: Duration,
     udp_tries: u8,
     outstanding: BTreeMap<Ticket, Sent>,
+    last: Option<Ticket>,
     retransmit_at: Option<Mono>,
     /// What a cut UDP reply said, should TCP fail (R3.1).
     cut: Option<Vote>,
@@ -102,13 +113,12 @@ struct Sent {
 }
 
 impl Resolution {
-    /// `tickets` must not issue tickets that another machine uses at the same time;
     /// `try_limit` gives the wait per server address, `rotation` turns a union.
     pub fn new(
         view: Arc<View>,
         question: Question,
+        flags: Flags,
         ask: Ask,
-        tickets: TicketCounter,
         rotation: u64,
         try_limit: impl Fn(IpAddr) -> Duration,
     ) -> Self {
@@ -125,11 +135,11 @@ impl Resolution {
             .collect();
         Self {
             view,
-            question,
+            asked: Asked { question, flags },
             policy: ask.policy,
             votes: ask.votes,
             pending,
-            tickets,
+            tickets: TicketCounter::default(),
             rotation,
             deadline: None,
             answered: false,
@@ -137,7 +147,7 @@ impl Resolution {
     }
 
     pub const fn question(&self) -> &Question {
-        &self.question
+        &self.asked.question
     }
 
     pub const fn is_answered(&self) -> bool {
@@ -149,7 +159,7 @@ impl Resolution {
         &self.votes
     }
 
-    /// Continues another counter: all fan-outs of one resolver share one.
+    /// Continues another counter: fan-outs whose tickets meet share one.
     pub(super) fn set_tickets(&mut self, tickets: TicketCounter) {
         self.tickets = tickets;
     }
@@ -162,7 +172,7 @@ impl Resolution {
     fn start(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
         self.deadline = Some(now.mono + DEADLINE);
         for pending in self.pending.values_mut() {
-            pending.ask_udp(&self.question, &mut self.tickets, now, out);
+            pending.ask_udp(&self.asked, &mut self.tickets, now, out);
         }
         self.settle(out);
     }
@@ -187,7 +197,7 @@ impl Resolution {
         let Some(pending) = self.pending.get_mut(&voter) else {
             return;
         };
-        let vote = classify(&self.view, &self.question, &pending.upstream, reply);
+        let vote = classify(&self.view, &self.asked.question, &pending.upstream, reply);
         if reply.truncated && sent.transport == Transport::Udp {
             if pending.cut.is_none() {
                 pending.cut = Some(vote);
@@ -195,7 +205,7 @@ impl Resolution {
                 pending.ask(
                     Transport::Tcp,
                     sent.server,
-                    &self.question,
+                    &self.asked,
                     &mut self.tickets,
                     now,
                     out,
@@ -223,7 +233,7 @@ impl Resolution {
             && pending.cut.is_none()
             && pending.udp_tries < UDP_TRIES_MAX
         {
-            pending.ask_udp(&self.question, &mut self.tickets, now, out);
+            pending.ask_udp(&self.asked, &mut self.tickets, now, out);
             return;
         }
         let tcp_failed = sent.transport == Transport::Tcp;
@@ -271,7 +281,7 @@ impl Resolution {
         self.deadline = None;
         let answer = merge(
             &self.view,
-            &self.question.name,
+            &self.asked.question.name,
             self.policy,
             &self.votes,
             self.rotation,
@@ -316,7 +326,7 @@ impl Machine for Resolution {
         }
         for pending in self.pending.values_mut() {
             if pending.retransmit_at.is_some_and(|at| at <= now.mono) {
-                pending.ask_udp(&self.question, &mut self.tickets, now, out);
+                pending.ask_udp(&self.asked, &mut self.tickets, now, out);
             }
         }
     }
@@ -340,6 +350,7 @@ impl Pending {
             try_limit,
             udp_tries: 0,
             outstanding: BTreeMap::new(),
+            last: None,
             retransmit_at: None,
             cut: None,
         }
@@ -348,7 +359,7 @@ impl Pending {
     /// The next UDP try; tries go through the server's addresses in turn.
     fn ask_udp(
         &mut self,
-        question: &Question,
+        asked: &Asked,
         tickets: &mut TicketCounter,
         now: Now,
         out: &mut Outbox<ResolutionEffect>,
@@ -363,14 +374,14 @@ impl Pending {
         };
         self.udp_tries += 1;
         self.retransmit_at = (self.udp_tries < UDP_TRIES_MAX).then(|| now.mono + self.try_limit);
-        self.ask(Transport::Udp, server, question, tickets, now, out);
+        self.ask(Transport::Udp, server, asked, tickets, now, out);
     }
 
     fn ask(
         &mut self,
         transport: Transport,
         server: IpAddr,
-        question: &Question,
+        asked: &Asked,
         tickets: &mut TicketCounter,
         now: Now,
         out: &mut Outbox<ResolutionEffect>,
@@ -384,16 +395,17 @@ impl Pending {
                 transport,
             },
         );
-        let attempt = self.udp_tries.saturating_sub(1);
-        let question = question.clone();
+        let after = self.last.replace(ticket);
+        let Asked { question, flags } = asked.clone();
         let domain = self.upstream.domain.clone();
         out.push(ResolutionEffect::Query(Query {
             ticket,
             domain,
             server,
             transport,
-            attempt,
+            after,
             question,
+            flags,
         }));
     }
 }

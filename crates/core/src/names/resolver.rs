@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::resolution::{Query, Resolution, ResolutionEffect, ResolutionInput};
 use super::rtt::Rtt;
 use super::{
-    Answer, ClientClass, Decision, ExtendedError, Failure, Plan, Question, Rcode, Reply, View,
-    Vote, plan,
+    Answer, ClientClass, Decision, ExtendedError, Failure, Flags, Plan, Question, Rcode, Reply,
+    View, Vote, plan,
 };
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
@@ -19,14 +19,6 @@ use crate::time::{Mono, Now};
 pub const WAITING_MAX: usize = 10_000;
 /// Servers whose round-trip time is remembered.
 const RTTS_MAX: usize = 4_096;
-
-/// Flags of a question that must agree for two questions to be one (R2.11).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Flags {
-    pub recursion_desired: bool,
-    pub dnssec_ok: bool,
-    pub checking_disabled: bool,
-}
 
 #[derive(Clone, Debug)]
 pub enum ResolverInput {
@@ -207,14 +199,7 @@ impl Resolver {
         let try_limit = |server| rtts.get(&server).copied().unwrap_or_default().try_limit();
         let rotation = self.rng.next_u64();
         let question = key.question.clone();
-        let resolution = Resolution::new(
-            view,
-            question,
-            ask,
-            self.tickets.clone(),
-            rotation,
-            try_limit,
-        );
+        let resolution = Resolution::new(view, question, flags, ask, rotation, try_limit);
         self.by_key.insert(key.clone(), id);
         let running = Running {
             resolution,
