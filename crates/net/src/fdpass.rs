@@ -104,6 +104,13 @@ impl Connection {
         Self::from_descriptor(socket)
     }
 
+    /// Connects to a [`Listener::bind_abstract`] of the thread's network namespace.
+    pub fn connect_abstract(name: &str) -> io::Result<Self> {
+        let socket = seqpacket()?;
+        connect(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        Self::from_descriptor(socket)
+    }
+
     /// Two connected ends, for tests and for children that inherit one.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (one, two) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags())?;
@@ -153,7 +160,7 @@ impl AsFd for Connection {
 #[derive(Debug)]
 pub struct Listener {
     socket: AsyncFd<OwnedFd>,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl Listener {
@@ -169,7 +176,23 @@ impl Listener {
         listen(&socket, Backlog::new(BACKLOG)?)?;
         Ok(Self {
             socket: sys::async_descriptor(socket)?,
-            path: path.to_owned(),
+            path: Some(path.to_owned()),
+        })
+    }
+
+    /// Listens under a name that is no file and ends with the listener; it belongs to the network
+    /// namespace of the calling thread, and anyone there can connect: check
+    /// [`Connection::peer`]. A name in use is EADDRINUSE.
+    pub fn bind_abstract(name: &str) -> io::Result<Self> {
+        let socket = seqpacket()?;
+        bind(
+            socket.as_raw_fd(),
+            &UnixAddr::new_abstract(name.as_bytes())?,
+        )?;
+        listen(&socket, Backlog::new(BACKLOG)?)?;
+        Ok(Self {
+            socket: sys::async_descriptor(socket)?,
+            path: None,
         })
     }
 
@@ -188,7 +211,9 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Best effort: the next `bind` replaces what stays.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
