@@ -4,9 +4,22 @@
 //! what it sets as snapshots that are swapped atomically.
 
 mod api;
+mod checksum;
+mod engine;
+mod fragment;
+mod icmp;
+mod limits;
+mod merge;
+mod outbound;
+mod packet;
 mod plane;
+mod port;
+mod segment;
 mod socket;
 mod sys;
+mod tun;
+mod vnet;
+mod worker;
 
 pub use api::{Config, Endpoint, Error, Event, PeerSpec, PortStatus, TunSpec};
 pub use plane::{DataPlane, clock};

@@ -2,9 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::outbound::Wire;
+use crate::sys::{self, Outgoing};
 
 /// Receive and send buffer of each socket, bytes: default buffers lose trains.
 const SOCKET_BUFFER: usize = 8 << 20;
@@ -107,7 +114,7 @@ fn bind_one(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     }
     // DF while a packet fits the known path, local fragments when it does not: a tunnel over
     // a path of 1280 bytes still carries the 1280 that IPv6 needs.
-    crate::sys::discover_path_mtu(&socket, address.is_ipv6())?;
+    sys::discover_path_mtu(&socket, address.is_ipv6())?;
     // FORCE passes the system's limit and needs CAP_NET_ADMIN; without it take what is given.
     if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
         socket.set_recv_buffer_size(SOCKET_BUFFER)?;
@@ -115,6 +122,61 @@ fn bind_one(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     if setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
         socket.set_send_buffer_size(SOCKET_BUFFER)?;
     }
+    // Best effort: without it every datagram comes alone.
+    let _ = sys::receive_coalesced(&socket);
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// A worker's way out.
+#[derive(Debug)]
+pub(crate) struct WorkerWire {
+    pub(crate) sockets: Arc<UdpSockets>,
+    /// The kernel has them, and no way out has refused them yet.
+    trains: bool,
+}
+
+impl WorkerWire {
+    pub(crate) fn new(sockets: Arc<UdpSockets>) -> Self {
+        let trains = [&sockets.v4, &sockets.v6]
+            .into_iter()
+            .flatten()
+            .all(sys::can_send_trains);
+        Self { sockets, trains }
+    }
+
+    fn socket(&self, v6: bool) -> io::Result<&UdpSocket> {
+        let socket = if v6 {
+            &self.sockets.v6
+        } else {
+            &self.sockets.v4
+        };
+        socket
+            .as_ref()
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+    }
+}
+
+impl Wire for WorkerWire {
+    fn send(&mut self, v6: bool, messages: &[Outgoing<'_>]) -> io::Result<usize> {
+        sys::send_batch(self.socket(v6)?, messages)
+    }
+
+    fn wait(&mut self, v6: bool, at_most: Duration) {
+        if let Ok(socket) = self.socket(v6) {
+            let mut room = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            let _ = ppoll(&mut room, Some(at_most.into()), None);
+        }
+    }
+
+    fn trains(&self) -> bool {
+        self.trains
+    }
+
+    fn refuse_trains(&mut self) {
+        if self.trains {
+            tracing::info!("the way out takes no trains: datagrams go singly");
+        }
+        self.trains = false;
+    }
 }
