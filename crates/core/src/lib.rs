@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod attach;
 pub mod backoff;
 pub mod document;
 pub mod federation;
@@ -10,11 +11,13 @@ pub mod fib;
 pub mod forward;
 pub mod heal;
 pub mod ids;
+pub mod links;
 pub mod machine;
 pub mod names;
 pub mod registry;
 pub mod rng;
 pub mod router;
+pub mod routes;
 pub mod time;
 
 pub use backoff::Backoff;

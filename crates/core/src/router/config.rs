@@ -77,6 +77,8 @@ pub struct Times {
     pub probe_fast: Duration,
     /// Sending without receipt for that long = data down.
     pub data_down_after: Duration,
+    /// Between two looks at the data plane's counters.
+    pub sample_every: Duration,
     /// A ticket for `fd.sock` lives that long.
     pub ticket: Duration,
     /// Life of what was restored, until its owner refreshes it.
@@ -101,6 +103,7 @@ impl Default for Times {
             probe_idle: secs(5),
             probe_fast: Duration::from_millis(500),
             data_down_after: secs(4),
+            sample_every: Duration::from_millis(500),
             ticket: secs(10),
             restored_life: secs(600),
             name_refresh: secs(60),

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::allocator::Lease;
 use crate::document::Document;
 use crate::forward::{PortClass, PortId, Route};
 use crate::ids::{
@@ -15,6 +16,7 @@ use crate::ids::{
 };
 use crate::machine::Ticket;
 use crate::router::state::Record;
+use crate::time::Mono;
 
 /// Names a call that waits for an answer; chosen by the shell, each once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -330,20 +332,9 @@ pub enum FdGrant {
     Reattached { port: PortId },
 }
 
-/// A prefix lease of this router in its own domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouterLease {
-    pub uid: NetworkUid,
-    pub router: RouterName,
-    pub instance: InstanceId,
-    pub generation: Generation,
-    pub prefix4: Option<ipnet::Ipv4Net>,
-    pub prefix6: Option<ipnet::Ipv6Net>,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseAnswer {
-    pub lease: RouterLease,
+    pub lease: Lease,
     pub renew_after: Duration,
 }
 
@@ -367,14 +358,14 @@ pub enum NameAnswer {
     Unreachable,
 }
 
-/// One port as the data plane sees it. Ages, so that no clock is shared.
+/// One port as the data plane sees it, in the machine's own monotonic time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSample {
     pub port: PortId,
-    /// Since the last authentic packet of any kind.
-    pub received_ago: Option<Duration>,
-    /// Since the last data packet sent, keepalives not counted.
-    pub sent_ago: Option<Duration>,
+    /// The last authentic packet of any kind.
+    pub last_receive: Option<Mono>,
+    /// The last data packet sent, keepalives not counted.
+    pub last_send: Option<Mono>,
 }
 
 /// What the router asks the data plane to hold.
@@ -478,10 +469,10 @@ pub enum Effect {
     CloseRoutes { stream: StreamId, reason: &'static str },
     AnswerFd { session: FdSession, result: Result<FdGrant, String> },
     /// Answered by `Lease`.
-    AcquireLease { ticket: Ticket, held: Option<RouterLease>, prefix_len4: u8, exclusions: Vec<IpNet> },
-    RenewLease { ticket: Ticket, lease: RouterLease },
+    AcquireLease { ticket: Ticket, held: Option<Lease>, prefix_len4: u8, exclusions: Vec<IpNet> },
+    RenewLease { ticket: Ticket, lease: Lease },
     /// No answer is awaited.
-    ReleaseLease { lease: RouterLease },
+    ReleaseLease { lease: Lease },
     /// Answered by `Name`.
     ClaimName { ticket: Ticket, name: WorkloadName, workload: SpiffeId, addresses: Vec<IpAddr> },
     /// No answer is awaited; the claim's own life ends it otherwise.

@@ -1,38 +1,388 @@
 //! The router's machine: serves workloads, links to other routers, believes and announces
 //! routes, keeps its lease. It owns the parts ([`crate::attach`], [`crate::links`],
 //! [`crate::routes`]) and drains them; they do not know each other.
+//!
+//! Records are applied when they are decided; whatever rests on them (answers, peers, table)
+//! leaves after they are durable. A crash is "drop the machine, keep the disk".
 
 pub mod config;
+pub(crate) mod context;
 pub mod io;
+mod journal;
+mod lease;
+mod publish;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Config, Limits, Times};
 pub use io::*;
+pub use publish::Status;
 pub use state::{Record, State};
 
+use ipnet::IpNet;
+
+use crate::attach::Attach;
 use crate::document::Document;
-use crate::forward::PortId;
-use crate::machine::{Machine, Outbox};
+use crate::forward::{PortClass, PortId, Route};
+use crate::ids::SpiffeId;
+use crate::links::{LinkEvent, Links};
+use crate::machine::{Machine, Outbox, TicketCounter};
+use crate::rng::Rng;
+use crate::routes::{Routes, table};
 use crate::time::{Mono, Now};
 
-/// The router's own address: set by the shell before [`Input::Start`].
+use context::{Context, PortCounter, own_addresses};
+use journal::Journal;
+use lease::{LeaseClient, LeaseEvent};
+
+/// The router's own address: the shell's descriptor, set before [`Input::Start`].
 pub const OWN_PORT: PortId = PortId(0);
 
 /// The whole router of one network in one domain.
 #[derive(Debug)]
 pub struct RouterMachine {
     config: Config,
+    document: Document,
+    state: State,
+    attach: Attach,
+    links: Links,
+    routes: Routes,
+    lease: LeaseClient,
+    journal: Journal,
+    tickets: TicketCounter,
+    ports: PortCounter,
+    rng: Rng,
+    started: bool,
+    fenced: bool,
+    left: bool,
+    /// Last look at the data plane's counters.
+    sampled: Mono,
+    /// What was last handed over, so that equal values are not handed over again.
+    table: Vec<Route>,
+    view: ResolverView,
+    registration: Option<Registration>,
+    own: Option<Vec<IpNet>>,
 }
 
 impl RouterMachine {
     /// From what is stored (empty for a first start). `document` is the decoded form of
     /// `state.document`, or the one from the configuration.
-    pub fn new(config: Config, _state: State, _document: Document) -> Self {
-        Self { config }
+    pub fn new(config: Config, state: State, document: Document) -> Self {
+        let rng = Rng::new(config.seed);
+        Self {
+            config,
+            document,
+            state,
+            attach: Attach::default(),
+            links: Links::default(),
+            routes: Routes::default(),
+            lease: LeaseClient::default(),
+            journal: Journal::default(),
+            tickets: TicketCounter::default(),
+            ports: PortCounter(OWN_PORT.0),
+            rng,
+            started: false,
+            fenced: false,
+            left: false,
+            sampled: Mono::default(),
+            table: Vec::new(),
+            view: ResolverView::default(),
+            registration: None,
+            own: None,
+        }
     }
 
-    pub fn config(&self) -> &Config {
+    pub const fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What the records so far add up to.
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub const fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// The table as last handed to the data plane.
+    pub fn table(&self) -> &[Route] {
+        &self.table
+    }
+
+    /// Whether a newer life of this router's name was seen.
+    pub const fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Runs one step of the parts over the shared state, then everything that follows from it.
+    fn step(&mut self, now: Now, out: &mut Outbox<Effect>, act: impl FnOnce(&mut Parts<'_>, &mut Context<'_>)) {
+        let (mut records, mut effects) = (Vec::new(), Vec::new());
+        let mut ctx = Context {
+            config: &self.config,
+            document: &self.document,
+            state: &mut self.state,
+            tickets: &mut self.tickets,
+            ports: &mut self.ports,
+            rng: &mut self.rng,
+            records: &mut records,
+            effects: &mut effects,
+            fenced: self.fenced,
+            now,
+        };
+        let mut parts = Parts {
+            attach: &mut self.attach,
+            links: &mut self.links,
+            routes: &mut self.routes,
+            lease: &mut self.lease,
+            full: self.journal.is_full(self.config.limits.pending_records),
+            fence: false,
+        };
+        act(&mut parts, &mut ctx);
+        let fence = parts.fence;
+        if fence && !self.fenced {
+            self.fenced = true;
+            ctx.fenced = true;
+            self.links.leave(&mut ctx);
+            self.routes.close_all(&mut ctx);
+        }
+        if self.started && !self.left {
+            self.links.dial_due(&mut ctx);
+        }
+        if self.started {
+            self.follow(now, &mut records, &mut effects);
+        }
+        self.journal.push(records, effects, out);
+        self.journal.flush(now.mono, &mut self.tickets, out);
+    }
+
+    /// Derives table, announcements, registration and resolver view from what is true by now,
+    /// and hands over what changed.
+    fn follow(&mut self, now: Now, records: &mut Vec<Record>, effects: &mut Vec<Effect>) {
+        let fresh = lease::fresh(self.state.lease_confirmed, self.config.times.lease_silent_max, now);
+        let mut ctx = Context {
+            config: &self.config,
+            document: &self.document,
+            state: &mut self.state,
+            tickets: &mut self.tickets,
+            ports: &mut self.ports,
+            rng: &mut self.rng,
+            records,
+            effects,
+            fenced: self.fenced,
+            now,
+        };
+        let own = ctx.own_addresses();
+        if self.own.as_ref() != Some(&own) {
+            ctx.effect(Effect::SetOwnAddresses { addresses: own.clone(), mtu: self.config.mtu });
+            self.own = Some(own.clone());
+        }
+        let workloads = self.attach.routes(&ctx);
+        let hosts: Vec<IpNet> = workloads.iter().map(|route| route.prefix).collect();
+        let own_routes = own.iter().map(|prefix| Route {
+            prefix: *prefix,
+            port: OWN_PORT,
+            class: PortClass::Own,
+            mtu: self.config.mtu,
+        });
+        let table = table(workloads.into_iter().chain(own_routes), Routes::candidates(&self.links, &ctx));
+        if table != self.table {
+            ctx.effect(Effect::SetRoutes { routes: table.clone() });
+            self.table = table;
+        }
+        let announcing = fresh && !self.fenced && !self.left;
+        self.routes.announce(&hosts, announcing, &mut ctx);
+        let registration = ctx.state.lease.as_ref().filter(|_| announcing).map(|lease| Registration {
+            router: self.config.router.clone(),
+            uid: self.config.uid,
+            generation: lease.generation,
+            dials_only: self.config.dials_only,
+        });
+        if registration != self.registration {
+            match registration.clone() {
+                Some(registration) => ctx.effect(Effect::Register { registration }),
+                None => ctx.effect(Effect::Unregister),
+            }
+            self.registration = registration;
+        }
+        let view = publish::view(&self.attach, &self.links, &ctx);
+        if view != self.view {
+            ctx.effect(Effect::Publish { view: Box::new(view.clone()) });
+            self.view = view;
+        }
+        // RemovePort of a replaced peer follows the table that no longer names it.
+        ctx.effects.sort_by_key(|effect| matches!(effect, Effect::RemovePort { .. }));
+    }
+
+    fn start(&mut self, now: Now, out: &mut Outbox<Effect>) {
+        if self.started {
+            return;
+        }
+        self.started = true;
+        self.sampled = now.mono;
+        self.step(now, out, |parts, ctx| {
+            parts.links.start(ctx);
+            parts.attach.start(ctx);
+            parts.lease.wake(ctx);
+        });
+    }
+
+    fn take_document(&mut self, document: Document, bytes: Vec<u8>, now: Now, out: &mut Outbox<Effect>) {
+        let newer = document.uid == self.config.uid
+            && (document.version > self.document.version || self.state.document.is_none());
+        if !newer {
+            return;
+        }
+        self.document = document;
+        self.step(now, out, |parts, ctx| {
+            ctx.record(Record::Document { bytes });
+            let events = parts.links.document_changed(ctx);
+            parts.linked(events, ctx);
+            parts.attach.document_changed(ctx);
+            parts.routes.judge_again(ctx);
+        });
+    }
+
+    fn leave(&mut self, call: CallId, now: Now, out: &mut Outbox<Effect>) {
+        self.left = true;
+        self.step(now, out, |parts, ctx| {
+            parts.links.leave(ctx);
+            parts.routes.close_all(ctx);
+            parts.attach.leave(ctx);
+            if let Some(lease) = ctx.state.lease.clone() {
+                ctx.record(Record::Lease { lease: None, confirmed: ctx.now.wall });
+                ctx.effect(Effect::ReleaseLease { lease });
+            }
+            ctx.effect(Effect::Answer { call, result: Ok(Answer::Closed) });
+        });
+    }
+
+    fn wants_samples(&self, now: Mono) -> bool {
+        self.links.iter().next().is_some() || self.attach.needs_samples(now)
+    }
+}
+
+/// The parts of the router, while one input is handled.
+struct Parts<'a> {
+    attach: &'a mut Attach,
+    links: &'a mut Links,
+    routes: &'a mut Routes,
+    lease: &'a mut LeaseClient,
+    /// The store does not keep up.
+    full: bool,
+    fence: bool,
+}
+
+impl Parts<'_> {
+    fn linked(&mut self, events: impl IntoIterator<Item = LinkEvent>, ctx: &mut Context<'_>) {
+        for event in events {
+            match event {
+                LinkEvent::Removed(router) => self.routes.link_gone(&router, ctx),
+                LinkEvent::Replaced(router) => {
+                    self.routes.link_gone(&router, ctx);
+                    if ctx.state.routes.contains_key(&router) {
+                        // The older life's routes hold until the newer one has spoken: both
+                        // are the same router's prefixes unless its lease changed.
+                        self.routes.judge_again(ctx);
+                    }
+                }
+                LinkEvent::Fenced => self.fence = true,
+            }
+        }
+    }
+
+    fn request(&mut self, call: CallId, request: &Request, ctx: &mut Context<'_>) {
+        if self.full {
+            let reason = "the state store does not keep up".to_owned();
+            return ctx.refuse(call, Refusal::Unavailable { reason });
+        }
+        let hello = request.hello.as_ref().filter(|hello| hello.role == HelloRole::Router);
+        match (hello, &request.mechanism) {
+            (Some(hello), MechanismWish::WireGuard { public_key }) => {
+                if self.attach.serves(&request.connection) {
+                    let what = format!("turn the workload connection {} into a link", request.connection);
+                    return ctx.refuse(call, Refusal::Denied { id: request.peer.clone(), what });
+                }
+                let in_use = self.attach.uses_key(*public_key, ctx);
+                let event = self.links.request(call, request, hello, *public_key, in_use, ctx);
+                self.linked(event, ctx);
+            }
+            (Some(_), MechanismWish::Tun { .. }) => ctx.refuse(
+                call,
+                Refusal::Invalid {
+                    field: "mechanism.type",
+                    value: "TUN".to_owned(),
+                    allowed: "WIREGUARD between routers".to_owned(),
+                },
+            ),
+            (None, mechanism) => {
+                if self.links.serves(&request.connection) {
+                    let what = format!("turn the link connection {} into a workload's", request.connection);
+                    return ctx.refuse(call, Refusal::Denied { id: request.peer.clone(), what });
+                }
+                let in_use = match mechanism {
+                    MechanismWish::WireGuard { public_key } => self.links.uses_key(*public_key, ctx),
+                    MechanismWish::Tun { .. } => false,
+                };
+                self.attach.request(call, request, in_use, ctx);
+            }
+        }
+    }
+
+    fn close(&mut self, call: CallId, connection: &ConnectionId, peer: &SpiffeId, ctx: &mut Context<'_>) {
+        if self.attach.serves(connection) {
+            self.attach.close(call, connection, peer, ctx);
+        } else {
+            let event = self.links.close(call, connection, peer, ctx);
+            self.linked(event, ctx);
+        }
+    }
+
+    fn routes_event(&mut self, stream: StreamId, event: RoutesEvent, ctx: &mut Context<'_>) {
+        match event {
+            RoutesEvent::Started { peer, open, dialled } => {
+                if self.routes.started(stream, &peer, &open, dialled, ctx) && dialled {
+                    self.links.stream(&open.router, stream, true, ctx);
+                }
+            }
+            RoutesEvent::Message(message) => {
+                self.routes.message(stream, &message, ctx);
+            }
+            RoutesEvent::Ended => {
+                if let Some(router) = self.routes.ended(stream) {
+                    self.links.stream(&router, stream, false, ctx);
+                }
+            }
+        }
+    }
+
+    fn installed(&mut self, ticket: crate::machine::Ticket, result: &Result<(), String>, ctx: &mut Context<'_>) {
+        match self.links.installed(ticket, result, ctx) {
+            Some(events) => self.linked(events, ctx),
+            None => {
+                self.attach.installed(ticket, result, ctx);
+            }
+        }
+    }
+
+    fn sampled(&mut self, samples: &[PortSample], ctx: &Context<'_>) {
+        for sample in samples {
+            let link = self.links.sampled(sample.port, sample.last_send, sample.last_receive, ctx.now.mono);
+            if let (false, Some(at)) = (link, sample.last_receive) {
+                self.attach.heard(sample.port, at);
+            }
+        }
+    }
+
+    fn wake(&mut self, ctx: &mut Context<'_>) {
+        self.lease.wake(ctx);
+        self.attach.wake(ctx);
+        for (router, stream) in self.routes.wake(ctx) {
+            self.links.stream(&router, stream, false, ctx);
+        }
+        let events = self.links.wake(ctx);
+        self.linked(events, ctx);
     }
 }
 
@@ -40,11 +390,93 @@ impl Machine for RouterMachine {
     type Input = Input;
     type Effect = Effect;
 
-    fn handle(&mut self, _input: Input, _now: Now, _out: &mut Outbox<Effect>) {}
+    fn handle(&mut self, input: Input, now: Now, out: &mut Outbox<Effect>) {
+        match input {
+            Input::Start => self.start(now, out),
+            Input::Document { document, bytes } => self.take_document(*document, bytes, now, out),
+            Input::Leave { call } => self.leave(call, now, out),
+            Input::Appended { ticket, result } => {
+                self.journal.appended(ticket, result, now.mono, &mut self.rng, out);
+                self.journal.flush(now.mono, &mut self.tickets, out);
+            }
+            Input::Request { call, request } => self.step(now, out, |parts, ctx| parts.request(call, &request, ctx)),
+            Input::Close { call, connection, peer } => {
+                self.step(now, out, |parts, ctx| parts.close(call, &connection, &peer, ctx));
+            }
+            Input::Watch(event) => self.step(now, out, |parts, ctx| {
+                let event = parts.links.watch(event, ctx);
+                parts.linked(event, ctx);
+            }),
+            Input::Dialled { ticket, result } => self.step(now, out, |parts, ctx| {
+                let keys: Vec<_> = result.iter().map(|answer| answer.public_key).collect();
+                let in_use = keys.iter().any(|key| parts.attach.uses_key(*key, ctx));
+                let event = parts.links.dialled(ticket, result, |_| in_use, ctx);
+                parts.linked(event, ctx);
+            }),
+            Input::Dial { dial, event } => self.step(now, out, |parts, ctx| {
+                let event = parts.links.dial_event(dial, event, ctx);
+                parts.linked(event, ctx);
+            }),
+            Input::Routes { stream, event } => {
+                self.step(now, out, |parts, ctx| parts.routes_event(stream, event, ctx));
+            }
+            Input::RoutesFailed { dial, .. } => self.step(now, out, |parts, ctx| parts.links.stream_failed(dial, ctx)),
+            Input::Fd { session, event } => self.step(now, out, |parts, ctx| parts.attach.fd(session, event, ctx)),
+            Input::Installed { ticket, result } => {
+                self.step(now, out, |parts, ctx| parts.installed(ticket, &result, ctx));
+            }
+            Input::Lease { ticket, result } => self.step(now, out, |parts, ctx| {
+                match parts.lease.answered(ticket, result, ctx) {
+                    LeaseEvent::Nothing => {}
+                    LeaseEvent::Changed => parts.routes.judge_again(ctx),
+                    LeaseEvent::Fenced => parts.fence = true,
+                }
+            }),
+            Input::Name { ticket, answer } => self.step(now, out, |parts, ctx| {
+                parts.attach.named(ticket, answer, ctx);
+            }),
+            Input::Ports(samples) => self.step(now, out, |parts, ctx| parts.sampled(&samples, ctx)),
+            Input::EndpointLearned { port, endpoint } => self.step(now, out, |parts, ctx| {
+                if !parts.links.learned(port, endpoint, ctx) {
+                    parts.attach.learned(port, endpoint, ctx);
+                }
+            }),
+            Input::PortFailed { port } => self.step(now, out, |parts, ctx| parts.attach.port_failed(port, ctx)),
+        }
+        self.wake(now, out);
+    }
 
-    fn wake(&mut self, _now: Now, _out: &mut Outbox<Effect>) {}
+    fn wake(&mut self, now: Now, out: &mut Outbox<Effect>) {
+        if !self.started || self.left {
+            return;
+        }
+        // Nothing due is the common case: then nothing is derived anew.
+        if self.next_wake().is_some_and(|(at, _)| at > now.mono) {
+            return;
+        }
+        if self.wants_samples(now.mono) && self.sampled + self.config.times.sample_every <= now.mono {
+            self.sampled = now.mono;
+            out.push(Effect::ReadPorts);
+        }
+        self.step(now, out, |parts, ctx| parts.wake(ctx));
+    }
 
     fn next_wake(&self) -> Option<(Mono, &'static str)> {
-        None
+        if !self.started || self.left {
+            return None;
+        }
+        let times = &self.config.times;
+        let stale_limit = core::time::Duration::from_secs(u64::from(self.document.policy.stale_limit_seconds));
+        let lease = (!self.fenced).then(|| self.lease.next_wake());
+        let attach = self.attach.next_wake(stale_limit, times.silent_after);
+        let links = self.links.next_wake((stale_limit, times.silent_after));
+        let sample_at = self.sampled + times.sample_every;
+        let sample = self.wants_samples(sample_at).then_some((sample_at, "sample"));
+        [lease, attach, links, self.routes.next_wake(), self.journal.next_wake(), sample].into_iter().flatten().min()
     }
+}
+
+/// The router's own addresses as they stand in the state.
+pub fn addresses_of(state: &State) -> Vec<IpNet> {
+    own_addresses(state)
 }

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::allocator::Lease;
 use crate::ids::{Generation, InstanceId, PublicKey, SpiffeId, WorkloadName};
-use crate::router::io::{ConnectionId, Endpoint, RouterId, RouterLease};
+use crate::router::io::{ConnectionId, Endpoint, RouterId};
 use crate::time::Wall;
 
 /// Whose an address is: the SPIFFE ID and the workload's name (one ID may run several).
@@ -66,7 +67,7 @@ pub struct StoredRoute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     Document { bytes: Vec<u8> },
-    Lease { lease: Option<RouterLease>, confirmed: Wall },
+    Lease { lease: Option<Lease>, confirmed: Wall },
     Assigned { identity: Identity, assignment: Option<Assignment> },
     Workload { connection: ConnectionId, workload: Option<StoredWorkload> },
     Link { router: RouterId, link: Option<StoredLink> },
@@ -77,7 +78,7 @@ pub enum Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub document: Option<Vec<u8>>,
-    pub lease: Option<RouterLease>,
+    pub lease: Option<Lease>,
     /// When the lease was last confirmed by the registry.
     pub lease_confirmed: Wall,
     pub assignments: BTreeMap<Identity, Assignment>,

@@ -1,0 +1,120 @@
+//! What the router tells its DNS server and its operators.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::allocator::Lease;
+use crate::attach::{Attach, WorkloadStatus};
+use crate::forward::Route;
+use crate::ids::DomainName;
+use crate::links::{LinkStatus, Links};
+use crate::routes::{Disbelief, PREFIX};
+use crate::router::RouterMachine;
+use crate::router::context::Context;
+use crate::router::io::{ClientClass, DomainServer, ResolverView, RouterId};
+use crate::router::state::StoredRoute;
+use crate::time::Now;
+
+/// The view of names at one moment. One live router per other domain, and every live sibling.
+pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> ResolverView {
+    let mut view = ResolverView { names: attach.local_names(ctx), own_addresses: ctx.own_ips(), ..Default::default() };
+    let mut clients: BTreeMap<IpNet, ClientClass> = BTreeMap::new();
+    if let Some(lease) = &ctx.state.lease {
+        clients.extend(lease.prefixes().map(|prefix| (prefix, ClientClass::Member)));
+    }
+    let own = &ctx.config.router.domain;
+    for member in ctx.document.live_members(ctx.now.wall) {
+        if member.domain == *own {
+            clients.extend(member.blocks().map(|block| (block, ClientClass::Sibling)));
+            let siblings = servers(&member.domain, links, ctx);
+            view.servers.extend(siblings.into_iter().map(|server| DomainServer { sibling: true, ..server }));
+            continue;
+        }
+        clients.extend(member.blocks().map(|block| (block, ClientClass::Remote)));
+        let live = servers(&member.domain, links, ctx).into_iter().next();
+        view.servers.push(live.unwrap_or_else(|| DomainServer {
+            domain: member.domain.clone(),
+            router: None,
+            addresses: Vec::new(),
+            sibling: false,
+        }));
+    }
+    // The own prefix is inside the own block: where both are equal the members win.
+    if let Some(lease) = &ctx.state.lease {
+        clients.extend(lease.prefixes().map(|prefix| (prefix, ClientClass::Member)));
+    }
+    view.clients = clients.into_iter().collect();
+    view
+}
+
+/// The live routers of one domain, the lowest name first.
+fn servers(domain: &DomainName, links: &Links, ctx: &Context<'_>) -> Vec<DomainServer> {
+    let live = links.iter().filter(|(router, link)| router.domain == *domain && link.data_up());
+    live.filter_map(|(router, _)| {
+        let routes = ctx.state.routes.get(router)?;
+        let addresses: Vec<_> = routes
+            .iter()
+            .filter(|route| route.preference == PREFIX && route.prefix.prefix_len() < route.prefix.max_prefix_len())
+            .map(|route| route.prefix.network())
+            .collect();
+        let name = Some(router.name.clone());
+        (!addresses.is_empty()).then(|| DomainServer { domain: domain.clone(), router: name, addresses, sibling: false })
+    })
+    .collect()
+}
+
+/// Everything an operator may ask, at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub router: RouterId,
+    pub document_version: u64,
+    pub lease: Option<Lease>,
+    pub lease_error: Option<String>,
+    pub store_error: Option<String>,
+    pub fenced: bool,
+    pub links: Vec<LinkStatus>,
+    pub workloads: Vec<WorkloadStatus>,
+    /// Believed routes by router, and whether a stream of it is up.
+    pub received: Vec<(RouterId, bool, Vec<StoredRoute>)>,
+    pub disbelieved: BTreeMap<Disbelief, u64>,
+    pub table: Vec<Route>,
+    pub view: ResolverView,
+}
+
+impl RouterMachine {
+    pub fn status(&mut self, now: Now) -> Status {
+        let (mut records, mut effects) = (Vec::new(), Vec::new());
+        let ctx = Context {
+            config: &self.config,
+            document: &self.document,
+            state: &mut self.state,
+            tickets: &mut self.tickets,
+            ports: &mut self.ports,
+            rng: &mut self.rng,
+            records: &mut records,
+            effects: &mut effects,
+            fenced: self.fenced,
+            now,
+        };
+        Status {
+            router: self.config.router.clone(),
+            document_version: self.document.version,
+            lease: ctx.state.lease.clone(),
+            lease_error: self.lease.last_error().map(str::to_owned),
+            store_error: self.journal.last_error().map(str::to_owned),
+            fenced: self.fenced,
+            links: self.links.status(&ctx),
+            workloads: self.attach.status(&ctx),
+            received: ctx
+                .state
+                .routes
+                .iter()
+                .map(|(router, routes)| (router.clone(), self.routes.has_stream(router), routes.clone()))
+                .collect(),
+            disbelieved: self.routes.disbelieved().clone(),
+            table: self.table.clone(),
+            view: self.view.clone(),
+        }
+    }
+}
