@@ -11,8 +11,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use vl3_core::Wall;
 use vl3_core::ids::SpiffeId;
 
@@ -60,8 +60,13 @@ impl Authority {
             .map_err(|error| Error::invalid("trust domain", error))?;
         let key = new_key()?;
         let certificate = root_parameters(&id, now)?
-            .self_signed(&key).map_err(|error| Error::invalid("root certificate", error))?;
-        Ok(Self { trust_domain: trust_domain.to_owned(), certificate: certificate.der().clone(), key })
+            .self_signed(&key)
+            .map_err(|error| Error::invalid("root certificate", error))?;
+        Ok(Self {
+            trust_domain: trust_domain.to_owned(),
+            certificate: certificate.der().clone(),
+            key,
+        })
     }
 
     /// Reads `ca.pem` and `ca-key.pem`.
@@ -75,15 +80,31 @@ impl Authority {
             .map_err(|error| Error::invalid(key_path.display().to_string(), error))?;
         let trust_domain = crate::certificate::trust_domain_of_root(&certificate)
             .map_err(|reason| Error::invalid(certificate_path.display().to_string(), reason))?;
-        Ok(Self { trust_domain, certificate, key })
+        Ok(Self {
+            trust_domain,
+            certificate,
+            key,
+        })
     }
 
     /// Writes `ca.pem`, `ca-key.pem` (0600) and `bundle.pem`; refuses to replace a CA.
     pub fn store(&self, dir: &Path) -> Result<(), Error> {
         create_dir(dir)?;
-        write(&dir.join(KEY), self.key.serialize_pem().as_bytes(), Mode::New)?;
-        write(&dir.join(CERTIFICATE), self.bundle_pem().as_bytes(), Mode::New)?;
-        write(&dir.join("bundle.pem"), self.bundle_pem().as_bytes(), Mode::Replace)
+        write(
+            &dir.join(KEY),
+            self.key.serialize_pem().as_bytes(),
+            Mode::New,
+        )?;
+        write(
+            &dir.join(CERTIFICATE),
+            self.bundle_pem().as_bytes(),
+            Mode::New,
+        )?;
+        write(
+            &dir.join("bundle.pem"),
+            self.bundle_pem().as_bytes(),
+            Mode::Replace,
+        )
     }
 
     pub fn trust_domain(&self) -> &str {
@@ -102,15 +123,18 @@ impl Authority {
         let mut params = parameters(&id, now, lifetime)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         params.distinguished_name = name("vL3");
         // The issuer's name and key identifier follow from the trust domain and the key, so
         // the root needs no parsing.
         let issuer = Issuer::new(root_parameters(&id, now)?, &self.key);
-        let certificate =
-            params.signed_by(&key, &issuer).map_err(|error| Error::invalid("certificate", error))?;
+        let certificate = params
+            .signed_by(&key, &issuer)
+            .map_err(|error| Error::invalid("certificate", error))?;
         Ok(Issued {
             svid: crate::identity::to_pem("CERTIFICATE", certificate.der()),
             key: key.serialize_pem(),
@@ -121,7 +145,11 @@ impl Authority {
     /// A leaf held in memory.
     pub fn identity(&self, path: &str, lifetime: Duration, now: Wall) -> Result<Identity, Error> {
         let issued = self.issue(path, lifetime, now)?;
-        Identity::from_pem(issued.svid.as_bytes(), issued.key.as_bytes(), issued.bundle.as_bytes())
+        Identity::from_pem(
+            issued.svid.as_bytes(),
+            issued.key.as_bytes(),
+            issued.bundle.as_bytes(),
+        )
     }
 
     pub fn bundle(&self) -> Result<Bundle, Error> {
@@ -135,7 +163,11 @@ impl Issued {
     pub fn store(&self, dir: &Path) -> Result<(), Error> {
         create_dir(dir)?;
         write(&dir.join("key.pem"), self.key.as_bytes(), Mode::Replace)?;
-        write(&dir.join("bundle.pem"), self.bundle.as_bytes(), Mode::Replace)?;
+        write(
+            &dir.join("bundle.pem"),
+            self.bundle.as_bytes(),
+            Mode::Replace,
+        )?;
         write(&dir.join("svid.pem"), self.svid.as_bytes(), Mode::Replace)
     }
 }
@@ -156,7 +188,10 @@ fn root_parameters(id: &SpiffeId, now: Wall) -> Result<CertificateParams, Error>
 
 fn parameters(id: &SpiffeId, now: Wall, lifetime: Duration) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
-    let uri = id.as_str().try_into().map_err(|error| Error::invalid("SPIFFE ID", error))?;
+    let uri = id
+        .as_str()
+        .try_into()
+        .map_err(|error| Error::invalid("SPIFFE ID", error))?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     let epoch = date_time_ymd(1970, 1, 1);
     let now = Duration::from_secs(now.unix_secs());
@@ -172,7 +207,10 @@ fn name(common: &str) -> DistinguishedName {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 enum Mode {
@@ -183,7 +221,10 @@ enum Mode {
 }
 
 fn create_dir(dir: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.to_owned(), source })
+    std::fs::create_dir_all(dir).map_err(|source| Error::Write {
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), Error> {
@@ -196,10 +237,21 @@ fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), Error> {
             // A leftover of a crashed writer.
             let _absent = std::fs::remove_file(&target);
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&target)?;
         file.write_all(content)?;
         file.sync_all()?;
-        if target != path { std::fs::rename(&target, path) } else { Ok(()) }
+        if target != path {
+            std::fs::rename(&target, path)
+        } else {
+            Ok(())
+        }
     };
-    attempt().map_err(|source| Error::Write { path: path.to_owned(), source })
+    attempt().map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
 }

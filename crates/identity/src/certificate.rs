@@ -18,8 +18,8 @@ pub(crate) struct Leaf {
 /// Parses a leaf: exactly one URI SAN, which is a SPIFFE ID with a path; no CA; the key may
 /// sign.
 pub(crate) fn leaf(der: &CertificateDer<'_>) -> Result<Leaf, String> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|error| format!("is no X.509 certificate: {error}"))?;
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| format!("is no X.509 certificate: {error}"))?;
     let alternative = certificate
         .subject_alternative_name()
         .map_err(|error| format!("has broken alternative names: {error}"))?;
@@ -37,15 +37,22 @@ pub(crate) fn leaf(der: &CertificateDer<'_>) -> Result<Leaf, String> {
     if id.path().is_empty() {
         return Err(format!("names a trust domain, not a workload: {id}"));
     }
-    let constraints = certificate.basic_constraints().map_err(|error| error.to_string())?;
+    let constraints = certificate
+        .basic_constraints()
+        .map_err(|error| error.to_string())?;
     if constraints.is_some_and(|extension| extension.value.ca) {
-        return Err(format!("is a CA certificate and cannot be the leaf of {id}"));
+        return Err(format!(
+            "is a CA certificate and cannot be the leaf of {id}"
+        ));
     }
     let usage = certificate.key_usage().map_err(|error| error.to_string())?;
-    if let Some(usage) = usage {
-        if !usage.value.digital_signature() || usage.value.key_cert_sign() || usage.value.crl_sign() {
-            return Err(format!("has the wrong key usage for a leaf ({id}): digitalSignature only"));
-        }
+    let fits = usage.is_none_or(|usage| {
+        usage.value.digital_signature() && !usage.value.key_cert_sign() && !usage.value.crl_sign()
+    });
+    if !fits {
+        return Err(format!(
+            "has the wrong key usage for a leaf ({id}): digitalSignature only"
+        ));
     }
     let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     let key = certificate.public_key();
@@ -67,9 +74,11 @@ pub(crate) fn leaf(der: &CertificateDer<'_>) -> Result<Leaf, String> {
 
 /// The trust domain that a root of the built-in CA names.
 pub(crate) fn trust_domain_of_root(der: &CertificateDer<'_>) -> Result<String, String> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|error| format!("is no X.509 certificate: {error}"))?;
-    let alternative = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| format!("is no X.509 certificate: {error}"))?;
+    let alternative = certificate
+        .subject_alternative_name()
+        .map_err(|error| error.to_string())?;
     alternative
         .iter()
         .flat_map(|extension| &extension.value.general_names)

@@ -5,10 +5,16 @@ use std::path::PathBuf;
 pub enum Error {
     /// A file is missing or unreadable: name it to the user, or wait for it.
     #[error("read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     /// A file could not be written.
     #[error("write {}: {source}", path.display())]
-    Write { path: PathBuf, source: std::io::Error },
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     /// The content breaks a rule: it must be replaced.
     #[error("{what}: {reason}")]
     Invalid { what: String, reason: String },
@@ -19,6 +25,9 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn invalid(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Invalid { what: what.into(), reason: reason.to_string() }
+        Self::Invalid {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -37,7 +37,9 @@ pub(crate) async fn watch(dir: PathBuf, mut held: Content, sender: watch::Sender
     loop {
         tokio::time::sleep(POLL).await;
         let path = dir.clone();
-        let Ok(read) = tokio::task::spawn_blocking(move || read(&path)).await else { return };
+        let Ok(read) = tokio::task::spawn_blocking(move || read(&path)).await else {
+            return;
+        };
         let outcome = match read {
             Ok(content) if content == held => {
                 reported = None;
@@ -73,11 +75,20 @@ fn read(dir: &Path) -> Result<Content, Error> {
         let read = || {
             let length = std::fs::metadata(&path)?.len();
             if length > FILE_MAX {
-                return Err(std::io::Error::other(format!("is {length} bytes long; at most {FILE_MAX} are allowed")));
+                return Err(std::io::Error::other(format!(
+                    "is {length} bytes long; at most {FILE_MAX} are allowed"
+                )));
             }
             std::fs::read(&path)
         };
-        read().map_err(|source| Error::Read { path: path.clone(), source })
+        read().map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })
     };
-    Ok(Content { svid: file("svid.pem")?, key: file("key.pem")?, bundle: file("bundle.pem")? })
+    Ok(Content {
+        svid: file("svid.pem")?,
+        key: file("key.pem")?,
+        bundle: file("bundle.pem")?,
+    })
 }

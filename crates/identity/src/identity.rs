@@ -49,11 +49,14 @@ impl Bundle {
         }
         let mut roots = RootCertStore::empty();
         for (at, certificate) in certificates.iter().enumerate() {
-            roots
-                .add(certificate.clone())
-                .map_err(|error| Error::invalid(format!("trust bundle, certificate {}", at + 1), error))?;
+            roots.add(certificate.clone()).map_err(|error| {
+                Error::invalid(format!("trust bundle, certificate {}", at + 1), error)
+            })?;
         }
-        Ok(Self { certificates: Arc::new(certificates), roots: Arc::new(roots) })
+        Ok(Self {
+            certificates: Arc::new(certificates),
+            roots: Arc::new(roots),
+        })
     }
 
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
@@ -62,7 +65,10 @@ impl Bundle {
 
     /// As a network document carries it.
     pub fn to_pem(&self) -> String {
-        self.certificates.iter().map(|certificate| to_pem("CERTIFICATE", certificate)).collect()
+        self.certificates
+            .iter()
+            .map(|certificate| to_pem("CERTIFICATE", certificate))
+            .collect()
     }
 
     pub(crate) fn roots(&self) -> &RootCertStore {
@@ -77,8 +83,9 @@ impl Identity {
         let chain = CertificateDer::pem_slice_iter(svid)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| Error::invalid("svid.pem", format!("is no PEM: {error}")))?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| Error::invalid("key.pem", format!("is no PEM private key: {error}")))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| {
+            Error::invalid("key.pem", format!("is no PEM private key: {error}"))
+        })?;
         Self::new(chain, &key, Bundle::from_pem(bundle)?)
     }
 
@@ -87,10 +94,15 @@ impl Identity {
         key: &PrivateKeyDer<'_>,
         bundle: Bundle,
     ) -> Result<Self, Error> {
-        let first = chain.first().ok_or_else(|| Error::invalid("svid.pem", "holds no certificate"))?;
+        let first = chain
+            .first()
+            .ok_or_else(|| Error::invalid("svid.pem", "holds no certificate"))?;
         let leaf = certificate::leaf(first).map_err(|reason| Error::invalid("svid.pem", reason))?;
         let PrivateKeyDer::Pkcs8(pkcs8) = key else {
-            return Err(Error::invalid("key.pem", "must be PKCS#8 (\"BEGIN PRIVATE KEY\")"));
+            return Err(Error::invalid(
+                "key.pem",
+                "must be PKCS#8 (\"BEGIN PRIVATE KEY\")",
+            ));
         };
         let random = SystemRandom::new();
         let signer = EcdsaKeyPair::from_pkcs8(
@@ -99,15 +111,29 @@ impl Identity {
             &random,
         )
         .map_err(|error| {
-            Error::invalid("key.pem", format!("must be an ECDSA P-256 key (path tokens are ES256): {error}"))
+            Error::invalid(
+                "key.pem",
+                format!("must be an ECDSA P-256 key (path tokens are ES256): {error}"),
+            )
         })?;
         if ring::signature::KeyPair::public_key(&signer).as_ref() != leaf.public_key {
-            return Err(Error::invalid("key.pem", "does not belong to the certificate in svid.pem"));
+            return Err(Error::invalid(
+                "key.pem",
+                "does not belong to the certificate in svid.pem",
+            ));
         }
         let signing_key = rustls::crypto::ring::sign::any_ecdsa_type(key)
             .map_err(|error| Error::invalid("key.pem", error))?;
         let certified = Arc::new(CertifiedKey::new(chain.clone(), signing_key));
-        Ok(Self { id: leaf.id, chain, bundle, not_after: leaf.not_after, certified, signer, random })
+        Ok(Self {
+            id: leaf.id,
+            chain,
+            bundle,
+            not_after: leaf.not_after,
+            certified,
+            signer,
+            random,
+        })
     }
 
     pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
@@ -116,7 +142,10 @@ impl Identity {
 
     /// ES256: r and s, 32 bytes each.
     pub(crate) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        self.signer.sign(&self.random, message).ok().map(|signature| signature.as_ref().to_vec())
+        self.signer
+            .sign(&self.random, message)
+            .ok()
+            .map(|signature| signature.as_ref().to_vec())
     }
 }
 

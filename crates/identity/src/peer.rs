@@ -26,7 +26,10 @@ impl Scopes {
     }
 
     pub fn to_vec(&self) -> Vec<Scope> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub fn replace(&self, scopes: Vec<Scope>) {

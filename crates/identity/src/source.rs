@@ -51,7 +51,10 @@ impl Source {
     }
 
     fn new(current: watch::Receiver<Arc<Identity>>, task: Option<AbortHandle>) -> Self {
-        Self { current, _watcher: Arc::new(Watcher(task)) }
+        Self {
+            current,
+            _watcher: Arc::new(Watcher(task)),
+        }
     }
 
     pub fn current(&self) -> Arc<Identity> {

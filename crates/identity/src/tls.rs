@@ -28,7 +28,11 @@ pub fn anybody() -> Authorise {
 }
 
 /// The server side: a client certificate is required.
-pub fn server_config(source: &Source, trust: &Trust, authorise: Authorise) -> Result<ServerConfig, Error> {
+pub fn server_config(
+    source: &Source,
+    trust: &Trust,
+    authorise: Authorise,
+) -> Result<ServerConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Verifier::new(trust, authorise, Arc::clone(&provider)));
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -43,7 +47,11 @@ pub fn server_config(source: &Source, trust: &Trust, authorise: Authorise) -> Re
 }
 
 /// The client side. Host names are not checked: the identity is the SPIFFE ID.
-pub fn client_config(source: &Source, trust: &Trust, authorise: Authorise) -> Result<ClientConfig, Error> {
+pub fn client_config(
+    source: &Source,
+    trust: &Trust,
+    authorise: Authorise,
+) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Verifier::new(trust, authorise, Arc::clone(&provider)));
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -87,7 +95,11 @@ struct Verifier {
 
 impl Verifier {
     fn new(trust: &Trust, authorise: Authorise, provider: Arc<CryptoProvider>) -> Self {
-        Self { trust: trust.clone(), authorise, provider }
+        Self {
+            trust: trust.clone(),
+            authorise,
+            provider,
+        }
     }
 
     fn verify(
@@ -100,7 +112,9 @@ impl Verifier {
         chain.push(leaf.clone());
         chain.extend_from_slice(intermediates);
         let refused = |reason: String| {
-            TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refused(reason)))))
+            TlsError::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refused(
+                reason,
+            )))))
         };
         let verified = self.trust.verify(&chain, now).map_err(refused)?;
         (self.authorise)(&verified).map_err(refused)
@@ -134,7 +148,8 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        self.verify(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
+        self.verify(end_entity, intermediates, now)
+            .map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -143,7 +158,12 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -152,11 +172,18 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -172,7 +199,8 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        self.verify(end_entity, intermediates, now).map(|()| ClientCertVerified::assertion())
+        self.verify(end_entity, intermediates, now)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -181,7 +209,12 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -190,10 +223,17 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

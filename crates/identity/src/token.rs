@@ -70,10 +70,16 @@ pub fn issue(
     };
     let encode = |value: &[u8]| URL_SAFE_NO_PAD.encode(value);
     let json = |error: serde_json::Error| TokenError::Malformed(error.to_string());
-    let header = serde_json::to_vec(&Header { alg: "ES256", typ: "JWT" }).map_err(json)?;
+    let header = serde_json::to_vec(&Header {
+        alg: "ES256",
+        typ: "JWT",
+    })
+    .map_err(json)?;
     let claims = serde_json::to_vec(&claims).map_err(json)?;
     let mut token = format!("{}.{}", encode(&header), encode(&claims));
-    let signature = identity.sign(token.as_bytes()).ok_or(TokenError::SigningFailed)?;
+    let signature = identity
+        .sign(token.as_bytes())
+        .ok_or(TokenError::SigningFailed)?;
     token.push('.');
     token.push_str(&encode(&signature));
     Ok((token, expires))
@@ -91,11 +97,18 @@ pub fn decode(token: &str) -> Result<Claims, TokenError> {
     else {
         return Err(malformed("must have three parts"));
     };
-    let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|error| TokenError::Malformed(error.to_string()));
+    let bytes = |part: &str| {
+        URL_SAFE_NO_PAD
+            .decode(part)
+            .map_err(|error| TokenError::Malformed(error.to_string()))
+    };
     let header = bytes(header)?;
-    let header: serde_json::Value =
-        serde_json::from_slice(&header).map_err(|error| TokenError::Malformed(error.to_string()))?;
-    let algorithm = header.get("alg").and_then(serde_json::Value::as_str).unwrap_or("nothing");
+    let header: serde_json::Value = serde_json::from_slice(&header)
+        .map_err(|error| TokenError::Malformed(error.to_string()))?;
+    let algorithm = header
+        .get("alg")
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or("nothing");
     if algorithm != "ES256" {
         return Err(TokenError::WrongAlgorithm(algorithm.to_owned()));
     }
@@ -104,7 +117,11 @@ pub fn decode(token: &str) -> Result<Claims, TokenError> {
     let subject =
         SpiffeId::new(&claims.sub).map_err(|error| TokenError::Malformed(error.to_string()))?;
     let expires = Wall::from_unix_secs(u64::try_from(claims.exp).unwrap_or(0));
-    Ok(Claims { subject, expires, audience: claims.aud })
+    Ok(Claims {
+        subject,
+        expires,
+        audience: claims.aud,
+    })
 }
 
 /// Decodes and checks the signature with the certificate's key. Expiry is the caller's
@@ -115,9 +132,12 @@ pub fn verify(token: &str, certificate: &CertificateDer<'_>) -> Result<Claims, T
     if !leaf.is_p256 {
         return Err(TokenError::BadSignature);
     }
-    let (message, signature) =
-        token.rsplit_once('.').ok_or_else(|| TokenError::Malformed("has no signature".to_owned()))?;
-    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::BadSignature)?;
+    let (message, signature) = token
+        .rsplit_once('.')
+        .ok_or_else(|| TokenError::Malformed("has no signature".to_owned()))?;
+    let signature = URL_SAFE_NO_PAD
+        .decode(signature)
+        .map_err(|_| TokenError::BadSignature)?;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &leaf.public_key)
         .verify(message.as_bytes(), &signature)
         .map_err(|_| TokenError::BadSignature)?;
@@ -152,21 +172,34 @@ pub fn parse_rfc3339(text: &str) -> Option<Wall> {
     }
     let number = |range: std::ops::Range<usize>| -> Option<u64> {
         let digits = text.get(range)?;
-        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| digits.parse().ok())?
     };
     let separators = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
-    if separators.iter().any(|(at, byte)| bytes[*at] != *byte) || !matches!(bytes[10], b'T' | b't' | b' ') {
+    if separators.iter().any(|(at, byte)| bytes[*at] != *byte)
+        || !matches!(bytes[10], b'T' | b't' | b' ')
+    {
         return None;
     }
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    if year < 1970
+        || !(1..=12).contains(&month)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
         return None;
     }
     let mut rest = &text[19..];
     let mut nanos = 0;
     if let Some(fraction) = rest.strip_prefix('.') {
-        let end = fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
+        let end = fraction
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(fraction.len());
         let digits = &fraction[..end.min(9)];
         if end == 0 {
             return None;
@@ -193,7 +226,9 @@ pub fn parse_rfc3339(text: &str) -> Option<Wall> {
     let local = days_of_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
     let seconds = i64::try_from(local).ok()?.checked_sub(offset_seconds)?;
     let seconds = u64::try_from(seconds).ok()?;
-    Some(Wall(seconds.checked_mul(1_000_000_000)?.checked_add(nanos)?))
+    Some(Wall(
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanos)?,
+    ))
 }
 
 /// Gregorian date of a day since 1970-01-01 (era arithmetic over 400-year cycles).
@@ -206,7 +241,11 @@ fn civil_of_days(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -230,19 +269,25 @@ mod tests {
 
     fn identity(path: &str) -> Identity {
         let authority = Authority::create("east.test", NOW).unwrap();
-        authority.identity(path, Duration::from_secs(3600), NOW).unwrap()
+        authority
+            .identity(path, Duration::from_secs(3600), NOW)
+            .unwrap()
     }
 
     #[test]
     fn a_token_verifies_with_its_makers_certificate_and_no_other() {
         let (maker, other) = (identity("workload/a"), identity("workload/a"));
         let audience = SpiffeId::new("spiffe://east.test/vl3/router/r").unwrap();
-        let (token, expires) = issue(&maker, Some(&audience), Duration::from_secs(600), NOW).unwrap();
+        let (token, expires) =
+            issue(&maker, Some(&audience), Duration::from_secs(600), NOW).unwrap();
         assert_eq!(expires, NOW + Duration::from_secs(600));
         let claims = verify(&token, &maker.chain[0]).unwrap();
         assert_eq!(claims.subject, maker.id);
         assert_eq!(claims.audience, [audience.to_string()]);
-        assert_eq!(verify(&token, &other.chain[0]), Err(TokenError::BadSignature));
+        assert_eq!(
+            verify(&token, &other.chain[0]),
+            Err(TokenError::BadSignature)
+        );
     }
 
     #[test]
@@ -263,8 +308,15 @@ mod tests {
 
     #[test]
     fn other_algorithms_and_rubbish_are_refused() {
-        let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode("{}"));
-        assert_eq!(decode(&none), Err(TokenError::WrongAlgorithm("none".to_owned())));
+        let none = format!(
+            "{}.{}.",
+            URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#),
+            URL_SAFE_NO_PAD.encode("{}")
+        );
+        assert_eq!(
+            decode(&none),
+            Err(TokenError::WrongAlgorithm("none".to_owned()))
+        );
         for bad in ["", "a", "a.b.c", "a.b.c.d", &"x".repeat(TOKEN_MAX + 1)] {
             assert!(decode(bad).is_err(), "{bad:.20}");
         }
@@ -280,12 +332,22 @@ mod tests {
             Some(wall),
             "Go writes local offsets"
         );
-        assert_eq!(format_rfc3339(Wall::from_unix_secs(951_782_400)), "2000-02-29T00:00:00Z");
+        assert_eq!(
+            format_rfc3339(Wall::from_unix_secs(951_782_400)),
+            "2000-02-29T00:00:00Z"
+        );
         for days in (0..200_000).step_by(37) {
             let (year, month, day) = civil_of_days(days);
             assert_eq!(days_of_civil(year, month, day), days);
         }
-        for bad in ["", "2023-11-14", "2023-13-14T22:13:20Z", "2023-11-14T22:13:20", "2023-11-14T22:13:20.Z", "1969-01-01T00:00:00Z"] {
+        for bad in [
+            "",
+            "2023-11-14",
+            "2023-13-14T22:13:20Z",
+            "2023-11-14T22:13:20",
+            "2023-11-14T22:13:20.Z",
+            "1969-01-01T00:00:00Z",
+        ] {
             assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
     }

@@ -36,7 +36,10 @@ pub struct Verified {
 
 impl Trust {
     pub fn new(source: &Source) -> Self {
-        Self { source: source.clone(), foreign: Arc::new(watch::Sender::new(Arc::default())) }
+        Self {
+            source: source.clone(),
+            foreign: Arc::new(watch::Sender::new(Arc::default())),
+        }
     }
 
     /// Takes the bundles of a document's live members, in place of that network's old ones.
@@ -49,14 +52,17 @@ impl Trust {
                 Ok(bundle) => {
                     bundles.insert(member.trust_domain.clone(), bundle);
                 }
-                Err(error) => errors.push(Error::invalid(
-                    format!("member {}", member.domain),
-                    error,
-                )),
+                Err(error) => {
+                    errors.push(Error::invalid(format!("member {}", member.domain), error))
+                }
             }
         }
         self.set_network(document.uid, bundles);
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     /// Bundles per trust domain that count within one network.
@@ -116,9 +122,16 @@ impl Trust {
             }
         }
         match (scopes.is_empty(), refusal) {
-            (false, _) => Ok(Verified { id: leaf.id, not_after: leaf.not_after, scopes }),
+            (false, _) => Ok(Verified {
+                id: leaf.id,
+                not_after: leaf.not_after,
+                scopes,
+            }),
             (true, Some(error)) => Err(format!("{}: {error}", leaf.id)),
-            (true, None) => Err(format!("{}: no bundle is known for trust domain {trust_domain}", leaf.id)),
+            (true, None) => Err(format!(
+                "{}: no bundle is known for trust domain {trust_domain}",
+                leaf.id
+            )),
         }
     }
 

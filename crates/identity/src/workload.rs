@@ -13,7 +13,10 @@ use crate::{Bundle, Error, Identity};
 pub(crate) async fn connect(
     endpoint: &str,
 ) -> Result<(watch::Receiver<Arc<Identity>>, AbortHandle), Error> {
-    let failed = |reason: String| Error::WorkloadApi { endpoint: endpoint.to_owned(), reason };
+    let failed = |reason: String| Error::WorkloadApi {
+        endpoint: endpoint.to_owned(),
+        reason,
+    };
     let source = X509Source::builder()
         .endpoint(endpoint)
         .build()
@@ -32,7 +35,9 @@ pub(crate) async fn connect(
                         return;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "SVID is not usable; keeping the identity held"),
+                Err(error) => {
+                    tracing::warn!(%error, "SVID is not usable; keeping the identity held")
+                }
             }
         }
     });
@@ -56,6 +61,8 @@ fn convert(source: &X509Source) -> Result<Identity, Error> {
         .iter()
         .map(|certificate| CertificateDer::from(certificate.as_bytes().to_vec()))
         .collect();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec()));
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
+        svid.private_key().as_bytes().to_vec(),
+    ));
     Identity::new(chain, &key, Bundle::from_der(bundle)?)
 }

@@ -38,7 +38,9 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) async fn start(ctx: &RoleContext) -> anyhow::Result<()> {
     let path = ctx.run_path("admin.sock");
     let unix = bind_unix(&path)?;
-    let local = routes(ctx).route("/command/{name}", post(command)).with_state(ctx.clone());
+    let local = routes(ctx)
+        .route("/command/{name}", post(command))
+        .with_state(ctx.clone());
     spawn(ctx, "admin.sock", unix, local);
     if let Some(address) = ctx.common.admin_listen {
         let tcp = TcpListener::bind(address)
@@ -63,15 +65,21 @@ where
     L: Listener + Sync,
     L::Addr: std::fmt::Debug + Sync,
 {
-    let limited = Limited { inner: listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+    let limited = Limited {
+        inner: listener,
+        permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+    };
     ctx.tasks.spawn(name, async move {
-        axum::serve(limited, router).await.context("serve the admin endpoint")
+        axum::serve(limited, router)
+            .await
+            .context("serve the admin endpoint")
     });
 }
 
 fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     crate::rundir::claim_socket(path)?;
-    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
     // Commands change the role: its own user only.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("set the mode of {}", path.display()))?;
@@ -93,15 +101,26 @@ async fn readyz(State(ctx): State<RoleContext>) -> Response {
     } else if waiting.is_empty() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", waiting.join(", "))).into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for {}\n", waiting.join(", ")),
+        )
+            .into_response()
     }
 }
 
 async fn status(State(ctx): State<RoleContext>) -> Response {
-    let hook = ctx.hooks.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let hook = ctx
+        .hooks
+        .status
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let role = match hook {
         None => Value::Null,
-        Some(hook) => tokio::time::timeout(HOOK_LIMIT, hook()).await.unwrap_or_else(|_| json!("busy")),
+        Some(hook) => tokio::time::timeout(HOOK_LIMIT, hook())
+            .await
+            .unwrap_or_else(|_| json!("busy")),
     };
     let identity = ctx.identity.current();
     let status = json!({
@@ -136,7 +155,11 @@ async fn command(
         let error = format!("{} has no command {name}", ctx.common.role);
         return answer(StatusCode::NOT_FOUND, &json!({ "error": error }));
     };
-    let arguments = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body) };
+    let arguments = if body.is_empty() {
+        Ok(Value::Null)
+    } else {
+        serde_json::from_slice(&body)
+    };
     let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -147,12 +170,20 @@ async fn command(
     match tokio::time::timeout(COMMAND_LIMIT, hook(arguments)).await {
         Ok(Ok(value)) => answer(StatusCode::OK, &value),
         Ok(Err(error)) => answer(StatusCode::CONFLICT, &json!({ "error": error })),
-        Err(_) => answer(StatusCode::GATEWAY_TIMEOUT, &json!({ "error": "no answer within 30 s" })),
+        Err(_) => answer(
+            StatusCode::GATEWAY_TIMEOUT,
+            &json!({ "error": "no answer within 30 s" }),
+        ),
     }
 }
 
 fn answer(status: StatusCode, value: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{value}\n"),
+    )
+        .into_response()
 }
 
 /// A listener with a bound on its connections and on the life of each.
@@ -169,7 +200,14 @@ impl<L: Listener> Listener for Limited<L> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let (io, address) = self.inner.accept().await;
         let end = Box::pin(tokio::time::sleep(CONNECTION_LIMIT));
-        (Bounded { io, end, _permit: permit.ok() }, address)
+        (
+            Bounded {
+                io,
+                end,
+                _permit: permit.ok(),
+            },
+            address,
+        )
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -184,7 +222,11 @@ struct Bounded<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.end.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -193,7 +235,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.end.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -208,4 +254,3 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
-

@@ -8,19 +8,24 @@ use vl3_core::{Mono, Now, Wall};
 
 /// CLOCK_MONOTONIC and wall time. The data plane reads the same monotonic clock.
 pub fn now() -> Now {
-    Now { mono: mono(), wall: wall() }
+    Now {
+        mono: mono(),
+        wall: wall(),
+    }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn mono() -> Mono {
-    ClockId::CLOCK_MONOTONIC
-        .now()
-        .map_or(Mono(0), |time| Mono(u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)))
+    ClockId::CLOCK_MONOTONIC.now().map_or(Mono(0), |time| {
+        Mono(u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
+    })
 }
 
 /// Nanoseconds since the Unix epoch; 0 for a clock set before it.
 pub fn wall() -> Wall {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Wall(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 

@@ -44,7 +44,9 @@ pub(crate) struct Hooks {
 
 impl std::fmt::Debug for RoleContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RoleContext").field("common", &self.common).finish_non_exhaustive()
+        f.debug_struct("RoleContext")
+            .field("common", &self.common)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,9 +87,13 @@ impl RoleContext {
 
     /// Serves with this role's identity, trust, readiness and shutdown.
     pub fn serve_options(&self) -> ServeOptions {
-        ServeOptions::new(self.identity.clone(), self.trust.clone(), self.shutdown.clone())
-            .health(self.readiness.clone())
-            .metrics(&self.metrics)
+        ServeOptions::new(
+            self.identity.clone(),
+            self.trust.clone(),
+            self.shutdown.clone(),
+        )
+        .health(self.readiness.clone())
+        .metrics(&self.metrics)
     }
 
     /// What `/status` of the admin endpoint and `vl3 status` show. Answered within 2 s or
@@ -98,7 +104,11 @@ impl RoleContext {
         R: Future<Output = Value> + Send + 'static,
     {
         let hook: StatusHook = Arc::new(move || Box::pin(hook()));
-        *self.hooks.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(hook);
+        *self
+            .hooks
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(hook);
     }
 
     /// A command that `POST /command/NAME` on `run_dir/admin.sock` (never on TCP) runs, such as
@@ -109,7 +119,11 @@ impl RoleContext {
         R: Future<Output = Result<Value, String>> + Send + 'static,
     {
         let hook: CommandHook = Arc::new(move |arguments| Box::pin(hook(arguments)));
-        self.hooks.commands.lock().unwrap_or_else(PoisonError::into_inner).insert(name, hook);
+        self.hooks
+            .commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, hook);
     }
 }
 

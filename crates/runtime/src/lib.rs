@@ -15,7 +15,7 @@ pub mod telemetry;
 
 pub use config::{Common, Configure, Section};
 pub use context::{Metrics, RoleContext};
-pub use readiness::{ReadyItem, Readiness};
+pub use readiness::{Readiness, ReadyItem};
 pub use retry::Retry;
 pub use rundir::{claim_socket, make_dir};
 pub use start::run_role;

@@ -14,7 +14,10 @@ pub struct Readiness {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { items: Arc::default(), ready: Arc::new(watch::Sender::new(true)) }
+        Self {
+            items: Arc::default(),
+            ready: Arc::new(watch::Sender::new(true)),
+        }
     }
 }
 
@@ -30,12 +33,19 @@ impl Readiness {
         let name = name.into();
         let key = {
             let mut items = self.lock();
-            let next = items.keys().map(|(_, number)| number + 1).max().unwrap_or(0);
+            let next = items
+                .keys()
+                .map(|(_, number)| number + 1)
+                .max()
+                .unwrap_or(0);
             items.insert((name.clone(), next), false);
             (name, next)
         };
         self.update();
-        ReadyItem { of: self.clone(), key }
+        ReadyItem {
+            of: self.clone(),
+            key,
+        }
     }
 
     pub fn is_ready(&self) -> bool {
@@ -48,12 +58,17 @@ impl Readiness {
 
     /// Names of the items that are not met.
     pub fn waiting_for(&self) -> Vec<String> {
-        self.lock().iter().filter(|(_, met)| !**met).map(|((name, _), _)| name.clone()).collect()
+        self.lock()
+            .iter()
+            .filter(|(_, met)| !**met)
+            .map(|((name, _), _)| name.clone())
+            .collect()
     }
 
     fn update(&self) {
         let ready = self.lock().values().all(|met| *met);
-        self.ready.send_if_modified(|old| std::mem::replace(old, ready) != ready);
+        self.ready
+            .send_if_modified(|old| std::mem::replace(old, ready) != ready);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, u64), bool>> {

@@ -15,7 +15,10 @@ pub struct Retry {
 
 impl Retry {
     pub fn new(first: Duration, max: Duration) -> Self {
-        Self { backoff: Backoff::new(first, max), rng: Rng::new(rand::random()) }
+        Self {
+            backoff: Backoff::new(first, max),
+            rng: Rng::new(rand::random()),
+        }
     }
 
     /// Sleeps before the next try.

@@ -23,7 +23,10 @@ pub fn claim_socket(path: &Path) -> anyhow::Result<()> {
         other => other.with_context(|| format!("look at {}", path.display()))?,
     };
     if !metadata.file_type().is_socket() {
-        bail!("{} exists and is no socket; choose another run_dir or remove it", path.display());
+        bail!(
+            "{} exists and is no socket; choose another run_dir or remove it",
+            path.display()
+        );
     }
     match UnixStream::connect(path) {
         Ok(_) => bail!(
@@ -47,7 +50,12 @@ mod tests {
         let path = dir.path().join("a.sock");
         claim_socket(&path).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
-        assert!(claim_socket(&path).unwrap_err().to_string().contains("another instance"));
+        assert!(
+            claim_socket(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("another instance")
+        );
         drop(listener);
         claim_socket(&path).unwrap();
         assert!(!path.exists());

@@ -33,12 +33,20 @@ where
     }
     let shutdown = CancellationToken::new();
     let signals = stop_on_signals(shutdown.clone())?;
-    tracing::info!(role = common.role, name = common.name, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(
+        role = common.role,
+        name = common.name,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
 
     let Some(identity) = open_identity(&common.identity, &shutdown).await else {
         return Ok(());
     };
-    let ctx = RoleContext { shutdown, ..RoleContext::new(common, identity) };
+    let ctx = RoleContext {
+        shutdown,
+        ..RoleContext::new(common, identity)
+    };
     admin::start(&ctx).await?;
     let role = run(config, ctx.clone());
     let outcome = tokio::select! {
@@ -48,7 +56,13 @@ where
     };
     ctx.shutdown.cancel();
     // The admin endpoint's tasks never end by themselves; the role's have had their turn.
-    ctx.tasks.drain(if outcome.is_ok() { Duration::ZERO } else { DRAIN_LIMIT }).await;
+    ctx.tasks
+        .drain(if outcome.is_ok() {
+            Duration::ZERO
+        } else {
+            DRAIN_LIMIT
+        })
+        .await;
     // Gone already: somebody cleaned up.
     let _gone = std::fs::remove_file(ctx.run_path("admin.sock"));
     tracing::info!(role = ctx.common.role, name = ctx.common.name, "stopped");

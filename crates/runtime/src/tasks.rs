@@ -18,7 +18,11 @@ pub struct Tasks {
 
 impl Tasks {
     pub fn new(name: &'static str) -> Self {
-        Self { name, set: Mutex::new(JoinSet::new()), failed: watch::Sender::new(None) }
+        Self {
+            name,
+            set: Mutex::new(JoinSet::new()),
+            failed: watch::Sender::new(None),
+        }
     }
 
     /// Starts a task that the group cannot do without: its error or panic is logged and makes
@@ -35,7 +39,12 @@ impl Tasks {
                 Ok(Err(error)) => error.context(format!("task {name}")),
                 Err(panic) => anyhow::anyhow!("task {name} panicked: {}", panic_text(&*panic)),
             };
-            tracing::error!(group, task = name, error = format!("{error:#}"), "task failed");
+            tracing::error!(
+                group,
+                task = name,
+                error = format!("{error:#}"),
+                "task failed"
+            );
             failed.send_if_modified(|first| {
                 let is_first = first.is_none();
                 if is_first {
@@ -55,7 +64,12 @@ impl Tasks {
         let group = self.name;
         self.start(async move {
             if let Err(panic) = std::panic::AssertUnwindSafe(future).catch_unwind().await {
-                tracing::error!(group, task = name, panic = panic_text(&*panic), "task panicked");
+                tracing::error!(
+                    group,
+                    task = name,
+                    panic = panic_text(&*panic),
+                    "task panicked"
+                );
             }
         })
     }
@@ -63,7 +77,11 @@ impl Tasks {
     /// Returns with the first failure; never when nothing fails.
     pub async fn failed(&self) -> anyhow::Error {
         let mut failed = self.failed.subscribe();
-        let error = failed.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        let error = failed
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|error| error.clone());
         match error {
             Some(error) => anyhow::anyhow!("{error:#}"),
             // The sender lives in `self`.
@@ -76,7 +94,10 @@ impl Tasks {
         let mut set = std::mem::take(&mut *self.lock());
         let all = async { while set.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, all).await.is_err() {
-            tracing::debug!(group = self.name, "tasks were still running at the end of the drain");
+            tracing::debug!(
+                group = self.name,
+                "tasks were still running at the end of the drain"
+            );
         }
         set.shutdown().await;
     }
@@ -89,13 +110,16 @@ impl Tasks {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.set.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.set
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a text".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a text".to_owned())
 }
 
 #[cfg(test)]

@@ -16,14 +16,25 @@ pub fn check_filter(level: &str) -> Result<(), ParseError> {
 
 /// Starts logging. A second call (tests, several roles in one process) changes nothing.
 pub fn start(log: &Log) {
-    let Ok(filter) = filter(&log.level) else { return };
+    let Ok(filter) = filter(&log.level) else {
+        return;
+    };
     let registry = tracing_subscriber::registry().with(filter);
     let started = match log.format {
         LogFormat::Text => registry
-            .with(fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal()))
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(is_terminal()),
+            )
             .try_init(),
         LogFormat::Json => registry
-            .with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(std::io::stderr),
+            )
             .try_init(),
     };
     if started.is_err() {

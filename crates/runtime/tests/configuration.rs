@@ -1,4 +1,5 @@
 //! Every mistake of a configuration is reported at once.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -64,20 +65,44 @@ uid = "000102030405060708090a0b0c0d0e0f"
 interface = "nsm-1"
 "#;
 
-fn load(text: &str, environment: &[(&str, &str)], set: &[(&str, &str)]) -> Result<Loaded<Config>, Invalid> {
+fn load(
+    text: &str,
+    environment: &[(&str, &str)],
+    set: &[(&str, &str)],
+) -> Result<Loaded<Config>, Invalid> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
     std::fs::write(&file, text).unwrap();
-    let set = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned(), format!("--set {key}"))).collect();
-    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    load_from(&Flags { config: Some(file), set }, environment)
+    let set = set
+        .iter()
+        .map(|(key, value)| {
+            (
+                (*key).to_owned(),
+                (*value).to_owned(),
+                format!("--set {key}"),
+            )
+        })
+        .collect();
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    load_from(
+        &Flags {
+            config: Some(file),
+            set,
+        },
+        environment,
+    )
 }
 
 #[test]
 fn a_good_file_is_read_with_defaults() {
     let Loaded { common, config } = load(GOOD, &[], &[]).unwrap();
     assert_eq!(common.run_dir.to_str(), Some("/run/vl3/router-red-east"));
-    assert_eq!(common.state_dir.unwrap().to_str(), Some("/var/lib/vl3/router-red-east"));
+    assert_eq!(
+        common.state_dir.unwrap().to_str(),
+        Some("/var/lib/vl3/router-red-east")
+    );
     assert_eq!(config.domain.as_str(), "east");
     assert_eq!(config.listen.len(), 2);
     assert_eq!(config.lifetime, Duration::from_secs(90));
@@ -89,7 +114,11 @@ fn a_good_file_is_read_with_defaults() {
 
 #[test]
 fn flags_go_before_environment_and_environment_before_the_file() {
-    let environment = [("NSM_NAME", "a"), ("NSM_LISTEN_ON", "tcp://:1, unix:///b"), ("VL3_NETWORK__UID", "ff0102030405060708090a0b0c0d0e0f")];
+    let environment = [
+        ("NSM_NAME", "a"),
+        ("NSM_LISTEN_ON", "tcp://:1, unix:///b"),
+        ("VL3_NETWORK__UID", "ff0102030405060708090a0b0c0d0e0f"),
+    ];
     let Loaded { common, config } = load(GOOD, &environment, &[("name", "b")]).unwrap();
     assert_eq!(common.name, "b");
     assert_eq!(config.listen.len(), 2);
@@ -100,7 +129,13 @@ fn flags_go_before_environment_and_environment_before_the_file() {
 
 #[test]
 fn an_empty_state_directory_means_ephemeral() {
-    assert!(load(GOOD, &[], &[("state_dir", "")]).unwrap().common.state_dir.is_none());
+    assert!(
+        load(GOOD, &[], &[("state_dir", "")])
+            .unwrap()
+            .common
+            .state_dir
+            .is_none()
+    );
 }
 
 #[test]
@@ -121,15 +156,35 @@ uid = "12"
 interfaces = "nsm-1"
 "#;
     let invalid = load(text, &[("NSM_CONNECT_TO", "nowhere")], &[]).unwrap_err();
-    let keys: Vec<&str> = invalid.problems.iter().map(|problem| problem.key.as_str()).collect();
+    let keys: Vec<&str> = invalid
+        .problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
     for key in [
-        "name", "identity.dir", "log.level", "log.format", "domain", "listen[0]", "listen[1]", "registry",
-        "udp_listen", "workers", "token_lifetime", "network.uid", "attach[0].interface", "attach[0].interfaces", "domian",
+        "name",
+        "identity.dir",
+        "log.level",
+        "log.format",
+        "domain",
+        "listen[0]",
+        "listen[1]",
+        "registry",
+        "udp_listen",
+        "workers",
+        "token_lifetime",
+        "network.uid",
+        "attach[0].interface",
+        "attach[0].interfaces",
+        "domian",
     ] {
         assert!(keys.contains(&key), "{key} is not in {keys:?}");
     }
     let text = invalid.to_string();
-    assert!(text.contains("domian = \"east\": must be a known key; did you mean domain?"), "{text}");
+    assert!(
+        text.contains("domian = \"east\": must be a known key; did you mean domain?"),
+        "{text}"
+    );
     assert!(text.contains("registry (environment NSM_CONNECT_TO) = \"nowhere\": must be tcp://HOST:PORT or unix:///PATH"), "{text}");
     assert!(text.contains("workers = 0: must be at least 1"), "{text}");
 }
@@ -138,7 +193,10 @@ interfaces = "nsm-1"
 fn a_file_that_is_missing_or_no_toml_is_one_clear_mistake() {
     let invalid = load("a = = b", &[], &[]).unwrap_err();
     assert!(invalid.to_string().contains("must be TOML"), "{invalid}");
-    let flags = Flags { config: Some("/nonexistent/a.toml".into()), set: Vec::new() };
+    let flags = Flags {
+        config: Some("/nonexistent/a.toml".into()),
+        set: Vec::new(),
+    };
     let invalid = load_from::<Config>(&flags, []).unwrap_err();
     assert!(invalid.to_string().contains("a readable file"), "{invalid}");
 }

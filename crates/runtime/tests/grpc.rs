@@ -1,4 +1,5 @@
 //! Serving and dialling over loopback and unix sockets, with the health service as the callee.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,11 +33,22 @@ impl Site {
     async fn start(trust_domain: &str) -> Self {
         install_crypto_provider();
         let authority = Authority::create(trust_domain, clock::wall()).unwrap();
-        let source = Source::fixed(authority.identity("vl3/router/r", TTL, clock::wall()).unwrap());
+        let source = Source::fixed(
+            authority
+                .identity("vl3/router/r", TTL, clock::wall())
+                .unwrap(),
+        );
         let trust = Trust::new(&source);
-        let (shutdown, readiness, metrics) = (CancellationToken::new(), Readiness::default(), Metrics::default());
+        let (shutdown, readiness, metrics) = (
+            CancellationToken::new(),
+            Readiness::default(),
+            Metrics::default(),
+        );
         let dir = tempfile::tempdir().unwrap();
-        let listen = ["tcp://127.0.0.1:0".parse().unwrap(), Listen::Unix(dir.path().join("nsm.sock"))];
+        let listen = [
+            "tcp://127.0.0.1:0".parse().unwrap(),
+            Listen::Unix(dir.path().join("nsm.sock")),
+        ];
         let options = ServeOptions::new(source.clone(), trust.clone(), shutdown.clone())
             .health(readiness.clone())
             .services(&["networkservice.NetworkService"])
@@ -45,7 +57,17 @@ impl Site {
         let urls: Vec<DialUrl> = server.addresses().iter().map(Listen::dial_url).collect();
         tokio::spawn(server.serve(tonic::service::Routes::default()));
         let [tcp, unix] = urls.try_into().unwrap();
-        Self { authority, trust, source, tcp, unix, readiness, metrics, shutdown, _dir: dir }
+        Self {
+            authority,
+            trust,
+            source,
+            tcp,
+            unix,
+            readiness,
+            metrics,
+            shutdown,
+            _dir: dir,
+        }
     }
 
     fn dialer(&self, path: &str) -> Dialer {
@@ -56,7 +78,9 @@ impl Site {
 }
 
 async fn check(connection: &vl3_runtime::grpc::Connection) -> Result<i32, tonic::Status> {
-    let request = HealthCheckRequest { service: "networkservice.NetworkService".to_owned() };
+    let request = HealthCheckRequest {
+        service: "networkservice.NetworkService".to_owned(),
+    };
     let answer = HealthClient::new(connection.nsm()).check(request).await?;
     Ok(answer.into_inner().status)
 }
@@ -76,8 +100,14 @@ async fn both_kinds_of_socket_are_mutually_authenticated() {
     let site = Site::start("east.test").await;
     let dialer = site.dialer("workload/a");
     for url in [&site.tcp, &site.unix] {
-        let connection = dialer.dial(url, Expect::exactly(site.source.current().id.clone())).await.unwrap();
-        assert_eq!(connection.peer().id.as_str(), "spiffe://east.test/vl3/router/r");
+        let connection = dialer
+            .dial(url, Expect::exactly(site.source.current().id.clone()))
+            .await
+            .unwrap();
+        assert_eq!(
+            connection.peer().id.as_str(),
+            "spiffe://east.test/vl3/router/r"
+        );
         eventually(async || check(&connection).await.unwrap() == 1).await;
     }
 }
@@ -85,7 +115,11 @@ async fn both_kinds_of_socket_are_mutually_authenticated() {
 #[tokio::test]
 async fn health_follows_readiness() {
     let site = Site::start("east.test").await;
-    let connection = site.dialer("workload/a").dial(&site.tcp, Expect::anybody()).await.unwrap();
+    let connection = site
+        .dialer("workload/a")
+        .dial(&site.tcp, Expect::anybody())
+        .await
+        .unwrap();
     let lease = site.readiness.item("lease");
     eventually(async || check(&connection).await.unwrap() == 2).await;
     lease.set(true);
@@ -95,18 +129,36 @@ async fn health_follows_readiness() {
 #[tokio::test]
 async fn another_peer_than_the_expected_one_is_refused_with_both_names() {
     let site = Site::start("east.test").await;
-    let expect = Expect::patterns("east.test", vec!["spiffe://east.test/vl3/registry/*".to_owned()]);
-    let error = site.dialer("workload/a").dial(&site.tcp, expect).await.unwrap_err();
+    let expect = Expect::patterns(
+        "east.test",
+        vec!["spiffe://east.test/vl3/registry/*".to_owned()],
+    );
+    let error = site
+        .dialer("workload/a")
+        .dial(&site.tcp, expect)
+        .await
+        .unwrap_err();
     assert!(matches!(error, DialError::Refused { .. }));
     let text = error.to_string();
-    assert!(text.contains("vl3/registry/*") && text.contains("vl3/router/r"), "{text}");
+    assert!(
+        text.contains("vl3/registry/*") && text.contains("vl3/router/r"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn a_foreign_trust_domain_counts_only_while_a_document_vouches_for_it() {
-    let (east, west) = (Site::start("east.test").await, Site::start("west.test").await);
+    let (east, west) = (
+        Site::start("east.test").await,
+        Site::start("west.test").await,
+    );
     let dialer = Dialer::new(west.source.clone(), west.trust.clone());
-    let bundle = |site: &Site| BTreeMap::from([(site.authority.trust_domain().to_owned(), site.authority.bundle().unwrap())]);
+    let bundle = |site: &Site| {
+        BTreeMap::from([(
+            site.authority.trust_domain().to_owned(),
+            site.authority.bundle().unwrap(),
+        )])
+    };
     west.trust.set_network(NETWORK, bundle(&east));
     let strangers = async || match dialer.dial(&east.tcp, Expect::anybody()).await {
         Ok(connection) => check(&connection).await.is_err(),
@@ -115,7 +167,13 @@ async fn a_foreign_trust_domain_counts_only_while_a_document_vouches_for_it() {
     assert!(strangers().await, "east knows no west yet");
 
     east.trust.set_network(NETWORK, bundle(&west));
-    let connection = dialer.dial(&east.tcp, Expect::trust_domain("east.test").trusted_in(NETWORK)).await.unwrap();
+    let connection = dialer
+        .dial(
+            &east.tcp,
+            Expect::trust_domain("east.test").trusted_in(NETWORK),
+        )
+        .await
+        .unwrap();
     eventually(async || check(&connection).await.is_ok()).await;
     assert!(connection.peer().trusted_in(&NETWORK));
     assert!(!connection.peer().trusted_in(&NetworkUid([8; 16])));
@@ -128,32 +186,58 @@ async fn a_foreign_trust_domain_counts_only_while_a_document_vouches_for_it() {
 async fn a_document_adds_no_root_to_the_own_trust_domain() {
     let site = Site::start("east.test").await;
     let false_east = Authority::create("east.test", clock::wall()).unwrap();
-    site.trust.set_network(NETWORK, BTreeMap::from([("east.test".to_owned(), false_east.bundle().unwrap())]));
-    let impostor = Source::fixed(false_east.identity("vl3/registry/r", TTL, clock::wall()).unwrap());
+    site.trust.set_network(
+        NETWORK,
+        BTreeMap::from([("east.test".to_owned(), false_east.bundle().unwrap())]),
+    );
+    let impostor = Source::fixed(
+        false_east
+            .identity("vl3/registry/r", TTL, clock::wall())
+            .unwrap(),
+    );
     let chain = impostor.current().chain.clone();
-    assert!(site.trust.verify(&chain, rustls_pki_types::UnixTime::now()).is_err());
+    assert!(
+        site.trust
+            .verify(&chain, rustls_pki_types::UnixTime::now())
+            .is_err()
+    );
 }
 
 #[tokio::test]
 async fn garbage_is_counted_and_harms_nobody() {
     let site = Site::start("east.test").await;
-    let DialUrl::Tcp { host, port } = &site.tcp else { panic!("a TCP address") };
+    let DialUrl::Tcp { host, port } = &site.tcp else {
+        panic!("a TCP address")
+    };
     for _ in 0..20 {
-        let mut stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.unwrap();
+        let mut stream = tokio::net::TcpStream::connect((host.as_str(), *port))
+            .await
+            .unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut rest = Vec::new();
         // An alert or a reset, as the kernel likes.
         let _either = stream.read_to_end(&mut rest).await;
     }
-    eventually(async || site.metrics.encode().contains("vl3_grpc_connections_refused_total{reason=\"tls\"} 20")).await;
-    let connection = site.dialer("workload/a").dial(&site.unix, Expect::anybody()).await.unwrap();
+    eventually(async || {
+        site.metrics
+            .encode()
+            .contains("vl3_grpc_connections_refused_total{reason=\"tls\"} 20")
+    })
+    .await;
+    let connection = site
+        .dialer("workload/a")
+        .dial(&site.unix, Expect::anybody())
+        .await
+        .unwrap();
     assert!(check(&connection).await.is_ok());
 }
 
 #[tokio::test]
 async fn shutdown_ends_the_server_and_removes_its_socket() {
     let site = Site::start("east.test").await;
-    let DialUrl::Unix(path) = site.unix.clone() else { panic!("a unix socket") };
+    let DialUrl::Unix(path) = site.unix.clone() else {
+        panic!("a unix socket")
+    };
     site.shutdown.cancel();
     eventually(async || !path.exists()).await;
 }
@@ -162,5 +246,10 @@ async fn shutdown_ends_the_server_and_removes_its_socket() {
 async fn expectations_can_ask_for_one_id() {
     let site = Site::start("east.test").await;
     let other = SpiffeId::new("spiffe://east.test/vl3/router/other").unwrap();
-    assert!(site.dialer("workload/a").dial(&site.tcp, Expect::exactly(other)).await.is_err());
+    assert!(
+        site.dialer("workload/a")
+            .dial(&site.tcp, Expect::exactly(other))
+            .await
+            .is_err()
+    );
 }

@@ -61,14 +61,19 @@ impl Common {
             state_dir: Some(dir.join("state")),
             identity: IdentitySource::Dir(dir.join("identity")),
             admin_listen: None,
-            log: Log { level: "info".to_owned(), format: LogFormat::Text },
+            log: Log {
+                level: "info".to_owned(),
+                format: LogFormat::Text,
+            },
         }
     }
 
     pub(super) fn read(role: &'static str, section: &mut Section<'_>) -> Option<Self> {
         let name = section.or("name", role.to_owned());
         let fits = name.len() <= 63
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
             && !name.starts_with('.');
         if !fits {
             section.problem(
@@ -126,6 +131,14 @@ impl Common {
             );
             Log { level, format }
         });
-        Some(Self { role, name, run_dir, state_dir, identity: identity?, admin_listen, log })
+        Some(Self {
+            role,
+            name,
+            run_dir,
+            state_dir,
+            identity: identity?,
+            admin_listen,
+            log,
+        })
     }
 }

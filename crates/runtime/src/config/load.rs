@@ -36,7 +36,11 @@ impl std::error::Error for Invalid {}
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.problems.len();
-        write!(f, "{count} mistake{} in the configuration", if count == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "{count} mistake{} in the configuration",
+            if count == 1 { "" } else { "s" }
+        )?;
         if let Some(file) = &self.file {
             write!(f, " {}", file.display())?;
         }
@@ -65,7 +69,10 @@ pub fn load_from<C: Configure>(
         Some(Err(problem)) => {
             shared.problems.get_mut().push(problem);
             let problems = shared.problems.into_inner();
-            return Err(Invalid { file: flags.config.clone(), problems });
+            return Err(Invalid {
+                file: flags.config.clone(),
+                problems,
+            });
         }
     };
     shared.overrides = overrides::<C>(flags, &environment);
@@ -78,7 +85,10 @@ pub fn load_from<C: Configure>(
     for (key, given) in &shared.overrides {
         let used = shared.used_overrides.borrow().contains(key);
         // NSM's names are set for whole pods; one that this role has no use for is no mistake.
-        if !used && !given.origin.starts_with("environment NSM_") && !given.origin.starts_with("environment SPIFFE_") {
+        if !used
+            && !given.origin.starts_with("environment NSM_")
+            && !given.origin.starts_with("environment SPIFFE_")
+        {
             shared.problems.borrow_mut().push(Problem {
                 key: key.clone(),
                 value: Some(given.text.clone()),
@@ -99,7 +109,10 @@ pub fn load_from<C: Configure>(
                     origin: None,
                 });
             }
-            Err(Invalid { file: flags.config.clone(), problems })
+            Err(Invalid {
+                file: flags.config.clone(),
+                problems,
+            })
         }
     }
 }
@@ -111,8 +124,14 @@ fn read_file(path: &Path) -> Result<toml::Table, Problem> {
         allowed,
         origin: Some("flag --config".to_owned()),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| bad(format!("a readable file: {error}")))?;
-    text.parse::<toml::Table>().map_err(|error| bad(format!("TOML: {}", error.to_string().trim_end().replace('\n', "\n    "))))
+    let text =
+        std::fs::read_to_string(path).map_err(|error| bad(format!("a readable file: {error}")))?;
+    text.parse::<toml::Table>().map_err(|error| {
+        bad(format!(
+            "TOML: {}",
+            error.to_string().trim_end().replace('\n', "\n    ")
+        ))
+    })
 }
 
 /// Environment first, flags over it. An empty variable counts as unset.
@@ -124,19 +143,28 @@ fn overrides<C: Configure>(
     let names = base::ENVIRONMENT.iter().chain(C::ENVIRONMENT);
     for (name, key) in names {
         if let Some(text) = environment.get(*name).filter(|text| !text.is_empty()) {
-            let given = Override { text: text.clone(), origin: format!("environment {name}") };
+            let given = Override {
+                text: text.clone(),
+                origin: format!("environment {name}"),
+            };
             overrides.insert((*key).to_owned(), given);
         }
     }
     for (name, text) in environment {
         if let Some(key) = name.strip_prefix("VL3_").filter(|_| !text.is_empty()) {
             let key = key.to_ascii_lowercase().replace("__", ".");
-            let given = Override { text: text.clone(), origin: format!("environment {name}") };
+            let given = Override {
+                text: text.clone(),
+                origin: format!("environment {name}"),
+            };
             overrides.insert(key, given);
         }
     }
     for (key, text, flag) in &flags.set {
-        let given = Override { text: text.clone(), origin: format!("flag {flag}") };
+        let given = Override {
+            text: text.clone(),
+            origin: format!("flag {flag}"),
+        };
         overrides.insert(key.clone(), given);
     }
     overrides

@@ -59,7 +59,12 @@ pub struct Section<'a> {
 
 impl<'a> Section<'a> {
     pub(super) fn root(shared: &'a Shared, table: toml::Table) -> Self {
-        Self { shared, path: String::new(), table, known: BTreeSet::new() }
+        Self {
+            shared,
+            path: String::new(),
+            table,
+            known: BTreeSet::new(),
+        }
     }
 
     /// A value that must be there.
@@ -85,7 +90,11 @@ impl<'a> Section<'a> {
     }
 
     /// A path with a default, where an empty text means none.
-    pub fn or_empty(&mut self, key: &'static str, default: impl FnOnce() -> PathBuf) -> Option<PathBuf> {
+    pub fn or_empty(
+        &mut self,
+        key: &'static str,
+        default: impl FnOnce() -> PathBuf,
+    ) -> Option<PathBuf> {
         match self.take(key) {
             None => Some(default()),
             Some(Raw::Toml(toml::Value::String(text))) if text.is_empty() => None,
@@ -100,12 +109,21 @@ impl<'a> Section<'a> {
         match self.take(key) {
             None => Vec::new(),
             Some(Raw::Text(given)) => {
-                let elements = given.text.split(',').map(str::trim).filter(|text| !text.is_empty());
+                let elements = given
+                    .text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|text| !text.is_empty());
                 let mut list = Vec::new();
                 for (at, text) in elements.enumerate() {
                     match T::from_text(text) {
                         Some(value) => list.push(value),
-                        None => self.record(&format!("{key}[{at}]"), Some(text.to_owned()), T::ALLOWED, Some(given.origin.clone())),
+                        None => self.record(
+                            &format!("{key}[{at}]"),
+                            Some(text.to_owned()),
+                            T::ALLOWED,
+                            Some(given.origin.clone()),
+                        ),
                     }
                 }
                 list
@@ -115,7 +133,12 @@ impl<'a> Section<'a> {
                 for (at, element) in elements.iter().enumerate() {
                     match T::from_toml(element) {
                         Some(value) => list.push(value),
-                        None => self.record(&format!("{key}[{at}]"), Some(element.to_string()), T::ALLOWED, None),
+                        None => self.record(
+                            &format!("{key}[{at}]"),
+                            Some(element.to_string()),
+                            T::ALLOWED,
+                            None,
+                        ),
                     }
                 }
                 list
@@ -126,7 +149,9 @@ impl<'a> Section<'a> {
 
     /// A list with a default that stands in when the key is absent.
     pub fn list_or<T: Value>(&mut self, key: &'static str, default: Vec<T>) -> Vec<T> {
-        if self.has(key) { self.list(key) } else {
+        if self.has(key) {
+            self.list(key)
+        } else {
             self.known.insert(key);
             default
         }
@@ -147,7 +172,9 @@ impl<'a> Section<'a> {
 
     /// One of a few words.
     pub fn choice<T: Clone>(&mut self, key: &'static str, choices: &[(&str, T)], default: T) -> T {
-        let Some(text) = self.optional::<String>(key) else { return default };
+        let Some(text) = self.optional::<String>(key) else {
+            return default;
+        };
         match choices.iter().find(|(word, _)| *word == text) {
             Some((_, value)) => value.clone(),
             None => {
@@ -165,10 +192,20 @@ impl<'a> Section<'a> {
             None => BTreeMap::new(),
             Some(Raw::Text(given)) => {
                 let mut map = BTreeMap::new();
-                for pair in given.text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+                for pair in given
+                    .text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|pair| !pair.is_empty())
+                {
                     match pair.split_once(':') {
                         Some((name, value)) => drop(map.insert(name.to_owned(), value.to_owned())),
-                        None => self.record(key, Some(pair.to_owned()), "name:value pairs separated by commas", Some(given.origin.clone())),
+                        None => self.record(
+                            key,
+                            Some(pair.to_owned()),
+                            "name:value pairs separated by commas",
+                            Some(given.origin.clone()),
+                        ),
                     }
                 }
                 map
@@ -178,7 +215,12 @@ impl<'a> Section<'a> {
                 for (name, value) in table {
                     match value.as_str() {
                         Some(text) => drop(map.insert(name, text.to_owned())),
-                        None => self.record(&format!("{key}.{name}"), Some(value.to_string()), "a text", None),
+                        None => self.record(
+                            &format!("{key}.{name}"),
+                            Some(value.to_string()),
+                            "a text",
+                            None,
+                        ),
                     }
                 }
                 map
@@ -198,26 +240,44 @@ impl<'a> Section<'a> {
             None => toml::Table::new(),
             Some(toml::Value::Table(table)) => table,
             Some(other) => {
-                self.record(key, Some(other.to_string()), &format!("a table: [{}]", self.full(key)), None);
+                self.record(
+                    key,
+                    Some(other.to_string()),
+                    &format!("a table: [{}]", self.full(key)),
+                    None,
+                );
                 toml::Table::new()
             }
         };
-        let mut section =
-            Section { shared: self.shared, path: self.full(key), table, known: BTreeSet::new() };
+        let mut section = Section {
+            shared: self.shared,
+            path: self.full(key),
+            table,
+            known: BTreeSet::new(),
+        };
         let result = read(&mut section);
         section.finish();
         result
     }
 
     /// A list of tables `[[key]]`.
-    pub fn tables<R>(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'a>) -> R) -> Vec<R> {
+    pub fn tables<R>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&mut Section<'a>) -> R,
+    ) -> Vec<R> {
         self.known.insert(key);
         let elements = match self.table.remove(key) {
             None => Vec::new(),
             Some(toml::Value::Array(elements)) => elements,
             Some(table @ toml::Value::Table(_)) => vec![table],
             Some(other) => {
-                self.record(key, Some(other.to_string()), &format!("tables: [[{}]]", self.full(key)), None);
+                self.record(
+                    key,
+                    Some(other.to_string()),
+                    &format!("tables: [[{}]]", self.full(key)),
+                    None,
+                );
                 Vec::new()
             }
         };
@@ -225,11 +285,20 @@ impl<'a> Section<'a> {
         for (at, element) in elements.into_iter().enumerate() {
             let path = format!("{}[{at}]", self.full(key));
             let toml::Value::Table(table) = element else {
-                self.record(&format!("{key}[{at}]"), Some(element.to_string()), "a table", None);
+                self.record(
+                    &format!("{key}[{at}]"),
+                    Some(element.to_string()),
+                    "a table",
+                    None,
+                );
                 continue;
             };
-            let mut section =
-                Section { shared: self.shared, path, table, known: BTreeSet::new() };
+            let mut section = Section {
+                shared: self.shared,
+                path,
+                table,
+                known: BTreeSet::new(),
+            };
             results.push(read(&mut section));
             section.finish();
         }
@@ -243,7 +312,11 @@ impl<'a> Section<'a> {
 
     /// Records a problem that the role found itself (a range, a relation between fields).
     pub fn problem(&mut self, key: &str, value: Option<String>, allowed: &str) {
-        let origin = self.shared.overrides.get(&self.full(key)).map(|given| given.origin.clone());
+        let origin = self
+            .shared
+            .overrides
+            .get(&self.full(key))
+            .map(|given| given.origin.clone());
         self.record(key, value, allowed, origin);
     }
 
@@ -261,7 +334,10 @@ impl<'a> Section<'a> {
                 .min();
             let allowed = match nearest {
                 Some((_, known)) => format!("a known key; did you mean {known}?"),
-                None => format!("a known key: {}", self.known.iter().copied().collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "a known key: {}",
+                    self.known.iter().copied().collect::<Vec<_>>().join(", ")
+                ),
             };
             self.record(key, Some(short(value)), &allowed, None);
         }
@@ -281,9 +357,11 @@ impl<'a> Section<'a> {
     fn convert<T: Value>(&mut self, key: &str, raw: &Raw) -> Option<T> {
         let (value, text, origin) = match raw {
             Raw::Toml(value) => (T::from_toml(value), value.to_string(), None),
-            Raw::Text(given) => {
-                (T::from_text(&given.text), format!("{:?}", given.text), Some(given.origin.clone()))
-            }
+            Raw::Text(given) => (
+                T::from_text(&given.text),
+                format!("{:?}", given.text),
+                Some(given.origin.clone()),
+            ),
         };
         if value.is_none() {
             self.record(key, Some(text), T::ALLOWED, origin);
@@ -301,7 +379,11 @@ impl<'a> Section<'a> {
     }
 
     fn full(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 }
 

@@ -92,21 +92,27 @@ parsed! {
 impl Value for IpNet {
     const ALLOWED: &'static str = "a prefix without host bits, as 10.0.0.0/8 or fd00::/64";
     fn from_text(text: &str) -> Option<Self> {
-        text.parse::<Self>().ok().filter(|prefix| *prefix == prefix.trunc())
+        text.parse::<Self>()
+            .ok()
+            .filter(|prefix| *prefix == prefix.trunc())
     }
 }
 
 impl Value for Ipv4Net {
     const ALLOWED: &'static str = "an IPv4 prefix without host bits, as 10.0.0.0/8";
     fn from_text(text: &str) -> Option<Self> {
-        text.parse::<Self>().ok().filter(|prefix| *prefix == prefix.trunc())
+        text.parse::<Self>()
+            .ok()
+            .filter(|prefix| *prefix == prefix.trunc())
     }
 }
 
 impl Value for Ipv6Net {
     const ALLOWED: &'static str = "an IPv6 prefix without host bits, as fd00::/64";
     fn from_text(text: &str) -> Option<Self> {
-        text.parse::<Self>().ok().filter(|prefix| *prefix == prefix.trunc())
+        text.parse::<Self>()
+            .ok()
+            .filter(|prefix| *prefix == prefix.trunc())
     }
 }
 
@@ -128,7 +134,9 @@ fn parse_duration(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let count: u64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit_end = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let unit = match &rest[..unit_end] {
             "ms" => Duration::from_millis(count),
             "s" => Duration::from_secs(count),
@@ -149,7 +157,10 @@ mod tests {
     #[test]
     fn durations_are_spelled_as_in_go() {
         assert_eq!(Duration::from_text("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(Duration::from_text("200ms"), Some(Duration::from_millis(200)));
+        assert_eq!(
+            Duration::from_text("200ms"),
+            Some(Duration::from_millis(200))
+        );
         for bad in ["", "10", "s", "5x", "-1s", "1.5s", "99999999999999999999s"] {
             assert_eq!(Duration::from_text(bad), None, "{bad}");
         }

@@ -38,13 +38,21 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.pinned().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.pinned().poll_write(cx, buf)
     }
 
@@ -172,7 +180,11 @@ impl Secured {
         let scopes = Scopes::new(verified.scopes);
         let withdrawn = CancellationToken::new();
         let key = live.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { chain, scopes: scopes.clone(), withdrawn: withdrawn.clone() };
+        let entry = Entry {
+            chain,
+            scopes: scopes.clone(),
+            withdrawn: withdrawn.clone(),
+        };
         live.lock().insert(key, entry);
         let peer = PeerIdentity {
             id: verified.id,
@@ -187,7 +199,10 @@ impl Secured {
             stream,
             peer,
             withdrawn: Box::pin(withdrawn.cancelled_owned()),
-            _member: Membership { of: Arc::clone(live), key },
+            _member: Membership {
+                of: Arc::clone(live),
+                key,
+            },
             _permit: permit,
             _open: None,
         })
@@ -213,16 +228,27 @@ impl Connected for Secured {
 }
 
 impl AsyncRead for Secured {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.withdrawn.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "trust withdrawn")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "trust withdrawn",
+            )));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Secured {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

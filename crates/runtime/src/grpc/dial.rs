@@ -16,9 +16,9 @@ use tonic::transport::{Channel, Endpoint};
 use vl3_core::ids::{NetworkUid, SpiffeId};
 use vl3_identity::{PeerIdentity, Scope, Source, Trust, Verified, tls, token};
 
+use super::DialUrl;
 use super::accept::{Live, Secured, Socket};
 use super::metadata::{TOKEN, TOKEN_EXPIRES};
-use super::DialUrl;
 
 /// TCP and TLS together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -91,7 +91,10 @@ impl Expect {
         what: impl Into<String>,
         check: impl Fn(&Verified) -> bool + Send + Sync + 'static,
     ) -> Self {
-        Self { check: Arc::new(check), what: what.into().into() }
+        Self {
+            check: Arc::new(check),
+            what: what.into().into(),
+        }
     }
 
     /// Whoever our bundles vouch for.
@@ -180,10 +183,15 @@ impl Dialer {
 
     /// Connects, authenticates and returns a connection that is up.
     pub async fn dial(&self, url: &DialUrl, expect: Expect) -> Result<Connection, DialError> {
-        let refused = |reason: String| DialError::Refused { url: url.to_string(), reason };
+        let refused = |reason: String| DialError::Refused {
+            url: url.to_string(),
+            reason,
+        };
         let link = Arc::new(Link {
             url: url.clone(),
-            tls: self.connector(expect).map_err(|error| refused(error.to_string()))?,
+            tls: self
+                .connector(expect)
+                .map_err(|error| refused(error.to_string()))?,
             trust: self.trust.clone(),
             live: Arc::clone(&self.live),
             limit: self.connect_limit,
@@ -266,17 +274,31 @@ impl Connection {
 }
 
 impl Interceptor for NsmTokens {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-        let internal = |error: &dyn fmt::Display| tonic::Status::internal(format!("make a token: {error}"));
+    fn call(
+        &mut self,
+        mut request: tonic::Request<()>,
+    ) -> Result<tonic::Request<()>, tonic::Status> {
+        let internal =
+            |error: &dyn fmt::Display| tonic::Status::internal(format!("make a token: {error}"));
         let (identity, peer) = (self.source.current(), self.peer.load());
-        let (token, expires) =
-            token::issue(&identity, Some(&peer.id), self.lifetime, crate::clock::wall())
-                .map_err(|error| internal(&error))?;
+        let (token, expires) = token::issue(
+            &identity,
+            Some(&peer.id),
+            self.lifetime,
+            crate::clock::wall(),
+        )
+        .map_err(|error| internal(&error))?;
         // Beside the token its expiry is also capped by the peer's certificate (NSM).
         let expires = token::format_rfc3339(expires.min(peer.not_after));
         let metadata = request.metadata_mut();
-        metadata.insert(TOKEN, MetadataValue::try_from(token).map_err(|error| internal(&error))?);
-        metadata.insert(TOKEN_EXPIRES, MetadataValue::try_from(expires).map_err(|error| internal(&error))?);
+        metadata.insert(
+            TOKEN,
+            MetadataValue::try_from(token).map_err(|error| internal(&error))?,
+        );
+        metadata.insert(
+            TOKEN_EXPIRES,
+            MetadataValue::try_from(expires).map_err(|error| internal(&error))?,
+        );
         Ok(request)
     }
 }
@@ -295,17 +317,28 @@ impl Link {
         let limit = self.limit;
         tokio::time::timeout(limit, self.attempt())
             .await
-            .unwrap_or_else(|_| Err(DialError::TimedOut { url: self.url.to_string(), limit }))
+            .unwrap_or_else(|_| {
+                Err(DialError::TimedOut {
+                    url: self.url.to_string(),
+                    limit,
+                })
+            })
     }
 
     async fn attempt(&self) -> Result<Secured, DialError> {
-        let unreachable =
-            |source| DialError::Unreachable { url: self.url.to_string(), source };
-        let refused = |reason| DialError::Refused { url: self.url.to_string(), reason };
+        let unreachable = |source| DialError::Unreachable {
+            url: self.url.to_string(),
+            source,
+        };
+        let refused = |reason| DialError::Refused {
+            url: self.url.to_string(),
+            reason,
+        };
         let socket = match &self.url {
             DialUrl::Tcp { host, port } => {
-                let stream =
-                    TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
+                let stream = TcpStream::connect((host.as_str(), *port))
+                    .await
+                    .map_err(unreachable)?;
                 stream.set_nodelay(true).map_err(unreachable)?;
                 Socket::Tcp(stream)
             }
@@ -315,7 +348,11 @@ impl Link {
         };
         // Never sent nor checked; rustls asks for one.
         let name = ServerName::try_from("vl3").map_err(|error| refused(error.to_string()))?;
-        let stream = self.tls.connect(name, socket).await.map_err(|error| refused(error.to_string()))?;
+        let stream = self
+            .tls
+            .connect(name, socket)
+            .await
+            .map_err(|error| refused(error.to_string()))?;
         Secured::new(stream.into(), &self.trust, &self.live, None).map_err(refused)
     }
 }

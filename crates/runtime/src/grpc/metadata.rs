@@ -31,7 +31,9 @@ pub fn caller_token(metadata: &MetadataMap) -> Option<CallerToken> {
 
 /// The raw path of a registry call.
 pub fn registry_path(metadata: &MetadataMap) -> Option<String> {
-    once(metadata, PATH).filter(|path| path.len() <= PATH_MAX).map(str::to_owned)
+    once(metadata, PATH)
+        .filter(|path| path.len() <= PATH_MAX)
+        .map(str::to_owned)
 }
 
 /// Puts the path into request metadata or initial response headers. A path that is no header

@@ -53,7 +53,9 @@ pub struct ServeOptions {
 
 impl std::fmt::Debug for ServeOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServeOptions").field("services", &self.services).finish_non_exhaustive()
+        f.debug_struct("ServeOptions")
+            .field("services", &self.services)
+            .finish_non_exhaustive()
     }
 }
 
@@ -113,10 +115,26 @@ impl ServeOptions {
     #[must_use]
     pub fn metrics(self, metrics: &Metrics) -> Self {
         metrics.register(|registry| {
-            let Counters { refused, accepted, open } = self.counters.clone();
-            registry.register("grpc_connections_refused", "Connections that ended before TLS was done", refused);
-            registry.register("grpc_connections_accepted", "Authenticated connections", accepted);
-            registry.register("grpc_connections_open", "Authenticated connections at the moment", open);
+            let Counters {
+                refused,
+                accepted,
+                open,
+            } = self.counters.clone();
+            registry.register(
+                "grpc_connections_refused",
+                "Connections that ended before TLS was done",
+                refused,
+            );
+            registry.register(
+                "grpc_connections_accepted",
+                "Authenticated connections",
+                accepted,
+            );
+            registry.register(
+                "grpc_connections_open",
+                "Authenticated connections at the moment",
+                open,
+            );
         });
         self
     }
@@ -137,7 +155,9 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("addresses", &self.addresses).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,13 +176,18 @@ impl Drop for Sockets {
 impl Server {
     /// Binds every listener; a stale unix socket is replaced, a live one is an error.
     pub async fn bind(listen: &[Listen], options: ServeOptions) -> anyhow::Result<Self> {
-        let mut server =
-            Self { listeners: Vec::new(), addresses: Vec::new(), sockets: Sockets(Vec::new()), options };
+        let mut server = Self {
+            listeners: Vec::new(),
+            addresses: Vec::new(),
+            sockets: Sockets(Vec::new()),
+            options,
+        };
         for listen in listen {
             match listen {
                 Listen::Tcp(address) => {
-                    let listener =
-                        bind_tcp(*address).await.with_context(|| format!("listen on {listen}"))?;
+                    let listener = bind_tcp(*address)
+                        .await
+                        .with_context(|| format!("listen on {listen}"))?;
                     server.addresses.push(Listen::Tcp(listener.local_addr()?));
                     server.listeners.push(Listener::Tcp(listener));
                 }
@@ -184,9 +209,18 @@ impl Server {
 
     /// Serves until shutdown, then lets open calls end for a moment.
     pub async fn serve(self, routes: Routes) -> anyhow::Result<()> {
-        let Self { listeners, sockets: _sockets, options, .. } = self;
+        let Self {
+            listeners,
+            sockets: _sockets,
+            options,
+            ..
+        } = self;
         let tasks = Tasks::new("grpc");
-        let tls = tls::server_config(&options.source, &options.trust, Arc::clone(&options.authorise))?;
+        let tls = tls::server_config(
+            &options.source,
+            &options.trust,
+            Arc::clone(&options.authorise),
+        )?;
         let (sender, incoming) = mpsc::channel::<io::Result<Secured>>(64);
         let live = Arc::new(Live::default());
         let acceptor = Acceptor {
@@ -226,7 +260,10 @@ impl Server {
             .max_concurrent_streams(STREAMS_MAX)
             .add_routes(routes)
             .add_service(health)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), options.shutdown.cancelled());
+            .serve_with_incoming_shutdown(
+                ReceiverStream::new(incoming),
+                options.shutdown.cancelled(),
+            );
         tokio::select! {
             served = serve => served.context("serve gRPC"),
             error = tasks.failed() => Err(error),
@@ -253,14 +290,19 @@ impl Acceptor {
         let handshakes = Tasks::new("handshake");
         loop {
             // At the limit new connections wait in the kernel's backlog.
-            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                return;
+            };
             let accepted = match &listener {
                 Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     // Requests are small; a failure costs latency only.
                     let _latency = stream.set_nodelay(true);
                     Socket::Tcp(stream)
                 }),
-                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Socket::Unix(stream)),
+                Listener::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| Socket::Unix(stream)),
             };
             let socket = match accepted {
                 Ok(socket) => socket,
@@ -297,7 +339,10 @@ impl Acceptor {
     }
 
     fn refuse(&self, reason: &'static str, detail: &str) {
-        self.counters.refused.get_or_create(&Refusal { reason }).inc();
+        self.counters
+            .refused
+            .get_or_create(&Refusal { reason })
+            .inc();
         tracing::debug!(reason, detail, "connection refused");
     }
 }
@@ -309,7 +354,9 @@ async fn report_health(
 ) {
     let mut ready = readiness.map(|readiness| readiness.watch());
     loop {
-        let is_ready = ready.as_mut().is_none_or(|ready| *ready.borrow_and_update());
+        let is_ready = ready
+            .as_mut()
+            .is_none_or(|ready| *ready.borrow_and_update());
         let status = if is_ready {
             tonic_health::ServingStatus::Serving
         } else {
@@ -319,7 +366,11 @@ async fn report_health(
             reporter.set_service_status(name, status).await;
         }
         match &mut ready {
-            Some(ready) => if ready.changed().await.is_err() { return },
+            Some(ready) => {
+                if ready.changed().await.is_err() {
+                    return;
+                }
+            }
             None => return,
         }
     }
@@ -332,7 +383,11 @@ async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
             if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
                 && matches!(error.raw_os_error(), Some(97 | 99)) =>
         {
-            TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port())).await
+            TcpListener::bind(SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                address.port(),
+            ))
+            .await
         }
         other => other,
     }

@@ -16,7 +16,10 @@ pub enum Listen {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DialUrl {
     /// A name or address, without brackets.
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+    },
     Unix(PathBuf),
 }
 
@@ -42,11 +45,17 @@ impl FromStr for Listen {
         let rest = value.strip_prefix("tcp://").ok_or_else(bad)?;
         if let Some(port) = rest.strip_prefix(':') {
             let port = port.parse().map_err(|_| bad())?;
-            return Ok(Self::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)));
+            return Ok(Self::Tcp(SocketAddr::new(
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+                port,
+            )));
         }
         if let Some(port) = rest.strip_prefix("localhost:") {
             let port = port.parse().map_err(|_| bad())?;
-            return Ok(Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
+            return Ok(Self::Tcp(SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port,
+            )));
         }
         rest.parse().map(Self::Tcp).map_err(|_| bad())
     }
@@ -56,22 +65,38 @@ impl FromStr for DialUrl {
     type Err = BadUrl;
     /// `tcp://HOST:PORT`, bare `HOST:PORT`, `unix:///PATH`.
     fn from_str(value: &str) -> Result<Self, BadUrl> {
-        let bad = || BadUrl { value: value.to_owned(), allowed: "tcp://HOST:PORT or unix:///PATH" };
+        let bad = || BadUrl {
+            value: value.to_owned(),
+            allowed: "tcp://HOST:PORT or unix:///PATH",
+        };
         if let Some(path) = unix_path(value) {
             return path.map(Self::Unix).ok_or_else(bad);
         }
         let rest = value.strip_prefix("tcp://").unwrap_or(value);
         let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
-        let port = port.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad)?;
-        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        let port = port
+            .parse::<u16>()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(bad)?;
+        let host = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
             Some(inner) => inner.parse::<Ipv6Addr>().map_err(|_| bad())?.to_string(),
             None => host.to_owned(),
         };
         let is_address = host.parse::<IpAddr>().is_ok();
         let is_name = host.len() <= 253
             && !host.is_empty()
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-        if is_address || is_name { Ok(Self::Tcp { host, port }) } else { Err(bad()) }
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+        if is_address || is_name {
+            Ok(Self::Tcp { host, port })
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -95,7 +120,10 @@ impl Listen {
 
 impl From<SocketAddr> for DialUrl {
     fn from(address: SocketAddr) -> Self {
-        Self::Tcp { host: address.ip().to_string(), port: address.port() }
+        Self::Tcp {
+            host: address.ip().to_string(),
+            port: address.port(),
+        }
     }
 }
 
@@ -124,17 +152,36 @@ mod tests {
 
     #[test]
     fn addresses_round_trip() {
-        for text in ["tcp://10.0.0.1:5002", "tcp://[fd00::1]:5002", "unix:///run/vl3/a.sock"] {
+        for text in [
+            "tcp://10.0.0.1:5002",
+            "tcp://[fd00::1]:5002",
+            "unix:///run/vl3/a.sock",
+        ] {
             assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
             assert_eq!(text.parse::<DialUrl>().unwrap().to_string(), text);
         }
-        assert_eq!("tcp://:5002".parse::<Listen>().unwrap().to_string(), "tcp://[::]:5002");
-        assert_eq!("registry:5002".parse::<DialUrl>().unwrap().to_string(), "tcp://registry:5002");
+        assert_eq!(
+            "tcp://:5002".parse::<Listen>().unwrap().to_string(),
+            "tcp://[::]:5002"
+        );
+        assert_eq!(
+            "registry:5002".parse::<DialUrl>().unwrap().to_string(),
+            "tcp://registry:5002"
+        );
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for bad in ["", "tcp://", "tcp://a", "http://a:1", "unix://a", "tcp://a:70000", "tcp://a b:1", "unix:"] {
+        for bad in [
+            "",
+            "tcp://",
+            "tcp://a",
+            "http://a:1",
+            "unix://a",
+            "tcp://a:70000",
+            "tcp://a b:1",
+            "unix:",
+        ] {
             assert!(bad.parse::<DialUrl>().is_err(), "{bad}");
             assert!(bad.parse::<Listen>().is_err(), "{bad}");
         }
