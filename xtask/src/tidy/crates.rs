@@ -62,7 +62,7 @@ const NEVER_BELOW: &[(&str, &[&str])] = &[
         &["tokio", "mio", "tonic", "hyper", "async-std"],
     ),
     ("nsm-chain", &["tonic", "hyper", "rustls", "rtnetlink"]),
-    ("vl3-proto", &["rustls", "rtnetlink", "boringtun"]),
+    ("vl3-proto", &["rtnetlink", "boringtun"]),
 ];
 
 /// A dependency and the only crates that may name it.

@@ -1,0 +1,298 @@
+//! A domain's registry process: the machine, its disk, its streams.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use vl3_core::document::Chain;
+use vl3_core::federation::StreamId;
+use vl3_core::ids::SpiffeId;
+use vl3_core::machine::Ticket;
+use vl3_core::registry::{
+    Boot, CallId, Command, Config, Effect, Input, Peer, Record, RegistryMachine, WatcherId,
+};
+use vl3_core::{Machine as _, Outbox};
+
+use crate::broken::Broken;
+use crate::cast::{Cast, domain_name, registry_id, trust_domain};
+use crate::disk::Disk;
+use crate::event::{CallBody, Event, Node, PipeBody, PipeKind, ReplyBody};
+use crate::faults::Fault;
+use crate::world::World;
+
+#[derive(Debug)]
+pub struct Registry {
+    pub domain: usize,
+    pub lives: u32,
+    pub machine: Option<RegistryMachine>,
+    pub disk: Disk<Record>,
+    pub clock_offset: i64,
+    /// The next start is from a backup, or from nothing where something had been.
+    pub restored: bool,
+    /// It says things that are not so.
+    pub lies: bool,
+    /// Nothing that was promised is on its way to the disk.
+    pub idle: bool,
+    pub documents: Vec<Chain>,
+    streams: BTreeMap<StreamId, (u64, usize)>,
+}
+
+impl Registry {
+    pub fn new(domain: usize, cast: &Cast) -> Self {
+        let late = cast.late == Some(domain);
+        let documents = cast
+            .networks
+            .iter()
+            .map(|network| if late { network.newest() } else { &network.versions[0] })
+            .filter(|chain| chain.document().members.contains_key(&domain_name(domain)))
+            .cloned()
+            .collect();
+        Self {
+            domain,
+            lives: 0,
+            machine: None,
+            disk: Disk::default(),
+            clock_offset: 0,
+            restored: false,
+            lies: false,
+            idle: true,
+            documents,
+            streams: BTreeMap::new(),
+        }
+    }
+}
+
+impl World {
+    pub fn start_registry(&mut self, index: usize) -> Result<(), Broken> {
+        let node = Node::Registry(index);
+        let now = self.now_at(node);
+        let seed = self.rng.next_u64();
+        let registry = &mut self.registries[index];
+        if registry.machine.is_some() {
+            return Ok(());
+        }
+        registry.lives += 1;
+        registry.streams.clear();
+        registry.idle = true;
+        let mut epoch = [0; 16];
+        epoch[..8].copy_from_slice(&seed.to_be_bytes());
+        let boot = Boot {
+            documents: registry.documents.clone(),
+            records: registry.disk.records().to_vec(),
+            restored: core::mem::take(&mut registry.restored),
+        };
+        let mut config = Config::new(domain_name(index), registry_id(index), epoch, seed);
+        config.allocator.renew_after = Duration::from_secs(15);
+        config.rewrite_after = 200;
+        let machine = RegistryMachine::boot(config, boot, now)
+            .map_err(|error| Broken::new(2, format!("{node} does not start from its own journal: {error}")))?;
+        registry.machine = Some(machine);
+        self.note(&node, format_args!("starts"));
+        self.wake_registry(index)?;
+        self.check_replay(index)
+    }
+
+    pub fn crash_registry(&mut self, index: usize) {
+        let life = self.life(Node::Registry(index));
+        let registry = &mut self.registries[index];
+        if registry.machine.take().is_none() {
+            return;
+        }
+        registry.disk.crash(&mut self.rng);
+        self.note(&life.node, format_args!("crashes"));
+        self.break_pipes_of(life);
+    }
+
+    fn registry_input(&mut self, index: usize, input: Input) -> Result<(), Broken> {
+        let node = Node::Registry(index);
+        let now = self.now_at(node);
+        self.note(&node, format_args!("<- {input:?}"));
+        let Some(machine) = self.registries[index].machine.as_mut() else { return Ok(()) };
+        let mut out = Outbox::default();
+        machine.handle(input, now, &mut out);
+        self.registry_effects(index, out)
+    }
+
+    pub fn wake_registry(&mut self, index: usize) -> Result<(), Broken> {
+        let now = self.now_at(Node::Registry(index));
+        let Some(machine) = self.registries[index].machine.as_mut() else { return Ok(()) };
+        let mut out = Outbox::default();
+        machine.wake(now, &mut out);
+        self.registry_effects(index, out)
+    }
+
+    fn registry_effects(&mut self, index: usize, mut out: Outbox<Effect>) -> Result<(), Broken> {
+        for effect in out.take() {
+            self.note(&Node::Registry(index), format_args!("-> {effect:?}"));
+            self.registry_effect(index, effect);
+        }
+        self.check_registry(index)
+    }
+
+    fn registry_effect(&mut self, index: usize, effect: Effect) {
+        let node = Node::Registry(index);
+        match effect {
+            Effect::Append { ticket, records } => {
+                self.registries[index].disk.start_append(records);
+                self.registry_writes(index, ticket);
+            }
+            Effect::Rewrite { ticket, records } => {
+                self.registries[index].disk.start_rewrite(records);
+                self.registry_writes(index, ticket);
+            }
+            Effect::Reply { call, result } => self.answer(node, call.0, ReplyBody::Registry(result)),
+            Effect::Deliver { watcher, events } => self.send(watcher.0, 1, PipeBody::Watch(events)),
+            Effect::EndWatch { watcher, .. } => self.close_pipe(watcher.0, 1),
+            Effect::Dial { stream, contacts, .. } => {
+                let to = contacts
+                    .iter()
+                    .filter_map(|contact| contact.parse::<std::net::SocketAddr>().ok())
+                    .find_map(|address| self.at_address(address.ip()));
+                if let Some(to) = to {
+                    let pipe = self.open_pipe(node, to, PipeKind::Sync { stream });
+                    self.registries[index].streams.insert(stream, (pipe, 0));
+                }
+            }
+            Effect::Send { stream, messages } => {
+                if let Some((pipe, side)) = self.registries[index].streams.get(&stream).copied() {
+                    for message in messages {
+                        let message = self.tell_truth_or_lie(index, message);
+                        self.send(pipe, side, PipeBody::Sync(message));
+                    }
+                }
+            }
+            Effect::CloseStream { stream, .. } => {
+                if let Some((pipe, side)) = self.registries[index].streams.remove(&stream) {
+                    self.close_pipe(pipe, side);
+                }
+            }
+            Effect::DocumentChanged { .. } | Effect::Alarm(_) => {}
+        }
+    }
+
+    fn registry_writes(&mut self, index: usize, ticket: Ticket) {
+        let to = self.life(Node::Registry(index));
+        self.registries[index].idle = false;
+        let took = Duration::from_micros(300 + self.rng.below(4_000));
+        self.later(took, Event::Synced { to, ticket });
+    }
+
+    pub fn registry_synced(&mut self, index: usize, ticket: Ticket) -> Result<(), Broken> {
+        let registry = &mut self.registries[index];
+        registry.disk.sync_first();
+        registry.idle = true;
+        self.registry_input(index, Input::Appended { ticket })?;
+        self.check_replay(index)
+    }
+
+    pub fn serve_registry(&mut self, index: usize, call: u64, peer: SpiffeId, body: CallBody) -> Result<(), Broken> {
+        let CallBody::Registry(command) = body else { return Ok(()) };
+        let input = Input::Call { call: CallId(call), peer: self.peer(index, peer), command: *command };
+        self.registry_input(index, input)
+    }
+
+    pub fn registry_accepts(&mut self, index: usize, pipe: u64, peer: SpiffeId, kind: PipeKind) -> Result<(), Broken> {
+        self.pipe_is_ready(pipe);
+        self.later(Duration::from_millis(6), Event::PipeReady { pipe, answer: None });
+        match kind {
+            PipeKind::Watch { query } => {
+                let input = Input::Watch { watcher: WatcherId(pipe), peer: self.peer(index, peer), query };
+                self.registry_input(index, input)
+            }
+            PipeKind::Sync { .. } => {
+                let stream = StreamId::Accepted(pipe);
+                self.registries[index].streams.insert(stream, (pipe, 1));
+                let peer = self.peer(index, peer);
+                self.registry_input(index, Input::SyncOpened { stream, peer })
+            }
+            PipeKind::Routes { .. } | PipeKind::Monitor { .. } => Ok(()),
+        }
+    }
+
+    pub fn registry_pipe_ready(
+        &mut self,
+        index: usize,
+        _pipe: u64,
+        peer: SpiffeId,
+        kind: &PipeKind,
+    ) -> Result<(), Broken> {
+        match kind {
+            PipeKind::Sync { stream } => {
+                let peer = self.peer(index, peer);
+                self.registry_input(index, Input::SyncOpened { stream: *stream, peer })
+            }
+            PipeKind::Watch { .. } | PipeKind::Routes { .. } | PipeKind::Monitor { .. } => Ok(()),
+        }
+    }
+
+    pub fn registry_pipe_data(
+        &mut self,
+        index: usize,
+        pipe: u64,
+        side: usize,
+        kind: &PipeKind,
+        body: PipeBody,
+    ) -> Result<(), Broken> {
+        let (PipeKind::Sync { stream }, PipeBody::Sync(message)) = (kind, body) else { return Ok(()) };
+        let stream = if side == 0 { *stream } else { StreamId::Accepted(pipe) };
+        self.registry_input(index, Input::SyncReceived { stream, message })
+    }
+
+    pub fn registry_pipe_ended(
+        &mut self,
+        index: usize,
+        pipe: u64,
+        side: usize,
+        kind: &PipeKind,
+    ) -> Result<(), Broken> {
+        match kind {
+            PipeKind::Watch { .. } if side == 1 => {
+                self.registry_input(index, Input::Unwatch { watcher: WatcherId(pipe) })
+            }
+            PipeKind::Sync { stream } => {
+                let stream = if side == 0 { *stream } else { StreamId::Accepted(pipe) };
+                self.registries[index].streams.remove(&stream);
+                self.registry_input(index, Input::SyncClosed { stream, reason: "the stream broke".to_owned() })
+            }
+            PipeKind::Watch { .. } | PipeKind::Routes { .. } | PipeKind::Monitor { .. } => Ok(()),
+        }
+    }
+
+    /// What TLS says about a caller: the networks whose documents vouch for it.
+    fn peer(&self, index: usize, id: SpiffeId) -> Peer {
+        if id.trust_domain() == trust_domain(index) {
+            return Peer::own(id);
+        }
+        let machine = self.registries[index].machine.as_ref();
+        let vouching = machine.into_iter().flat_map(RegistryMachine::documents).filter(|chain| {
+            chain.document().members.values().any(|member| member.trust_domain == id.trust_domain())
+        });
+        Peer::vouched(id.clone(), vouching.map(Chain::uid).collect())
+    }
+
+    /// A person hands a document to a registry.
+    pub fn publish(&mut self, domain: usize, chain: Chain) {
+        let body = CallBody::Registry(Box::new(Command::Publish { chain }));
+        let (from, to) = (Node::Operator(domain), Node::Registry(domain));
+        self.call(from, to, body, crate::event::Awaits::Nothing);
+    }
+
+    /// A lying registry says that its endpoints belong to another domain.
+    fn tell_truth_or_lie(
+        &mut self,
+        index: usize,
+        message: vl3_core::federation::SyncMessage,
+    ) -> vl3_core::federation::SyncMessage {
+        use vl3_core::federation::SyncMessage;
+        use vl3_core::registry::LABEL_DOMAIN;
+        if !self.registries[index].lies {
+            return message;
+        }
+        let SyncMessage::Upsert { sequence, uid, mut endpoint, lifetime } = message else { return message };
+        let victim = domain_name((index + 1) % self.cast.domains).to_string();
+        for labels in endpoint.labels.values_mut() {
+            labels.insert(LABEL_DOMAIN.to_owned(), victim.clone());
+        }
+        self.tally.count(Fault::ForeignName);
+        SyncMessage::Upsert { sequence, uid, endpoint, lifetime }
+    }
+}
