@@ -67,6 +67,8 @@ struct Served {
 struct Fd {
     session: Option<FdSession>,
     ticket: Option<([u8; 16], Mono)>,
+    /// The value last answered.
+    last: Option<[u8; 16]>,
 }
 
 #[derive(Debug)]

@@ -209,8 +209,12 @@ impl Attach {
         }
         match (mechanism, &request.mechanism) {
             (StoredMechanism::Tun, MechanismWish::Tun { secret }) => {
+                // A connected client sees the value it knows, and so has no reason to attach
+                // again; one that lost its end may use it all the same.
                 let connected = served.live && served.fd.session.is_some();
-                served.fd.ticket = (!connected).then_some((*secret, ctx.now.mono + ctx.config.times.ticket));
+                let value = served.fd.last.filter(|_| connected).unwrap_or(*secret);
+                served.fd.last = Some(value);
+                served.fd.ticket = Some((value, ctx.now.mono + ctx.config.times.ticket));
                 self.answer(call, connection, ctx);
             }
             (StoredMechanism::WireGuard { .. }, _) if served.live => self.answer(call, connection, ctx),
@@ -237,7 +241,7 @@ impl Attach {
         let workload = ctx.state.workloads.get(connection).ok_or_else(gone)?;
         let assignment = ctx.state.assignments.get(&workload.identity).ok_or_else(gone)?;
         let mechanism = match &workload.mechanism {
-            StoredMechanism::Tun => MechanismAnswer::Tun { secret: served.fd.ticket.map(|(secret, _)| secret) },
+            StoredMechanism::Tun => MechanismAnswer::Tun { secret: served.fd.last.ok_or_else(gone)? },
             StoredMechanism::WireGuard { .. } => MechanismAnswer::WireGuard {
                 public_key: ctx.config.public_key,
                 address: served.told.ok_or_else(gone)?,

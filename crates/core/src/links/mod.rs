@@ -12,7 +12,7 @@ mod preference;
 mod watch;
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::document::Role;
 use crate::forward::{DomainIndex, PortClass, PortId};
@@ -96,6 +96,11 @@ impl Links {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&RouterId, &Link)> + '_ {
         self.links.iter()
+    }
+
+    /// Everybody of that domain who is linked or seen in the registry, live or not.
+    pub(crate) fn routers_of<'a>(&'a self, domain: &'a DomainName) -> BTreeSet<&'a RouterId> {
+        self.links.keys().chain(self.known.keys()).filter(|router| router.domain == *domain).collect()
     }
 
     pub(crate) fn uses_key(&self, key: PublicKey, ctx: &Context<'_>) -> bool {

@@ -176,9 +176,9 @@ pub struct WorkloadAnswer {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MechanismAnswer {
-    /// `secret` is the ticket to present on `fd.sock`; unset when the descriptor is in place
-    /// and its client is connected.
-    Tun { secret: Option<[u8; 16]> },
+    /// The ticket to present on `fd.sock`, once. The value that the client knows already says
+    /// that its descriptor is in place and its end of `fd.sock` open.
+    Tun { secret: [u8; 16] },
     WireGuard { public_key: PublicKey, address: IpAddr, port: u16 },
 }
 

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use crate::attach::Attach;
 use crate::document::Document;
 use crate::forward::{PortClass, PortId, Route};
-use crate::ids::SpiffeId;
+use crate::ids::{Generation, SpiffeId};
 use crate::links::{LinkEvent, Links};
 use crate::machine::{Machine, Outbox, TicketCounter};
 use crate::rng::Rng;
@@ -109,6 +109,26 @@ impl RouterMachine {
     /// The table as last handed to the data plane.
     pub fn table(&self) -> &[Route] {
         &self.table
+    }
+
+    /// Whether this NSM connection is served here, a workload's or a link's.
+    pub fn knows(&self, connection: &ConnectionId) -> bool {
+        self.attach.serves(connection) || self.links.serves(connection)
+    }
+
+    /// Which life of each linked router this one uses.
+    pub fn link_generations(&self) -> impl Iterator<Item = (&RouterId, Generation)> + '_ {
+        self.state.links.iter().map(|(router, link)| (router, link.generation))
+    }
+
+    /// First message of every routes stream, as the accepting side sends it.
+    pub fn routes_open(&self) -> RoutesOpen {
+        RoutesOpen {
+            uid: self.config.uid,
+            router: self.config.router.clone(),
+            instance: self.config.instance,
+            generation: self.state.lease.as_ref().map(|lease| lease.generation).unwrap_or_default(),
+        }
     }
 
     /// Whether a newer life of this router's name was seen.

@@ -27,8 +27,14 @@ pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> Resolve
     for member in ctx.document.live_members(ctx.now.wall) {
         if member.domain == *own {
             clients.extend(member.blocks().map(|block| (block, ClientClass::Sibling)));
-            let siblings = servers(&member.domain, links, ctx);
-            view.servers.extend(siblings.into_iter().map(|server| DomainServer { sibling: true, ..server }));
+            // A known but dead sibling is listed too: its names are unanswered, not unknown.
+            let live = servers(&member.domain, links, ctx);
+            for router in links.routers_of(&member.domain) {
+                let server = live.iter().find(|server| server.router.as_ref() == Some(&router.name));
+                let addresses = server.map(|server| server.addresses.clone()).unwrap_or_default();
+                let (domain, router) = (member.domain.clone(), Some(router.name.clone()));
+                view.servers.push(DomainServer { domain, router, addresses, sibling: true });
+            }
             continue;
         }
         clients.extend(member.blocks().map(|block| (block, ClientClass::Remote)));

@@ -142,8 +142,9 @@ fn a_ticket_works_once_and_for_its_life() {
     assert!(send(&mut world, 1, FdEvent::Attach { secret: [1; 16] }).is_err());
     assert_eq!(send(&mut world, 2, FdEvent::Attach { secret: [42; 16] }), Ok(FdGrant::Attached));
     assert!(send(&mut world, 3, FdEvent::Attach { secret: [42; 16] }).is_err());
-    let connected = attach(&mut world, request("c1", "a", None)).unwrap();
-    assert_eq!(connected.mechanism, MechanismAnswer::Tun { secret: None });
+    let fresh = MechanismWish::Tun { secret: [43; 16] };
+    let connected = attach(&mut world, Request { mechanism: fresh, ..request("c1", "a", None) }).unwrap();
+    assert_eq!(connected.mechanism, MechanismAnswer::Tun { secret: [42; 16] }, "nothing to do for the client");
     world.input("east", Input::Fd { session: FdSession(2), event: FdEvent::Closed });
     world.run();
     let again = attach(&mut world, request("c9", "a", None)).unwrap();
