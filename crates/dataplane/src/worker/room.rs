@@ -143,17 +143,13 @@ impl Room {
                 return None;
             }
         };
-        let too_big = longest > usize::from(hop.mtu);
+        let mtu = match &port.kind {
+            Kind::Tun(tun) => hop.mtu.min(tun.mtu),
+            Kind::Peer(_) => hop.mtu,
+        };
+        let too_big = longest > usize::from(mtu);
         if too_big && !ip.may_fragment {
-            self.refuse(
-                batch,
-                ingress,
-                DropReason::TooBig,
-                hop.mtu,
-                packet,
-                ip,
-                wire,
-            );
+            self.refuse(batch, ingress, DropReason::TooBig, mtu, packet, ip, wire);
             return None;
         }
         // Packets of the router itself start here, packets to it end here: no hop.
