@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,7 +74,7 @@ impl DataPlane {
             fib: ArcSwap::from_pointee(Fib::default()),
             ports: ArcSwap::from_pointee(Ports::default()),
             drops: Drops::default(),
-            own: config.own_addresses,
+            own: ArcSwap::from_pointee(config.own_addresses),
             events: config.events,
             stop: AtomicBool::new(false),
             desks,
@@ -310,6 +311,11 @@ impl DataPlane {
     /// Replaces the whole table at once.
     pub fn set_routes(&self, routes: Vec<Route>) {
         self.shared.fib.store(Arc::new(Fib::compile(routes)));
+    }
+
+    /// Where ICMP errors come from from now on: the first address of each family.
+    pub fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
+        self.shared.own.store(Arc::new(addresses));
     }
 
     /// Sends one inner packet out by this port (probes, echo), as it is. Whether it was handed

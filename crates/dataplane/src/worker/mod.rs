@@ -42,7 +42,8 @@ pub(crate) struct Shared {
     pub(crate) ports: ArcSwap<Ports>,
     /// Totals; ports gone included.
     pub(crate) drops: Drops,
-    pub(crate) own: Vec<std::net::IpAddr>,
+    /// Where ICMP errors come from.
+    pub(crate) own: ArcSwap<Vec<std::net::IpAddr>>,
     pub(crate) events: Box<dyn Fn(Event) + Send + Sync>,
     pub(crate) stop: AtomicBool,
     pub(crate) desks: Vec<Desk>,

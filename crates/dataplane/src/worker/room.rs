@@ -181,12 +181,10 @@ impl Room {
         wire: &mut impl Wire,
     ) {
         batch.books().drop(ingress.id, reason, 1);
-        let own = batch
-            .shared
-            .own
-            .iter()
-            .find(|own| own.is_ipv4() == ip.is_v4());
-        let Some(own) = own else { return };
+        let own = batch.shared.own.load();
+        let Some(own) = own.iter().find(|own| own.is_ipv4() == ip.is_v4()) else {
+            return;
+        };
         let mut error = [0; ERROR_V6_MAX];
         let Some(len) = icmp::error(reason, mtu, packet, ip, *own, &mut error) else {
             return;
