@@ -1,0 +1,605 @@
+//! One attachment: its machine, and the task that moves bytes and time for it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use vl3_core::heal::{
+    AttachmentConfig, AttachmentMachine, Effect, Failure, Input, MonitorEvent, RequestKind, State,
+    Timing,
+};
+use vl3_core::time::Mono;
+use vl3_core::{Machine, Outbox, Ticket};
+use vl3_net::Netlink;
+use vl3_proto::connection::{Connection, Mechanism as WireMechanism, Path};
+use vl3_runtime::grpc::{self, DialUrl};
+use vl3_runtime::{ReadyItem, Tasks, clock};
+
+use crate::answer::{Accepted, DataPath};
+use crate::config::{Attach, Mechanism};
+use crate::control::{self, Control, Outcome};
+use crate::host::{HostHandle, Wanted};
+use crate::plan::Joined;
+use crate::probe::{Prober, Reply};
+use crate::request::{Template, Wish};
+use crate::status::{Counters, Status};
+use crate::tun::Tun;
+use crate::wireguard::Wireguard;
+
+/// Answers that wait for the task; more senders wait.
+const INBOX: usize = 64;
+
+/// What comes back from the calls and tasks of an attachment.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Machine(Input),
+    Answered {
+        ticket: Ticket,
+        url: String,
+        outcome: Outcome,
+    },
+    Replied(Reply),
+    /// The descriptor's way to the router ended; counted, so that an old end is told apart.
+    PathEnded(u64),
+    /// A worker of the data plane died: the process must end.
+    Broken(String),
+}
+
+/// Everything an attachment is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) position: usize,
+    pub(crate) attach: Attach,
+    pub(crate) interface: String,
+    pub(crate) template: Template,
+    pub(crate) control: Control,
+    pub(crate) host: HostHandle,
+    pub(crate) netlink: Netlink,
+    pub(crate) exclude: Vec<IpNet>,
+    pub(crate) key: [u8; 32],
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) counters: Counters,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) ready: ReadyItem,
+    pub(crate) shutdown: CancellationToken,
+}
+
+enum Shell {
+    Tun(Tun),
+    Wireguard(Box<Wireguard>),
+}
+
+pub(crate) struct Attachment {
+    parts: Parts,
+    machine: AttachmentMachine,
+    out: Outbox<Effect>,
+    inbox: mpsc::Receiver<Event>,
+    events: mpsc::Sender<Event>,
+    shell: Shell,
+    /// As last answered, by whom, and over what.
+    last: Option<(String, Connection)>,
+    via: Option<(String, grpc::Connection)>,
+    accepted: Option<Accepted>,
+    prober: Option<Prober>,
+    last_probe: Option<Mono>,
+    last_reply: Option<Mono>,
+    followers: Vec<AbortHandle>,
+    path_epoch: u64,
+    first_dial: Option<Mono>,
+}
+
+impl Attachment {
+    /// Opens what the mechanism needs before the first Request.
+    pub(crate) fn new(parts: Parts) -> anyhow::Result<Self> {
+        let (events, inbox) = mpsc::channel(INBOX);
+        let shell = match parts.attach.mechanism {
+            Mechanism::Tun => Shell::Tun(Tun::default()),
+            Mechanism::Wireguard => {
+                let events = events.clone();
+                let plane = Wireguard::start(
+                    parts.key,
+                    parts.attach.udp_listen,
+                    parts.attach.workers,
+                    move |event| {
+                        if let vl3_dataplane::Event::WorkerDied { worker } = event {
+                            // Full: the task is about to find out by silence.
+                            let _full = events.try_send(Event::Broken(format!(
+                                "data-plane worker {worker} died"
+                            )));
+                        }
+                    },
+                )?;
+                Shell::Wireguard(Box::new(plane))
+            }
+        };
+        let machine = AttachmentMachine::new(AttachmentConfig {
+            candidates: parts
+                .attach
+                .connect_to
+                .iter()
+                .map(crate::config::ConnectTo::candidate)
+                .collect(),
+            timing: Timing::default(),
+            seed: rand::random(),
+        });
+        Ok(Self {
+            parts,
+            machine,
+            out: Outbox::default(),
+            inbox,
+            events,
+            shell,
+            last: None,
+            via: None,
+            accepted: None,
+            prober: None,
+            last_probe: None,
+            last_reply: None,
+            followers: Vec::new(),
+            path_epoch: 0,
+            first_dial: None,
+        })
+    }
+
+    /// Runs until the shutdown has closed the connection and taken the interface away.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        self.machine
+            .handle(Input::Start, clock::now(), &mut self.out);
+        loop {
+            // An install is answered inline, which may call for more.
+            while !self.out.is_empty() {
+                self.execute().await;
+            }
+            self.publish();
+            if self.machine.state() == State::Stopped {
+                return Ok(());
+            }
+            let deadline = self.machine.next_wake().map(|(at, _)| at);
+            let stopping = self.machine.state() == State::Stopping;
+            tokio::select! {
+                biased;
+                () = self.parts.shutdown.cancelled(), if !stopping => {
+                    self.machine.handle(Input::Stop, clock::now(), &mut self.out);
+                }
+                event = self.inbox.recv() => {
+                    // The task holds a sender itself, so the channel never ends.
+                    if let Some(event) = event {
+                        self.take(event)?;
+                    }
+                }
+                () = clock::sleep_until(deadline) => {
+                    self.machine.wake(clock::now(), &mut self.out);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> anyhow::Result<()> {
+        let input = match event {
+            Event::Machine(input) => {
+                if let Input::Monitor {
+                    event: MonitorEvent::Ended,
+                    ..
+                } = input
+                {
+                    // Dialled anew rather than found broken by the next call.
+                    self.via = None;
+                }
+                input
+            }
+            Event::Answered {
+                ticket,
+                url,
+                outcome,
+            } => Input::Answered {
+                ticket,
+                result: self.answered(url, outcome),
+            },
+            Event::Replied(reply) => {
+                self.replied(reply);
+                return Ok(());
+            }
+            Event::PathEnded(epoch) if epoch == self.path_epoch => {
+                tracing::info!(network = %self.parts.template.network, "the router's end of the descriptor is gone");
+                Input::DataPathLost
+            }
+            Event::PathEnded(_) => return Ok(()),
+            Event::Broken(reason) => anyhow::bail!(reason),
+        };
+        self.machine.handle(input, clock::now(), &mut self.out);
+        Ok(())
+    }
+
+    fn answered(
+        &mut self,
+        url: String,
+        outcome: Outcome,
+    ) -> Result<vl3_core::heal::Answer, Failure> {
+        let network = self.parts.template.network.as_str();
+        match outcome {
+            Outcome::Accepted {
+                connection,
+                accepted,
+                via,
+            } => {
+                self.parts.counters.request(network, "accepted");
+                let summary = accepted.summary();
+                self.last = Some((url.clone(), *connection));
+                self.via = Some((url, via));
+                self.accepted = Some(*accepted);
+                Ok(summary)
+            }
+            Outcome::Bad { connection, via } => {
+                self.parts.counters.request(network, "bad_answer");
+                self.last = Some((url.clone(), *connection));
+                self.via = Some((url, via));
+                Err(Failure::BadAnswer)
+            }
+            Outcome::Failed(failure) => {
+                self.parts.counters.request(
+                    network,
+                    if failure == Failure::Unreachable {
+                        "unreachable"
+                    } else {
+                        "refused"
+                    },
+                );
+                if failure == Failure::Unreachable {
+                    self.via = None;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn replied(&mut self, reply: Reply) {
+        self.last_reply = Some(reply.at);
+        let first_dial = self.first_dial;
+        self.parts.status.send_modify(|status| {
+            status.rtt = Some(reply.rtt);
+            status.last_receipt = Some(reply.at);
+            if status.attached_after.is_none() {
+                status.attached_after = first_dial.map(|start| reply.at.saturating_since(start));
+            }
+        });
+    }
+
+    async fn execute(&mut self) {
+        for effect in self.out.take() {
+            match effect {
+                Effect::Find { ticket } => self.find(ticket),
+                Effect::Request { ticket, url, kind } => self.request(ticket, url, kind).await,
+                Effect::Install { ticket } => self.install(ticket).await,
+                Effect::Close { ticket, url } => self.close(ticket, url),
+                Effect::Uninstall => self.uninstall().await,
+                Effect::Monitor { ticket, url } => self.monitor(ticket, &url),
+                Effect::StopMonitor => self.stop_followers(),
+                Effect::Sample => self.sample(),
+                Effect::Probe => {
+                    if let Some(prober) = &mut self.prober {
+                        self.last_probe = prober.probe().or(self.last_probe);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a call whose answer comes back as an event.
+    fn call(&self, name: &'static str, call: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        self.parts.tasks.spawn_detached(name, async move {
+            let event = call.await;
+            // The attachment may have ended meanwhile.
+            let _ended = events.send(event).await;
+        });
+    }
+
+    fn find(&mut self, ticket: Ticket) {
+        self.first_dial.get_or_insert_with(clock::mono);
+        let control = self.parts.control.clone();
+        self.call("find", async move {
+            Event::Machine(Input::Found {
+                ticket,
+                result: control.find().await,
+            })
+        });
+    }
+
+    async fn request(&mut self, ticket: Ticket, url: String, kind: RequestKind) {
+        self.first_dial.get_or_insert_with(clock::mono);
+        let preference = self.preference(&url).await;
+        let mut excluded = self.parts.exclude.clone();
+        excluded.extend(self.parts.host.held_by_others(self.parts.position));
+        let addresses = self
+            .accepted
+            .as_ref()
+            .map_or(&[][..], |accepted| &accepted.addresses);
+        let wish = Wish {
+            kind,
+            last: self
+                .last
+                .as_ref()
+                .filter(|(at, _)| *at == url)
+                .map(|(_, last)| last),
+            addresses,
+            excluded: &excluded,
+            preference,
+        };
+        let request = self.parts.template.request(&wish);
+        let via = self.via_of(&url);
+        let control = self.parts.control.clone();
+        self.call("request", async move {
+            let outcome = control.request(&url, via, request, excluded).await;
+            Event::Answered {
+                ticket,
+                url,
+                outcome,
+            }
+        });
+    }
+
+    async fn preference(&self, url: &str) -> WireMechanism {
+        match &self.shell {
+            Shell::Tun(_) => Tun::preference(&self.parts.interface),
+            Shell::Wireguard(plane) => {
+                // The machine's urls come from checked configuration or a checked Find.
+                let url = url.parse().unwrap_or(DialUrl::Unix(url.into()));
+                plane
+                    .preference(&url, &self.parts.interface, &self.parts.netlink)
+                    .await
+            }
+        }
+    }
+
+    fn via_of(&self, url: &str) -> Option<grpc::Connection> {
+        self.via
+            .as_ref()
+            .filter(|(at, _)| at == url)
+            .map(|(_, via)| via.clone())
+    }
+
+    fn close(&mut self, ticket: Ticket, url: String) {
+        let last = self
+            .last
+            .take_if(|(at, _)| *at == url)
+            .map(|(_, last)| last);
+        let connection = last.unwrap_or_else(|| Connection {
+            id: self.parts.template.id.clone(),
+            network_service: self.parts.template.network.to_string(),
+            path: Some(Path {
+                index: 0,
+                path_segments: vec![self.parts.template.segment()],
+            }),
+            ..Connection::default()
+        });
+        let via = self.via_of(&url);
+        let control = self.parts.control.clone();
+        self.call("close", async move {
+            let ok = control.close(&url, via, connection).await;
+            Event::Machine(Input::Closed { ticket, ok })
+        });
+    }
+
+    async fn install(&mut self, ticket: Ticket) {
+        let outcome = self.try_install().await;
+        if let Err(error) = &outcome {
+            tracing::warn!(
+                network = %self.parts.template.network,
+                error = format!("{error:#}"),
+                "answer could not be installed"
+            );
+        }
+        let error = outcome.as_ref().err().map(|error| format!("{error:#}"));
+        self.parts
+            .status
+            .send_modify(|status| status.last_error = error);
+        self.machine.handle(
+            Input::Installed {
+                ticket,
+                ok: outcome.is_ok(),
+            },
+            clock::now(),
+            &mut self.out,
+        );
+    }
+
+    async fn try_install(&mut self) -> anyhow::Result<()> {
+        let accepted = self
+            .accepted
+            .clone()
+            .context("there is no answer to install")?;
+        let parts = &self.parts;
+        match (&mut self.shell, &accepted.path) {
+            (Shell::Tun(tun), DataPath::Tun(answer)) => {
+                if !tun.is_attached() {
+                    self.path_epoch += 1;
+                }
+                let (epoch, events) = (self.path_epoch, self.events.clone());
+                tun.install(&parts.interface, answer.as_ref(), &parts.tasks, move || {
+                    // Full: the probes find out, too.
+                    let _full = events.try_send(Event::PathEnded(epoch));
+                })
+                .await?;
+            }
+            (Shell::Wireguard(plane), DataPath::Wireguard { endpoint, key }) => plane.install(
+                &parts.interface,
+                &accepted.addresses,
+                &accepted.routes,
+                accepted.mtu,
+                *endpoint,
+                *key,
+            )?,
+            (Shell::Tun(_), DataPath::Wireguard { .. })
+            | (Shell::Wireguard(_), DataPath::Tun(_)) => {
+                anyhow::bail!("the answer is for another mechanism")
+            }
+        }
+        let wanted = Wanted {
+            joined: Joined {
+                interface: parts.interface.clone(),
+                mtu: accepted.mtu,
+                addresses: accepted.addresses.clone(),
+                routes: accepted.routes.clone(),
+                table: parts.attach.table,
+                spare_table: parts.attach.spare_table,
+            },
+            dns_servers: accepted.dns_servers.clone(),
+            search: accepted.search.clone(),
+        };
+        parts
+            .host
+            .set(parts.position, Some(wanted))
+            .await
+            .context("set the interface up")?;
+        self.aim_prober(&accepted);
+        Ok(())
+    }
+
+    /// Probes go to the router's IPv6 address where it has one: it never collides.
+    fn aim_prober(&mut self, accepted: &Accepted) {
+        let Some((source, target)) = probe_ends(accepted) else {
+            self.prober = None;
+            return;
+        };
+        if self
+            .prober
+            .as_ref()
+            .is_some_and(|prober| prober.runs_between(source, target))
+        {
+            return;
+        }
+        let events = self.events.clone();
+        let started = Prober::start(source, target, &self.parts.tasks, move |reply| {
+            // Full: the next reply says the same.
+            let _full = events.try_send(Event::Replied(reply));
+        });
+        match started {
+            Ok(prober) => self.prober = Some(prober),
+            Err(error) => {
+                tracing::warn!(%error, "no probes: health rests on the workload's own traffic");
+                self.prober = None;
+            }
+        }
+    }
+
+    async fn uninstall(&mut self) {
+        self.stop_followers();
+        self.prober = None;
+        if let Err(error) = self.parts.host.set(self.parts.position, None).await {
+            tracing::warn!(%error, "addresses or routes could not be taken away");
+        }
+        if let Shell::Tun(tun) = &mut self.shell {
+            tun.remove();
+        }
+    }
+
+    fn monitor(&mut self, ticket: Ticket, url: &str) {
+        self.stop_followers();
+        let Some(via) = self.via_of(url) else {
+            let ended = Input::Monitor {
+                ticket,
+                event: MonitorEvent::Ended,
+            };
+            return self.call("monitor", async move { Event::Machine(ended) });
+        };
+        let events = self.events.clone();
+        let (name, id) = (
+            self.parts.template.name.clone(),
+            self.parts.template.id.clone(),
+        );
+        let followed = control::monitor(via.clone(), name, id, ticket, events);
+        self.followers
+            .push(self.parts.tasks.spawn_detached("monitor", followed));
+        let documents = self.parts.control.documents.clone();
+        self.followers.push(
+            self.parts
+                .tasks
+                .spawn_detached("document", control::follow_document(via, documents)),
+        );
+    }
+
+    fn stop_followers(&mut self) {
+        for follower in self.followers.drain(..) {
+            follower.abort();
+        }
+    }
+
+    fn sample(&mut self) {
+        let (last_send, last_receipt) = match &self.shell {
+            Shell::Wireguard(plane) => {
+                let (sent, received) = plane.traffic();
+                (sent.max(self.last_probe), received.max(self.last_reply))
+            }
+            Shell::Tun(_) => (self.last_probe, self.last_reply),
+        };
+        self.parts
+            .status
+            .send_modify(|status| status.last_receipt = last_receipt);
+        self.machine.handle(
+            Input::Traffic {
+                last_send,
+                last_receipt,
+            },
+            clock::now(),
+            &mut self.out,
+        );
+    }
+
+    /// Publishes what changed.
+    fn publish(&self) {
+        let state = self.machine.state();
+        let accepted = self.accepted.as_ref();
+        let held = self.machine.held();
+        let document_version = self.parts.control.documents.current().version;
+        self.parts.ready.set(matches!(
+            state,
+            State::Up | State::Healing { data: true, .. }
+        ));
+        self.parts.status.send_if_modified(|status| {
+            let was = status.state;
+            let url = held.map(|(url, _)| url.to_owned());
+            let addresses = accepted.map(|accepted| accepted.addresses.clone()).unwrap_or_default();
+            let changed = was != state
+                || status.url != url
+                || status.addresses != addresses
+                || status.document_version != document_version;
+            if !changed {
+                return false;
+            }
+            if was != state {
+                tracing::info!(network = status.network, interface = status.interface, ?was, is = ?state, "attachment");
+                self.parts.counters.state(&status.network, was, state);
+            }
+            status.state = state;
+            status.url = url;
+            status.router = held.map(|(_, answer)| answer.router.name.to_string());
+            status.generation = held.and_then(|(_, answer)| answer.router.generation.map(|generation| generation.0));
+            status.addresses = addresses;
+            status.routes = accepted.map(|accepted| accepted.routes.clone()).unwrap_or_default();
+            status.mtu = accepted.map(|accepted| accepted.mtu);
+            status.dns_servers = accepted.map(|accepted| accepted.dns_servers.clone()).unwrap_or_default();
+            status.search = accepted.map(|accepted| accepted.search.clone()).unwrap_or_default();
+            status.document_version = document_version;
+            true
+        });
+    }
+}
+
+/// Own and router's address of one family, IPv6 first.
+fn probe_ends(accepted: &Accepted) -> Option<(IpAddr, IpAddr)> {
+    [true, false].into_iter().find_map(|v6| {
+        let own = accepted
+            .addresses
+            .iter()
+            .find(|address| address.is_ipv6() == v6)?;
+        let router = accepted
+            .router_addresses
+            .iter()
+            .find(|address| address.is_ipv6() == v6)?;
+        Some((*own, *router))
+    })
+}

@@ -1,0 +1,424 @@
+//! Calls to routers and to the registry.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nsm_chain::SvidTokens;
+use nsm_chain::client::{Followed, check_answer, follow};
+use tokio::sync::mpsc;
+use tonic::Code;
+use vl3_core::Ticket;
+use vl3_core::document::Role;
+use vl3_core::heal::{Failure, Input, MonitorEvent};
+use vl3_proto::connection::monitor_connection_client::MonitorConnectionClient;
+use vl3_proto::connection::{Connection, MonitorScopeSelector, PathSegment};
+use vl3_proto::networkservice::NetworkServiceRequest;
+use vl3_proto::networkservice::network_service_client::NetworkServiceClient;
+use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
+use vl3_proto::registry::{NetworkServiceEndpoint, NetworkServiceEndpointQuery};
+use vl3_proto::vl3::network::v1::WatchRequest;
+use vl3_proto::vl3::network::v1::network_client::NetworkClient;
+use vl3_runtime::grpc::{self, DialError, DialUrl, Dialer};
+use vl3_runtime::{Retry, clock};
+
+use crate::answer::{Accepted, Question, check};
+use crate::attachment::Event;
+use crate::config::Mechanism;
+use crate::document::Documents;
+
+/// Per try. No deadline travels with the call: a stock server subtracts it from the life of
+/// the connection (nsm-wire 9.1).
+const REQUEST_LIMIT: Duration = Duration::from_millis(4_800);
+const CLOSE_LIMIT: Duration = Duration::from_millis(1_800);
+const FIND_LIMIT: Duration = Duration::from_millis(4_800);
+/// Endpoints read of one Find.
+const FOUND_MAX: usize = 64;
+
+/// What every call of one attachment needs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    pub(crate) dialer: Dialer,
+    pub(crate) documents: Documents,
+    pub(crate) tokens: Arc<SvidTokens>,
+    pub(crate) registry: Option<DialUrl>,
+    pub(crate) mechanism: Mechanism,
+    pub(crate) token_lifetime: Duration,
+}
+
+/// What became of a Request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Accepted {
+        connection: Box<Connection>,
+        accepted: Box<Accepted>,
+        via: grpc::Connection,
+    },
+    /// To be closed by `via`.
+    Bad {
+        connection: Box<Connection>,
+        via: grpc::Connection,
+    },
+    Failed(Failure),
+}
+
+impl Control {
+    /// Asks the router at `url`, over `via` where it still stands.
+    pub(crate) async fn request(
+        &self,
+        url: &str,
+        via: Option<grpc::Connection>,
+        request: NetworkServiceRequest,
+        excluded: Vec<IpNet>,
+    ) -> Outcome {
+        let attempt = self.try_request(url, via, request, &excluded);
+        match tokio::time::timeout(REQUEST_LIMIT, attempt).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                tracing::info!(url, limit = ?REQUEST_LIMIT, "router does not answer");
+                Outcome::Failed(Failure::Unreachable)
+            }
+        }
+    }
+
+    async fn try_request(
+        &self,
+        url: &str,
+        via: Option<grpc::Connection>,
+        request: NetworkServiceRequest,
+        excluded: &[IpNet],
+    ) -> Outcome {
+        let via = match via {
+            Some(via) => via,
+            None => match self.dial(url, Role::Router).await {
+                Ok(via) => via,
+                Err(failure) => return Outcome::Failed(failure),
+            },
+        };
+        let mut client = NetworkServiceClient::new(via.nsm());
+        let answer = match client.request(request.clone()).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                tracing::info!(url, code = ?status.code(), reason = status.message(), "request failed");
+                return Outcome::Failed(failure_of(status.code()));
+            }
+        };
+        match self.judge(&request, &answer, &via, excluded) {
+            Ok(accepted) => Outcome::Accepted {
+                connection: Box::new(answer),
+                accepted: Box::new(accepted),
+                via,
+            },
+            Err(reason) => {
+                tracing::warn!(url, reason, "answer is refused and closed");
+                Outcome::Bad {
+                    connection: Box::new(answer),
+                    via,
+                }
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        request: &NetworkServiceRequest,
+        answer: &Connection,
+        via: &grpc::Connection,
+        excluded: &[IpNet],
+    ) -> Result<Accepted, String> {
+        let now = clock::wall();
+        let peer = via.peer();
+        check_answer(request, answer, &*self.tokens, &peer.certificate_der, now)
+            .map_err(|error| error.to_string())?;
+        let document = self.documents.current();
+        let connection_id = request
+            .connection
+            .as_ref()
+            .map_or("", |connection| connection.id.as_str());
+        let question = Question {
+            document: &document,
+            connection_id,
+            mechanism: self.mechanism,
+            excluded,
+            token_lifetime: self.token_lifetime,
+            now,
+        };
+        check(answer, &question).map_err(|error| error.to_string())
+    }
+
+    /// Whether the router answered.
+    pub(crate) async fn close(
+        &self,
+        url: &str,
+        via: Option<grpc::Connection>,
+        connection: Connection,
+    ) -> bool {
+        let attempt = async {
+            let via = match via {
+                Some(via) => via,
+                None => self.dial(url, Role::Router).await?,
+            };
+            NetworkServiceClient::new(via.nsm())
+                .close(connection)
+                .await
+                .map_err(|status| failure_of(status.code()))
+        };
+        match tokio::time::timeout(CLOSE_LIMIT, attempt).await {
+            Ok(Ok(_) | Err(Failure::Refused | Failure::BadAnswer)) => true,
+            Ok(Err(Failure::Unreachable)) | Err(_) => false,
+        }
+    }
+
+    /// Urls of the live routers of this network, the own domain's first.
+    pub(crate) async fn find(&self) -> Result<Vec<String>, Failure> {
+        tokio::time::timeout(FIND_LIMIT, self.try_find())
+            .await
+            .unwrap_or(Err(Failure::Unreachable))
+    }
+
+    async fn try_find(&self) -> Result<Vec<String>, Failure> {
+        let url = self
+            .registry
+            .as_ref()
+            .ok_or(Failure::Unreachable)?
+            .to_string();
+        let registry = self.dial(&url, Role::Registry).await?;
+        let document = self.documents.current();
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(NetworkServiceEndpoint {
+                network_service_names: vec![document.name.to_string()],
+                ..NetworkServiceEndpoint::default()
+            }),
+            watch: false,
+        };
+        let failed = |status: tonic::Status| {
+            tracing::info!(url, code = ?status.code(), reason = status.message(), "find failed");
+            failure_of(status.code())
+        };
+        let mut client = NetworkServiceEndpointRegistryClient::new(registry.nsm());
+        let mut stream = client.find(query).await.map_err(failed)?.into_inner();
+        let mut found = Vec::new();
+        while let Some(response) = stream.message().await.map_err(failed)? {
+            found.extend(
+                response
+                    .network_service_endpoint
+                    .filter(|_| !response.deleted),
+            );
+            if found.len() >= FOUND_MAX {
+                break;
+            }
+        }
+        Ok(usable(
+            found,
+            document.name.as_str(),
+            &document.uid.to_string(),
+        ))
+    }
+
+    async fn dial(&self, url: &str, role: Role) -> Result<grpc::Connection, Failure> {
+        let parsed: DialUrl = url.parse().map_err(|error| {
+            tracing::warn!(%error, "address is not used");
+            Failure::Refused
+        })?;
+        self.dialer
+            .dial(&parsed, self.documents.expect(role))
+            .await
+            .map_err(|error| {
+                tracing::info!(
+                    error = chain_of(&error),
+                    "router or registry is not reached"
+                );
+                match error {
+                    DialError::Refused { .. } => Failure::Refused,
+                    DialError::Unreachable { .. } | DialError::TimedOut { .. } => {
+                        Failure::Unreachable
+                    }
+                }
+            })
+    }
+}
+
+/// Follows the monitor stream; ends after [`MonitorEvent::Ended`] was reported.
+pub(crate) async fn monitor(
+    via: grpc::Connection,
+    name: String,
+    id: String,
+    ticket: Ticket,
+    events: mpsc::Sender<Event>,
+) {
+    let report = async |event| {
+        // The attachment may have ended meanwhile.
+        let _ended = events
+            .send(Event::Machine(Input::Monitor { ticket, event }))
+            .await;
+    };
+    let selector = MonitorScopeSelector {
+        path_segments: vec![PathSegment {
+            name,
+            id: id.clone(),
+            ..PathSegment::default()
+        }],
+        network_services: Vec::new(),
+    };
+    let mut opened = false;
+    match MonitorConnectionClient::new(via.nsm())
+        .monitor_connections(selector)
+        .await
+    {
+        Err(status) => tracing::debug!(reason = status.message(), "monitor was not opened"),
+        Ok(stream) => {
+            let mut stream = stream.into_inner();
+            loop {
+                match stream.message().await {
+                    Ok(Some(event)) => {
+                        let first = !std::mem::replace(&mut opened, true);
+                        let Some(event) = follow(&event, 0, &id) else {
+                            continue;
+                        };
+                        match event {
+                            Followed::Up(_) if first => report(MonitorEvent::Opened).await,
+                            Followed::Up(_) => {}
+                            Followed::RefreshRequested => {
+                                report(MonitorEvent::RefreshRequested).await
+                            }
+                            Followed::Lost => report(MonitorEvent::Down).await,
+                            Followed::Unknown => report(MonitorEvent::Gone).await,
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(status) => {
+                        tracing::debug!(reason = status.message(), "monitor ended");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    report(MonitorEvent::Ended).await;
+}
+
+/// Keeps the document as new as the router's; ends with its task.
+pub(crate) async fn follow_document(via: grpc::Connection, documents: Documents) {
+    let mut retry = Retry::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        let uid = documents.current().uid;
+        let request = WatchRequest {
+            uid: uid.0.to_vec(),
+        };
+        match NetworkClient::new(via.plain()).watch(request).await {
+            Ok(stream) => {
+                let mut stream = stream.into_inner();
+                while let Ok(Some(chain)) = stream.message().await {
+                    retry.reset();
+                    documents.offer(&chain);
+                }
+            }
+            // A stock router has no such service.
+            Err(status) if status.code() == Code::Unimplemented => return,
+            Err(status) => tracing::debug!(reason = status.message(), "document is not followed"),
+        }
+        retry.pause().await;
+    }
+}
+
+/// Endpoints of this network and uid with an address, unexpired, local ones first.
+fn usable(found: Vec<NetworkServiceEndpoint>, service: &str, uid: &str) -> Vec<String> {
+    let now = clock::wall();
+    let mut list: Vec<(bool, String, String)> = found
+        .into_iter()
+        .filter(|endpoint| {
+            let expired = endpoint
+                .expiration_time
+                .as_ref()
+                .and_then(|time| vl3_proto::wall("expiration_time", time).ok())
+                .is_some_and(|end| end <= now);
+            let other = endpoint
+                .network_service_labels
+                .get(service)
+                .and_then(|labels| labels.labels.get("vl3/uid"))
+                .is_some_and(|found| found != uid);
+            !expired && !other && endpoint.url.parse::<DialUrl>().is_ok()
+        })
+        .map(|endpoint| (endpoint.name.contains('@'), endpoint.name, endpoint.url))
+        .collect();
+    list.sort();
+    let mut urls = Vec::new();
+    for (_, _, url) in list {
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    urls
+}
+
+/// Whether the router has spoken, or nobody has.
+const fn failure_of(code: Code) -> Failure {
+    match code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+            Failure::Unreachable
+        }
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::DataLoss
+        | Code::Unauthenticated => Failure::Refused,
+    }
+}
+
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use vl3_core::time::Wall;
+    use vl3_proto::registry::NetworkServiceLabels;
+
+    use super::*;
+
+    fn endpoint(name: &str, url: &str, uid: &str) -> NetworkServiceEndpoint {
+        NetworkServiceEndpoint {
+            name: name.to_owned(),
+            url: url.to_owned(),
+            network_service_labels: [(
+                "red".to_owned(),
+                NetworkServiceLabels {
+                    labels: [("vl3/uid".to_owned(), uid.to_owned())].into(),
+                },
+            )]
+            .into(),
+            ..NetworkServiceEndpoint::default()
+        }
+    }
+
+    #[test]
+    fn local_routers_come_first_and_others_networks_never() {
+        let mut expired = endpoint("red-old", "tcp://192.0.2.9:5010", "aa");
+        expired.expiration_time = Some(vl3_proto::timestamp(Wall::from_unix_secs(1)));
+        let found = vec![
+            endpoint("red-west@west", "tcp://192.0.2.2:5010", "aa"),
+            endpoint("red-east", "tcp://192.0.2.1:5010", "aa"),
+            endpoint("red-other", "tcp://192.0.2.3:5010", "bb"),
+            endpoint("red-bad", "nonsense", "aa"),
+            expired,
+        ];
+        assert_eq!(
+            usable(found, "red", "aa"),
+            ["tcp://192.0.2.1:5010", "tcp://192.0.2.2:5010"]
+        );
+    }
+}

@@ -1,0 +1,267 @@
+//! The host's network and resolv.conf: one task owns them for all attachments.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+use vl3_net::Netlink;
+
+use crate::plan::{Joined, Plan, plan, reachable_by_default};
+use crate::resolv;
+
+/// Commands that wait; there are a few per attachment at most.
+const QUEUE: usize = 64;
+
+/// What one network wants of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) joined: Joined,
+    pub(crate) dns_servers: Vec<IpAddr>,
+    pub(crate) search: Vec<String>,
+}
+
+/// Why the host's network is not as wanted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostError {
+    #[error(transparent)]
+    Net(#[from] vl3_net::Error),
+    #[error("write {}", path.display())]
+    ResolvConf {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the client is stopping")]
+    Stopped,
+}
+
+struct Command {
+    position: usize,
+    wanted: Option<Wanted>,
+    done: oneshot::Sender<Result<(), HostError>>,
+}
+
+/// What an attachment holds of the host.
+#[derive(Clone, Debug)]
+pub(crate) struct HostHandle {
+    commands: mpsc::Sender<Command>,
+    held: watch::Receiver<BTreeMap<usize, Vec<IpAddr>>>,
+}
+
+impl HostHandle {
+    /// Brings the host to what the attachment at `position` wants; unset: nothing of it stays.
+    pub(crate) async fn set(
+        &self,
+        position: usize,
+        wanted: Option<Wanted>,
+    ) -> Result<(), HostError> {
+        let (done, outcome) = oneshot::channel();
+        let command = Command {
+            position,
+            wanted,
+            done,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| HostError::Stopped)?;
+        outcome.await.map_err(|_| HostError::Stopped)?
+    }
+
+    /// Addresses that the other attachments hold, as prefixes.
+    pub(crate) fn held_by_others(&self, position: usize) -> Vec<IpNet> {
+        let held = self.held.borrow();
+        held.iter()
+            .filter(|(at, _)| **at != position)
+            .flat_map(|(_, addresses)| addresses.iter().copied().map(IpNet::from))
+            .collect()
+    }
+}
+
+/// Starts the owner; it ends when every handle is gone.
+pub(crate) fn start(
+    netlink: Netlink,
+    resolv_conf: Option<PathBuf>,
+) -> (HostHandle, impl Future<Output = ()>) {
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let (held, held_by) = watch::channel(BTreeMap::new());
+    let host = Host {
+        netlink,
+        resolv_conf,
+        wanted: BTreeMap::new(),
+        applied: Plan::default(),
+        held,
+    };
+    (
+        HostHandle {
+            commands,
+            held: held_by,
+        },
+        host.run(queue),
+    )
+}
+
+struct Host {
+    netlink: Netlink,
+    resolv_conf: Option<PathBuf>,
+    wanted: BTreeMap<usize, Wanted>,
+    applied: Plan,
+    held: watch::Sender<BTreeMap<usize, Vec<IpAddr>>>,
+}
+
+impl Host {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(Command {
+            position,
+            wanted,
+            done,
+        }) = queue.recv().await
+        {
+            let outcome = self.set(position, wanted).await;
+            // The attachment may have been stopped meanwhile.
+            let _gone = done.send(outcome);
+        }
+        self.wanted.clear();
+        if let Err(error) = self.write_resolv_conf(&Plan::default()) {
+            tracing::warn!(%error, "resolv.conf could not be restored");
+        }
+    }
+
+    async fn set(&mut self, position: usize, wanted: Option<Wanted>) -> Result<(), HostError> {
+        match wanted {
+            Some(wanted) => self.wanted.insert(position, wanted),
+            None => self.wanted.remove(&position),
+        };
+        self.held.send_replace(
+            self.wanted
+                .iter()
+                .map(|(at, wanted)| (*at, wanted.joined.addresses.clone()))
+                .collect(),
+        );
+        let target = plan(self.wanted.values().map(|wanted| &wanted.joined));
+        self.take_away(&target).await?;
+        self.bring(&target).await?;
+        self.write_resolv_conf(&target)
+    }
+
+    /// Removes what is no longer wanted. An interface that went took its addresses and routes
+    /// along, which is fine.
+    async fn take_away(&mut self, target: &Plan) -> Result<(), HostError> {
+        for rule in self.applied.rules.difference(&target.rules) {
+            self.netlink.delete_rule(rule.to_rule()).await?;
+        }
+        for route in self.applied.routes.difference(&target.routes) {
+            self.netlink.delete_route(&route.to_route()).await?;
+        }
+        for (interface, address) in self.applied.addresses.difference(&target.addresses) {
+            match self.netlink.delete_address(interface, *address).await {
+                Ok(()) | Err(vl3_net::Error::NoSuchLink { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets everything that is wanted, also what was set before: whatever somebody else took
+    /// away comes back with the next refresh.
+    async fn bring(&mut self, target: &Plan) -> Result<(), HostError> {
+        self.applied = target.clone();
+        for (interface, mtu) in &target.links {
+            self.netlink.set_mtu(interface, *mtu).await?;
+            self.netlink.link_up(interface).await?;
+        }
+        for (interface, address) in &target.addresses {
+            self.netlink.add_address(interface, *address).await?;
+        }
+        for route in &target.routes {
+            self.netlink.replace_route(&route.to_route()).await?;
+        }
+        for rule in &target.rules {
+            self.netlink.add_rule(rule.to_rule()).await?;
+        }
+        Ok(())
+    }
+
+    fn write_resolv_conf(&self, target: &Plan) -> Result<(), HostError> {
+        let Some(path) = &self.resolv_conf else {
+            return Ok(());
+        };
+        let servers: Vec<IpAddr> = self
+            .wanted
+            .values()
+            .flat_map(|wanted| resolvers(wanted, target))
+            .collect();
+        let search: Vec<String> = self
+            .wanted
+            .values()
+            .flat_map(|wanted| wanted.search.clone())
+            .collect();
+        let failed = |source| HostError::ResolvConf {
+            path: path.clone(),
+            source,
+        };
+        let current = read_or_empty(path).map_err(failed)?;
+        let text = resolv::edited(&current, &servers, &search);
+        if text == current {
+            return Ok(());
+        }
+        // In place: the file may be a bind mount, over which nothing can be renamed.
+        std::fs::write(path, text).map_err(failed)
+    }
+}
+
+/// One server per network, at an address that packets reach without a bound source: its IPv6
+/// address where its IPv4 collides with an earlier network's.
+fn resolvers(wanted: &Wanted, plan: &Plan) -> Option<IpAddr> {
+    let reachable = |address: &&IpAddr| reachable_by_default(&wanted.joined, **address, plan);
+    let servers = &wanted.dns_servers;
+    servers
+        .iter()
+        .filter(reachable)
+        .find(|address| address.is_ipv4())
+        .or_else(|| servers.iter().find(reachable))
+        .copied()
+}
+
+fn read_or_empty(path: &Path) -> std::io::Result<String> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(interface: &str, v4: &str, v6: &str, spare_table: u32) -> Wanted {
+        Wanted {
+            joined: Joined {
+                interface: interface.to_owned(),
+                mtu: 1400,
+                addresses: vec![v4.parse().unwrap(), v6.parse().unwrap()],
+                routes: vec![
+                    "10.60.0.0/16".parse().unwrap(),
+                    format!("{v6}/64").parse::<IpNet>().unwrap().trunc(),
+                ],
+                table: None,
+                spare_table,
+            },
+            dns_servers: vec![
+                "10.60.0.1".parse().unwrap(),
+                v6.replace("::5", "::1").parse().unwrap(),
+            ],
+            search: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_colliding_networks_resolver_is_used_at_its_ipv6_address() {
+        let red = wanted("vl3-red", "10.60.0.5", "fd01::5", 1);
+        let blue = wanted("vl3-blue", "10.60.0.6", "fd02::5", 2);
+        let plan = plan([&red.joined, &blue.joined]);
+        assert_eq!(resolvers(&red, &plan), Some("10.60.0.1".parse().unwrap()));
+        assert_eq!(resolvers(&blue, &plan), Some("fd02::1".parse().unwrap()));
+    }
+}
