@@ -1,0 +1,204 @@
+//! One TCP listener and its connections: questions of one connection run side by side and are
+//! answered as they come (RFC 7766).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use vl3_core::{Backoff, Rng};
+
+use super::{Front, Responder};
+use crate::engine::{Asked, Command};
+use crate::metrics::{Drop, Metrics, Proto};
+use crate::wire::{Dropped, HEADER_OCTETS, Parsed, parse, tcp_frame};
+
+/// A connection without questions is closed after this (RFC 7766 6.2.3).
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// A client that takes no reply for so long is cut.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// Questions of one connection in flight; then it is read no further.
+const QUESTIONS_MAX: usize = 64;
+
+/// Open connections, in all and per client.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    open: Mutex<HashMap<IpAddr, usize>>,
+    all_max: usize,
+    per_client_max: usize,
+    metrics: Metrics,
+}
+
+/// One open connection.
+#[derive(Debug)]
+struct Open {
+    of: Arc<Connections>,
+    client: IpAddr,
+}
+
+impl Connections {
+    pub(crate) fn new(all_max: usize, per_client_max: usize, metrics: Metrics) -> Self {
+        Self {
+            open: Mutex::default(),
+            all_max,
+            per_client_max,
+            metrics,
+        }
+    }
+
+    fn open(self: &Arc<Self>, client: IpAddr) -> Option<Open> {
+        let mut open = self.lock();
+        let all: usize = open.values().sum();
+        let own = open.get(&client).copied().unwrap_or(0);
+        if all >= self.all_max || own >= self.per_client_max {
+            return None;
+        }
+        open.insert(client, own + 1);
+        self.metrics.connection_opened();
+        Some(Open {
+            of: Arc::clone(self),
+            client,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl core::ops::Drop for Open {
+    fn drop(&mut self) {
+        let mut open = self.of.lock();
+        let left = open
+            .get(&self.client)
+            .map_or(0, |own| own.saturating_sub(1));
+        if left == 0 {
+            open.remove(&self.client);
+        } else {
+            open.insert(self.client, left);
+        }
+        self.of.metrics.connection_closed();
+    }
+}
+
+pub(super) async fn serve(listener: TcpListener, front: Front) {
+    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
+    let mut rng = Rng::new(rand::random());
+    loop {
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Descriptors run out, or the client left already: neither may spin.
+                tracing::debug!(%error, "accepting a connection failed");
+                tokio::time::sleep(backoff.next(&mut rng)).await;
+                continue;
+            }
+        };
+        backoff.reset();
+        let Some(open) = front.connections.open(client.ip()) else {
+            front.metrics.dropped(Drop::Connections);
+            continue;
+        };
+        let of = front.clone();
+        front.tasks.spawn_detached("dns connection", async move {
+            connection(stream, client, of).await;
+            drop(open);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, client: SocketAddr, front: Front) {
+    // A reply is one write; waiting for more only delays it.
+    let _without = stream.set_nodelay(true);
+    let (reader, writer) = stream.into_split();
+    let (replies, queue) = mpsc::channel(QUESTIONS_MAX + 1);
+    tokio::join!(
+        read(reader, client, replies, &front),
+        write(writer, queue, &front.metrics)
+    );
+}
+
+/// Ends with the client's end, its silence, or a message that is none.
+async fn read(
+    mut stream: OwnedReadHalf,
+    client: SocketAddr,
+    replies: mpsc::Sender<Vec<u8>>,
+    front: &Front,
+) {
+    let in_flight = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    let mut message = Vec::new();
+    loop {
+        let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else {
+            return;
+        };
+        let whole = tokio::select! {
+            whole = tokio::time::timeout(IDLE_LIMIT, next(&mut stream, &mut message)) => whole,
+            // The writer gave the client up.
+            () = replies.closed() => return,
+        };
+        match whole {
+            Ok(Some(())) => {}
+            Ok(None) => return,
+            Err(_) => return front.metrics.dropped(Drop::Idle),
+        }
+        match parse(&message) {
+            Parsed::Ask(request) => {
+                front.metrics.request(Proto::tcp, request.question.rtype);
+                let responder = Responder::Tcp {
+                    writer: replies.clone(),
+                    permit,
+                };
+                let asked = Asked {
+                    source: client.ip(),
+                    request,
+                    responder,
+                };
+                if front.engine.send(Command::Ask(asked)).await.is_err() {
+                    return;
+                }
+            }
+            Parsed::Reply(octets, rcode) => {
+                front.metrics.malformed(rcode);
+                if replies.send(octets).await.is_err() {
+                    return;
+                }
+            }
+            Parsed::Drop(why) => {
+                let why = if why == Dropped::Short {
+                    Drop::Short
+                } else {
+                    Drop::IsReply
+                };
+                return front.metrics.dropped(why);
+            }
+        }
+    }
+}
+
+/// `None` at the end of the stream, and for a length that holds no header.
+async fn next(stream: &mut OwnedReadHalf, message: &mut Vec<u8>) -> Option<()> {
+    let length = usize::from(stream.read_u16().await.ok()?);
+    if length < HEADER_OCTETS {
+        return None;
+    }
+    message.resize(length, 0);
+    stream.read_exact(message).await.ok().map(drop)
+}
+
+/// Ends when the reader and every question in flight are gone, or the client does not read.
+async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>, metrics: &Metrics) {
+    while let Some(octets) = queue.recv().await {
+        let Some(frame) = tcp_frame(&octets) else {
+            continue;
+        };
+        match tokio::time::timeout(WRITE_LIMIT, stream.write_all(&frame)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => return metrics.dropped(Drop::SlowReader),
+        }
+    }
+}

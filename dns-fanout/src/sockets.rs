@@ -1,0 +1,292 @@
+//! Sockets at the router's own address: the router binds them, in a namespace or table of its
+//! own, and passes them by `fd.sock`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream as StdTcp, UdpSocket as StdUdp};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
+use prost::Message as _;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, oneshot, watch};
+use vl3_net::fdpass::Connection;
+use vl3_proto::vl3::router::v1::{FdDial, FdListen, FdReply, FdRequest, fd_request::Body};
+use vl3_runtime::{CancellationToken, Retry};
+
+/// A local call; longer means that the router hangs.
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+/// Connections that wait for `accept`.
+const BACKLOG: i32 = 256;
+/// Dials that wait for the router; more fail at once.
+const DIALS_MAX: usize = 256;
+
+/// What clients' questions arrive on.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) udp: Vec<UdpSocket>,
+    pub(crate) tcp: Vec<TcpListener>,
+}
+
+/// Makes sockets towards upstreams. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) enum Dial {
+    Router(mpsc::Sender<DialRequest>),
+    /// From this process's own addresses.
+    Direct,
+}
+
+#[derive(Debug)]
+pub(crate) struct DialRequest {
+    wanted: FdDial,
+    reply: oneshot::Sender<io::Result<OwnedFd>>,
+}
+
+impl Dial {
+    /// A UDP socket connected to `server`, on a port of its own.
+    pub(crate) async fn udp(&self, server: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = match self {
+            Self::Direct => UdpSocket::bind(unspecified(server)).await?,
+            Self::Router(requests) => {
+                let socket = StdUdp::from(ask(requests, server, false).await?);
+                socket.set_nonblocking(true)?;
+                UdpSocket::from_std(socket)?
+            }
+        };
+        socket.connect(server).await?;
+        Ok(socket)
+    }
+
+    pub(crate) async fn tcp(&self, server: SocketAddr) -> io::Result<TcpStream> {
+        match self {
+            Self::Direct => TcpStream::connect(server).await,
+            Self::Router(requests) => {
+                let socket = StdTcp::from(ask(requests, server, true).await?);
+                socket.set_nonblocking(true)?;
+                TcpSocket::from_std_stream(socket).connect(server).await
+            }
+        }
+    }
+}
+
+async fn ask(
+    requests: &mpsc::Sender<DialRequest>,
+    server: SocketAddr,
+    tcp: bool,
+) -> io::Result<OwnedFd> {
+    let (reply, answer) = oneshot::channel();
+    let request = DialRequest {
+        wanted: FdDial {
+            ipv6: server.is_ipv6(),
+            tcp,
+        },
+        reply,
+    };
+    requests
+        .try_send(request)
+        .map_err(|_| io::Error::other("too many dials wait for the router"))?;
+    answer
+        .await
+        .map_err(|_| io::Error::other("the router's fd.sock is gone"))?
+}
+
+fn unspecified(server: SocketAddr) -> SocketAddr {
+    let address: IpAddr = if server.is_ipv6() {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    };
+    SocketAddr::new(address, 0)
+}
+
+/// One end of the task that owns the connection to `fd.sock`.
+pub(crate) struct RouterSockets {
+    path: PathBuf,
+    requests: mpsc::Receiver<DialRequest>,
+    /// The router's own addresses as its state names them; a change asks for new listeners.
+    own: watch::Receiver<Vec<IpAddr>>,
+    listeners: mpsc::Sender<Listeners>,
+    /// Counts connections to the router: sockets dialled through an older one may be dead.
+    epoch: watch::Sender<u64>,
+}
+
+impl RouterSockets {
+    pub(crate) fn new(
+        run_dir: &Path,
+        own: watch::Receiver<Vec<IpAddr>>,
+        listeners: mpsc::Sender<Listeners>,
+    ) -> (Self, Dial, watch::Receiver<u64>) {
+        let (sender, requests) = mpsc::channel(DIALS_MAX);
+        let (epoch, epochs) = watch::channel(0);
+        (
+            Self {
+                path: run_dir.join("fd.sock"),
+                requests,
+                own,
+                listeners,
+                epoch,
+            },
+            Dial::Router(sender),
+            epochs,
+        )
+    }
+
+    /// Connects for ever. While there is no router dials fail at once, and what was bound before
+    /// serves on.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                error = self.connected(&mut retry) => {
+                    tracing::info!(path = %self.path.display(), error = format!("{error:#}"), "no sockets from the router; trying again");
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = retry.pause() => {}
+                () = refuse(&mut self.requests) => {}
+            }
+        }
+    }
+
+    /// One life of the connection; returns why it ended.
+    async fn connected(&mut self, retry: &mut Retry) -> anyhow::Error {
+        let connection = match Connection::connect(&self.path).context("connect to fd.sock") {
+            Ok(connection) => connection,
+            Err(error) => return error,
+        };
+        self.own.mark_unchanged();
+        if let Err(error) = self.listen(&connection).await {
+            return error;
+        }
+        retry.reset();
+        self.epoch.send_modify(|epoch| *epoch += 1);
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => {
+                    let Some(request) = request else { return anyhow::anyhow!("nobody dials") };
+                    let dialled = dial(&connection, request.wanted).await;
+                    let broken = dialled.is_err();
+                    // Nobody waits: the descriptor closes.
+                    let _gone = request.reply.send(dialled.map_err(|error| io::Error::other(format!("{error:#}"))));
+                    if broken {
+                        return anyhow::anyhow!("the router did not dial");
+                    }
+                }
+                changed = self.own.changed() => {
+                    if changed.is_err() {
+                        return anyhow::anyhow!("nobody watches the router");
+                    }
+                    if let Err(error) = self.listen(&connection).await {
+                        return error;
+                    }
+                }
+                end = connection.recv() => return match end {
+                    Ok(None) => anyhow::anyhow!("the router closed fd.sock"),
+                    Ok(Some(_)) => anyhow::anyhow!("the router sent what nobody asked for"),
+                    Err(error) => anyhow::Error::new(error).context("read fd.sock"),
+                },
+            }
+        }
+    }
+
+    async fn listen(&self, connection: &Connection) -> anyhow::Result<()> {
+        let descriptors = exchange(connection, Body::Listen(FdListen {})).await?;
+        let listeners = adopt(descriptors)?;
+        if listeners.udp.is_empty() {
+            bail!("the router passed no listening socket");
+        }
+        self.listeners
+            .send(listeners)
+            .await
+            .map_err(|_| anyhow::anyhow!("the server stopped"))
+    }
+}
+
+/// Fails dials while there is no router, so that no question waits for it.
+async fn refuse(requests: &mut mpsc::Receiver<DialRequest>) {
+    while let Some(request) = requests.recv().await {
+        let _gone = request.reply.send(Err(io::Error::other(
+            "no connection to the router's fd.sock",
+        )));
+    }
+    std::future::pending().await
+}
+
+async fn dial(connection: &Connection, wanted: FdDial) -> anyhow::Result<OwnedFd> {
+    let mut descriptors = exchange(connection, Body::Dial(wanted)).await?;
+    match (descriptors.pop(), descriptors.len()) {
+        (Some(descriptor), 0) => Ok(descriptor),
+        (_, others) => bail!("the router passed {others} more descriptors than one"),
+    }
+}
+
+async fn exchange(connection: &Connection, body: Body) -> anyhow::Result<Vec<OwnedFd>> {
+    let request = FdRequest { body: Some(body) }.encode_to_vec();
+    let exchange = async {
+        connection
+            .send(&request, &[])
+            .await
+            .context("write fd.sock")?;
+        connection
+            .recv()
+            .await
+            .context("read fd.sock")?
+            .context("the router closed fd.sock")
+    };
+    let (message, descriptors) = tokio::time::timeout(REPLY_LIMIT, exchange)
+        .await
+        .context("the router did not answer on fd.sock")??;
+    let reply = FdReply::decode(message.as_slice()).context("read the router's answer")?;
+    if !reply.ok {
+        bail!("the router refused: {}", reply.reason);
+    }
+    Ok(descriptors)
+}
+
+fn adopt(descriptors: Vec<OwnedFd>) -> anyhow::Result<Listeners> {
+    let mut listeners = Listeners {
+        udp: Vec::new(),
+        tcp: Vec::new(),
+    };
+    for descriptor in descriptors {
+        match getsockopt(&descriptor, sockopt::SockType).context("look at a passed descriptor")? {
+            SockType::Datagram => {
+                let socket = StdUdp::from(descriptor);
+                socket.set_nonblocking(true)?;
+                listeners.udp.push(UdpSocket::from_std(socket)?);
+            }
+            SockType::Stream => {
+                // Harmless when the router listens already.
+                listen(&descriptor, Backlog::new(BACKLOG)?).context("listen on a passed socket")?;
+                let listener = std::net::TcpListener::from(descriptor);
+                listener.set_nonblocking(true)?;
+                listeners.tcp.push(TcpListener::from_std(listener)?);
+            }
+            other => bail!("the router passed a socket of type {other:?}"),
+        }
+    }
+    Ok(listeners)
+}
+
+/// Binds addresses of this process, UDP and TCP on the same port.
+pub(crate) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Listeners> {
+    let mut listeners = Listeners {
+        udp: Vec::new(),
+        tcp: Vec::new(),
+    };
+    for address in addresses {
+        let context = || format!("listen on {address}");
+        let tcp = TcpListener::bind(address).await.with_context(context)?;
+        // Port 0: both get what TCP got.
+        let bound = tcp.local_addr().with_context(context)?;
+        listeners
+            .udp
+            .push(UdpSocket::bind(bound).await.with_context(context)?);
+        listeners.tcp.push(tcp);
+    }
+    Ok(listeners)
+}
