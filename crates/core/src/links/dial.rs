@@ -38,6 +38,7 @@ pub(super) struct Dialer {
 struct InFlight {
     ticket: Ticket,
     dial: DialId,
+    target: Discovered,
     until: Mono,
     refresh: bool,
 }
@@ -202,7 +203,6 @@ impl Links {
             link.holds.dialled_until = Some(now + answer.expires_in);
             link.down_since = link.down_since.map(|_| now);
         }
-        let known = self.known.get(&router).map(|known| known.discovered.clone());
         let Some(dialer) = self.dialers.get_mut(&router) else { return event };
         dialer.backoff.reset();
         dialer.last_error = None;
@@ -225,16 +225,9 @@ impl Links {
                 if let Some(old) = held.take() {
                     ctx.effect(Effect::CloseDial { dial: old.dial });
                 }
-                let target = known.unwrap_or_else(|| Discovered {
-                    router: router.clone(),
-                    uid: ctx.config.uid,
-                    generation: answer.hello.generation,
-                    dials_only: answer.hello.dials_only,
-                    address: answer.endpoint.remote,
-                });
                 *held = Some(Held {
                     dial: in_flight.dial,
-                    target,
+                    target: in_flight.target,
                     refresh_at,
                     monitor_up: true,
                     stream: None,
@@ -404,7 +397,7 @@ impl Links {
         };
         if let Some(dialer) = self.dialers.get_mut(router) {
             let until = ctx.now.mono + DIAL_TIMEOUT;
-            dialer.in_flight = Some(InFlight { ticket, dial, until, refresh: refresh.is_some() });
+            dialer.in_flight = Some(InFlight { ticket, dial, target, until, refresh: refresh.is_some() });
         }
         ctx.effect(Effect::Dial { ticket, dial: Box::new(message) });
     }

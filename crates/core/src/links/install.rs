@@ -1,6 +1,6 @@
 //! From what a router says about itself to a peer in the data plane.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::forward::PortId;
 use crate::heal::{DataHealth, Timing};
@@ -288,12 +288,7 @@ impl Links {
 
 /// Where a tunnel may lead: a unicast address outside the overlay itself.
 fn check_endpoint(endpoint: Endpoint, ctx: &Context<'_>) -> Result<(), Refusal> {
-    let address = endpoint.remote.ip();
-    let overlay = match address {
-        IpAddr::V4(v4) => ctx.document.pool4.is_some_and(|pool| pool.contains(&v4)),
-        IpAddr::V6(v6) => ctx.document.pool6.contains(&v6),
-    };
-    if overlay || address.is_unspecified() || address.is_multicast() || endpoint.remote.port() == 0 {
+    if !dialable(endpoint.remote, ctx) {
         return Err(Refusal::Invalid {
             field: "dst_ip",
             value: endpoint.remote.to_string(),
@@ -301,4 +296,14 @@ fn check_endpoint(endpoint: Endpoint, ctx: &Context<'_>) -> Result<(), Refusal> 
         });
     }
     Ok(())
+}
+
+/// Outside the overlay that the connection is to carry, and one host's.
+pub(super) fn dialable(address: SocketAddr, ctx: &Context<'_>) -> bool {
+    let ip = address.ip();
+    let overlay = match ip {
+        IpAddr::V4(v4) => ctx.document.pool4.is_some_and(|pool| pool.contains(&v4)),
+        IpAddr::V6(v6) => ctx.document.pool6.contains(&v6),
+    };
+    !(overlay || ip.is_unspecified() || ip.is_multicast() || address.port() == 0)
 }

@@ -5,6 +5,7 @@ use crate::router::context::Context;
 use crate::router::io::{Discovered, RouterId, WatchEvent};
 
 use super::dial::Dialer;
+use super::install::dialable;
 use super::{LinkEvent, Links};
 
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Links {
 
     fn found(&mut self, discovered: Discovered, ctx: &mut Context<'_>) -> Option<LinkEvent> {
         let router = discovered.router.clone();
-        if discovered.uid != ctx.config.uid {
+        if discovered.uid != ctx.config.uid || !dialable(discovered.address, ctx) {
             return None;
         }
         if router == ctx.config.router {
