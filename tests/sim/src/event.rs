@@ -175,8 +175,6 @@ pub enum PipeBody {
 pub struct Pipe {
     pub kind: PipeKind,
     pub ends: [Life; 2],
-    /// Both ends know it.
-    pub ready: bool,
     /// When the last message of each direction arrives: the next one not earlier.
     pub last: [vl3_core::Mono; 2],
 }

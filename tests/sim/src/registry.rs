@@ -191,8 +191,7 @@ impl World {
     }
 
     pub fn registry_accepts(&mut self, index: usize, pipe: u64, peer: SpiffeId, kind: PipeKind) -> Result<(), Broken> {
-        self.pipe_is_ready(pipe);
-        self.later(Duration::from_millis(6), Event::PipeReady { pipe, answer: None });
+        self.accept_pipe(pipe, None);
         match kind {
             PipeKind::Watch { query } => {
                 let input = Input::Watch { watcher: WatcherId(pipe), peer: self.peer(index, peer), query };

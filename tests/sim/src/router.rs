@@ -501,16 +501,15 @@ impl World {
     // --- streams
 
     pub fn router_accepts(&mut self, index: usize, pipe: u64, peer: SpiffeId, kind: PipeKind) -> Result<(), Broken> {
-        self.pipe_is_ready(pipe);
         match kind {
             PipeKind::Routes { open, .. } => {
                 let words = self.routers[index].open_words(&self.cast);
-                self.later(Duration::from_millis(8), Event::PipeReady { pipe, answer: Some(words) });
+                self.accept_pipe(pipe, Some(words));
                 let stream = StreamId(pipe * 2 + 1);
                 self.router_input(index, Input::Routes { stream, event: RoutesEvent::Started { peer, open, dialled: false } })
             }
             PipeKind::Monitor { .. } => {
-                self.later(Duration::from_millis(8), Event::PipeReady { pipe, answer: None });
+                self.accept_pipe(pipe, None);
                 let known = self.links_to(index, &peer);
                 let event = if known { DialEvent::Up } else { DialEvent::Deleted };
                 self.send(pipe, 1, PipeBody::Monitor(event));

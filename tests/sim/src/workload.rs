@@ -32,6 +32,8 @@ pub struct Workload {
     pub router: Option<usize>,
     pub answer: Option<WorkloadAnswer>,
     pub session: Option<FdSession>,
+    /// With which its descriptor was handed over.
+    pub ticket: Option<[u8; 16]>,
     pub refused: Option<String>,
     /// A chain of Live chores is under way; only the newest counts.
     pub step: u64,
@@ -49,6 +51,7 @@ impl Workload {
             router: None,
             answer: None,
             session: None,
+            ticket: None,
             refused: None,
             step: 0,
         }
@@ -74,6 +77,7 @@ impl World {
         workload.connection = None;
         workload.answer = None;
         workload.session = None;
+        workload.ticket = None;
         self.live_again(index, 1);
         let to = self.life(Node::Workload(index));
         self.later(Duration::from_secs(2), Event::Chore { to, chore: Chore::KeepAlive });
@@ -216,7 +220,11 @@ impl World {
         self.check_answer(index, &answer)?;
         let Some(router) = self.workloads[index].router else { return Ok(true) };
         let secret = match answer.mechanism {
-            MechanismAnswer::Tun { secret } => secret,
+            // The ticket that is known already says that the descriptor is in place.
+            MechanismAnswer::Tun { secret } => {
+                let workload = &self.workloads[index];
+                (workload.session.is_none() || workload.ticket != Some(secret)).then_some(secret)
+            }
             MechanismAnswer::WireGuard { .. } => None,
         };
         let first = self.workloads[index].answer.is_none();
@@ -224,6 +232,7 @@ impl World {
         if let Some(secret) = secret {
             let session = FdSession(self.number());
             self.workloads[index].session = Some(session);
+            self.workloads[index].ticket = Some(secret);
             let to = self.life(Node::Router(router));
             let input = Box::new(Input::Fd { session, event: FdEvent::Attach { secret } });
             self.later(Duration::from_micros(300), Event::Local { to, input });

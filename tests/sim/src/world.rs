@@ -316,7 +316,7 @@ impl World {
     pub fn open_pipe(&mut self, from: Node, to: Node, kind: PipeKind) -> u64 {
         let pipe = self.number();
         let ends = [self.life(from), self.life(to)];
-        self.pipes.insert(pipe, Pipe { kind, ends, ready: false, last: [self.now; 2] });
+        self.pipes.insert(pipe, Pipe { kind, ends, last: [self.now; 2] });
         let (a, b) = (self.site(from), self.site(to));
         let arrivals = self.internet.fate(a, b, Travel::Stream, &mut self.tally);
         match arrivals.first() {
@@ -333,10 +333,13 @@ impl World {
         its.map(|(number, _)| *number).collect()
     }
 
-    pub fn pipe_is_ready(&mut self, pipe: u64) {
-        if let Some(pipe) = self.pipes.get_mut(&pipe) {
-            pipe.ready = true;
+    /// The acceptor's first word; whatever it says later arrives after it.
+    pub fn accept_pipe(&mut self, number: u64, answer: Option<vl3_core::router::RoutesOpen>) {
+        let at = self.now + Duration::from_millis(5);
+        if let Some(pipe) = self.pipes.get_mut(&number) {
+            pipe.last[0] = at;
         }
+        self.queue.push(at, Event::PipeReady { pipe: number, answer });
     }
 
     /// From the end at `side` to the other one. A message that is lost breaks the stream.
@@ -364,9 +367,6 @@ impl World {
         for side in 0..2 {
             let after = if far { 500 + self.rng.below(4_500) } else { 5 };
             self.later(Duration::from_millis(after), Event::PipeCloses { pipe, side });
-        }
-        if let Some(found) = self.pipes.get_mut(&pipe) {
-            found.ready = false;
         }
     }
 
