@@ -1,1 +1,11 @@
-fn main() {}
+//! `vl3`, the one binary: roles and the verbs that serve people.
+
+mod app;
+mod identity;
+mod output;
+mod status;
+
+fn main() -> std::process::ExitCode {
+    vl3_identity::install_crypto_provider();
+    app::main()
+}

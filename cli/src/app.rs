@@ -1,0 +1,172 @@
+//! The command line, and start-up in the order it happens.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, load};
+use vl3_runtime::{RoleContext, run_role};
+
+use crate::output::{Output, report};
+use crate::{identity, status};
+
+/// The control plane of one process; packets have threads of their own.
+const WORKER_THREADS_MAX: usize = 4;
+const STACK_BYTES: usize = 2 << 20;
+
+#[derive(Debug, Parser)]
+#[command(name = "vl3", version, about = "Private, encrypted, flat IP networks across clusters and sites")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Identities without SPIRE: make a CA, issue certificates
+    #[command(subcommand)]
+    Identity(identity::Verb),
+    /// Show what running roles are doing
+    Status(status::Args),
+    /// Print the version
+    Version,
+}
+
+/// Flags of every role. Anything else is set by file, environment or --set.
+#[derive(Debug, Args)]
+pub(crate) struct RoleArgs {
+    /// TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Name of this instance (NSM_NAME)
+    #[arg(long)]
+    name: Option<String>,
+    /// Directory of the sockets
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<String>,
+    /// Directory of what survives a restart; "" for none
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Level or filter of the logs (NSM_LOG_LEVEL)
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Set any key, as --set network.uid=0123...
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+/// Why a verb ended badly.
+pub(crate) struct Failure {
+    pub(crate) error: anyhow::Error,
+    /// The next command to try.
+    pub(crate) next: Option<String>,
+    pub(crate) code: u8,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, next: None, code: 1 }
+    }
+}
+
+impl Failure {
+    pub(crate) fn with_next(error: anyhow::Error, next: impl Into<String>) -> Self {
+        Self { error, next: Some(next.into()), code: 1 }
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::stdout();
+    let result = match cli.verb {
+        Verb::Identity(verb) => identity::run(verb, &out),
+        Verb::Status(args) => block_on(status::run(args, &out)),
+        Verb::Version => {
+            out.line(&format!("vl3 {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure.error, failure.next.as_deref());
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Loads, checks and runs one role.
+#[expect(dead_code, reason = "roles are wired as their crates expose them")]
+fn role<C, F, R>(args: &RoleArgs, out: &Output, run: F) -> Result<(), Failure>
+where
+    C: Configure,
+    F: FnOnce(C, RoleContext) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let loaded: Loaded<C> = load(&args.flags()).map_err(|invalid| invalid_config::<C>(invalid))?;
+    if args.check_config {
+        out.line(&format!("the configuration of {} {} is fine", C::ROLE, loaded.common.name));
+        return Ok(());
+    }
+    let name = loaded.common.name.clone();
+    block_on(async {
+        run_role(loaded, run).await.map_err(|error| {
+            let next = format!("vl3 {} --check-config, or vl3 status {name} when it runs elsewhere", C::ROLE);
+            Failure::with_next(error, next)
+        })
+    })
+}
+
+fn invalid_config<C: Configure>(invalid: Invalid) -> Failure {
+    let next = match &invalid.file {
+        Some(file) => format!("vl3 {} --config {} --check-config", C::ROLE, file.display()),
+        None => format!("vl3 {} --config FILE (examples are in deploy/examples)", C::ROLE),
+    };
+    Failure { error: invalid.into(), next: Some(next), code: 2 }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(WORKER_THREADS_MAX))
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(future);
+    // A blocking read that never returns must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+impl RoleArgs {
+    fn flags(&self) -> Flags {
+        let named = [
+            ("name", "--name", &self.name),
+            ("run_dir", "--run-dir", &self.run_dir),
+            ("state_dir", "--state-dir", &self.state_dir),
+            ("log.level", "--log-level", &self.log_level),
+        ];
+        let mut set: Vec<(String, String, String)> = self
+            .set
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone(), format!("--set {key}")))
+            .collect();
+        for (key, flag, value) in named {
+            if let Some(value) = value {
+                set.push((key.to_owned(), value.clone(), flag.to_owned()));
+            }
+        }
+        Flags { config: self.config.clone(), set }
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

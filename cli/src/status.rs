@@ -1,0 +1,225 @@
+//! `vl3 status`: what running roles say at their admin sockets.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::app::Failure;
+use crate::output::{Output, table};
+
+const RUN_DIR: &str = "/run/vl3";
+const ANSWER_LIMIT: Duration = Duration::from_secs(35);
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Name of a role (`red-east`), of a run directory (`router-red-east`), or its path; all
+    /// that run on this machine when absent
+    target: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Print again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
+    loop {
+        let sockets = sockets(args.target.as_deref())?;
+        let mut shown = Vec::new();
+        for socket in &sockets {
+            let body = call(socket, "GET", "/status").await.map_err(|error| {
+                Failure::with_next(error, "vl3 status (without a name lists what runs)")
+            })?;
+            shown.push(body);
+        }
+        if args.watch && args.output == Format::Table {
+            out.clear();
+        }
+        match (args.output, shown.as_slice()) {
+            (Format::Json, [one]) if args.target.is_some() => out.line(&one.to_string()),
+            (Format::Json, all) => out.line(&Value::from(all.to_vec()).to_string()),
+            (Format::Table, all) => all.iter().for_each(|status| show(status, out)),
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+/// Runs a command of a role (`leave`) at its admin socket.
+#[expect(dead_code, reason = "used by the verbs of the roles")]
+pub(crate) async fn command(target: Option<&str>, name: &str) -> Result<Value, Failure> {
+    let sockets = sockets(target)?;
+    let [socket] = sockets.as_slice() else {
+        return Err(Failure::with_next(anyhow!("several roles run here; say which"), "vl3 status"));
+    };
+    call(socket, "POST", &format!("/command/{name}")).await.map_err(Failure::from)
+}
+
+/// The admin sockets that a target means.
+fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
+    if let Some(path) = target.filter(|target| target.contains('/')) {
+        let path = PathBuf::from(path);
+        return Ok(vec![if path.is_dir() { path.join("admin.sock") } else { path }]);
+    }
+    let mut found = Vec::new();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(RUN_DIR).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let socket = entry.path().join("admin.sock");
+        if !socket.exists() {
+            continue;
+        }
+        let matches = target.is_none_or(|target| {
+            name == target || name.split_once('-').is_some_and(|(_, rest)| rest == target)
+        });
+        if matches {
+            found.push(socket);
+        }
+        names.push(name);
+    }
+    found.sort();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    names.sort();
+    Err(match (target, names.is_empty()) {
+        (_, true) => Failure::with_next(
+            anyhow!("no role runs below {RUN_DIR}"),
+            "vl3 status PATH-OF-RUN_DIR, or vl3 demo for a whole network on this machine",
+        ),
+        (target, false) => Failure::with_next(
+            anyhow!("no role {} runs here; running: {}", target.unwrap_or_default(), names.join(", ")),
+            "vl3 status",
+        ),
+    })
+}
+
+/// One HTTP/1.0 exchange: the answer ends with the connection.
+async fn call(socket: &Path, method: &str, path: &str) -> anyhow::Result<Value> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket)
+            .await
+            .with_context(|| format!("connect to {}", socket.display()))?;
+        stream.write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+        Ok::<_, anyhow::Error>(answer)
+    };
+    let answer = tokio::time::timeout(ANSWER_LIMIT, exchange)
+        .await
+        .map_err(|_| anyhow!("{} does not answer", socket.display()))??;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").context("read the answer: no HTTP")?;
+    let code = head.split_whitespace().nth(1).unwrap_or_default();
+    let body: Value = serde_json::from_str(body).context("read the answer: no JSON")?;
+    if code != "200" {
+        bail!("{}", body.get("error").and_then(Value::as_str).unwrap_or(code));
+    }
+    Ok(body)
+}
+
+fn show(status: &Value, out: &Output) {
+    let Some(status) = status.as_object() else { return };
+    let text = |key: &str| status.get(key).map(cell).unwrap_or_default();
+    let ready = if status.get("ready") == Some(&Value::Bool(true)) {
+        "ready".to_owned()
+    } else {
+        format!("waiting for {}", text("waiting_for"))
+    };
+    let role = text("role");
+    out.heading(&format!("{role} {}: {ready}", text("name")));
+    if let Some(identity) = status.get("identity").and_then(Value::as_object) {
+        let expires = identity.get("expires_in_seconds").and_then(Value::as_u64).unwrap_or(0);
+        let id = identity.get("id").map(cell).unwrap_or_default();
+        out.line(&format!("  identity {id}, expires in {expires}s"));
+    }
+    if status.get("ephemeral") == Some(&Value::Bool(true)) {
+        out.line("  ephemeral: forgets everything at its end");
+    }
+    match status.get(&role) {
+        Some(Value::Object(details)) => show_details(details, out),
+        Some(Value::Null) | None => {}
+        Some(other) => out.line(&format!("  {}", cell(other))),
+    }
+    out.line("");
+}
+
+/// Scalars first, then one table per list or map of objects: roles decide what they show.
+fn show_details(details: &Map<String, Value>, out: &Output) {
+    for (key, value) in details {
+        if rows(value).is_none() {
+            out.line(&format!("  {} {}", key.replace('_', " "), cell(value)));
+        }
+    }
+    for (key, value) in details {
+        let Some(rows) = rows(value).filter(|rows| !rows.is_empty()) else { continue };
+        let columns = columns(&rows);
+        let mut table = table(&columns);
+        for row in rows {
+            table.add_row(columns.iter().map(|column| row.get(column).map(cell).unwrap_or_default()));
+        }
+        out.line("");
+        out.heading(&format!("  {}", key.replace('_', " ")));
+        for line in table.to_string().lines() {
+            out.line(&format!("  {}", line.trim_end()));
+        }
+    }
+}
+
+/// A list of objects, or an object of objects with its key as `name`.
+fn rows(value: &Value) -> Option<Vec<Map<String, Value>>> {
+    match value {
+        Value::Array(elements) => {
+            elements.iter().map(|element| element.as_object().cloned()).collect::<Option<Vec<_>>>()
+        }
+        Value::Object(entries) if !entries.is_empty() => entries
+            .iter()
+            .map(|(name, entry)| {
+                let mut row = entry.as_object()?.clone();
+                row.entry("name").or_insert_with(|| Value::from(name.as_str()));
+                Some(row)
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
+/// The union of the keys, `name` first.
+fn columns(rows: &[Map<String, Value>]) -> Vec<String> {
+    let mut columns: Vec<String> = Vec::new();
+    for key in rows.iter().flat_map(Map::keys) {
+        if !columns.contains(key) {
+            columns.push(key.clone());
+        }
+    }
+    columns.sort_by_key(|key| key != "name");
+    columns
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(elements) => elements.iter().map(cell).collect::<Vec<_>>().join(", "),
+        Value::Object(entries) => {
+            entries.iter().map(|(key, value)| format!("{key}={}", cell(value))).collect::<Vec<_>>().join(" ")
+        }
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
+}
