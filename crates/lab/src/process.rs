@@ -12,13 +12,14 @@ use vl3_net::process::Child;
 use crate::host::Lab;
 
 /// What to start. The environment is empty but for what is given here.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ProcessSpec {
     name: String,
     program: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
-    inherit: bool,
+    /// Input, output and error instead of nothing and the log.
+    stdio: Option<[Stdio; 3]>,
 }
 
 impl ProcessSpec {
@@ -29,7 +30,7 @@ impl ProcessSpec {
             program: program.into(),
             arguments: Vec::new(),
             environment: Vec::new(),
-            inherit: false,
+            stdio: None,
         }
     }
 
@@ -50,10 +51,11 @@ impl ProcessSpec {
         self
     }
 
-    /// Input, output and environment are the caller's instead of a log and nothing.
+    /// For a person at a terminal: these instead of a log, and the caller's environment beside what
+    /// is given here.
     #[must_use]
-    pub fn interactive(mut self) -> Self {
-        self.inherit = true;
+    pub fn stdio(mut self, input: Stdio, output: Stdio, error: Stdio) -> Self {
+        self.stdio = Some([input, output, error]);
         self
     }
 }
@@ -76,15 +78,20 @@ impl Process {
         let log = lab.scratch().join(format!("{host}-{}.log", spec.name));
         let mut command = Command::new(&spec.program);
         command.args(&spec.arguments);
-        if !spec.inherit {
-            // A restart appends: the story of one name is one file.
-            let file = File::options().create(true).append(true).open(&log);
-            let file = file.with_context(|| format!("open the log {}", log.display()))?;
-            command.env_clear();
-            command
-                .stdin(Stdio::null())
-                .stdout(file.try_clone()?)
-                .stderr(file);
+        match spec.stdio {
+            Some([input, output, error]) => {
+                command.stdin(input).stdout(output).stderr(error);
+            }
+            None => {
+                // A restart appends: the story of one name is one file.
+                let file = File::options().create(true).append(true).open(&log);
+                let file = file.with_context(|| format!("open the log {}", log.display()))?;
+                command.env_clear();
+                command
+                    .stdin(Stdio::null())
+                    .stdout(file.try_clone()?)
+                    .stderr(file);
+            }
         }
         command.envs(spec.environment.iter().map(|(key, value)| (key, value)));
         let child = lab

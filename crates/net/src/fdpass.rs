@@ -107,7 +107,10 @@ impl Connection {
     /// Connects to a [`Listener::bind_abstract`] of the thread's network namespace.
     pub fn connect_abstract(name: &str) -> io::Result<Self> {
         let socket = seqpacket()?;
-        connect(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        connect(
+            socket.as_raw_fd(),
+            &UnixAddr::new_abstract(name.as_bytes())?,
+        )?;
         Self::from_descriptor(socket)
     }
 

@@ -43,7 +43,8 @@ impl Spawner {
     }
 
     /// Starts `command` in the network namespace (and mount namespace, if it has one) of
-    /// `namespace`, as leader of a process group of its own. Must be called inside a tokio
+    /// `namespace`, as leader of a session of its own: no key of a
+    /// terminal reaches it. Must be called inside a tokio
     /// runtime; takes as long as a fork and exec.
     pub fn spawn(&self, command: Command, namespace: Option<&Namespace>) -> Result<Child, Error> {
         let (reply, answer) = mpsc::channel();
@@ -80,7 +81,7 @@ fn spawn(
             .transpose()?,
         parent: nix::unistd::getpid().as_raw(),
         die_with_parent: true,
-        own_group: true,
+        own_session: true,
     };
     sys::before_exec(&mut command, entry);
     command.spawn().map_err(failed)

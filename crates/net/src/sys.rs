@@ -136,7 +136,7 @@ pub(crate) struct Entry {
     /// Checked after the death signal is set: a parent that died before that sends none.
     pub(crate) parent: libc::pid_t,
     pub(crate) die_with_parent: bool,
-    pub(crate) own_group: bool,
+    pub(crate) own_session: bool,
 }
 
 /// Registers the entry steps with `command`.
@@ -145,8 +145,8 @@ pub(crate) fn before_exec(command: &mut std::process::Command, entry: Entry) {
         // SAFETY: between fork and exec only async-signal-safe calls may be made: these are bare
         // system calls on integers and descriptors that the closure owns; nothing allocates.
         unsafe {
-            if entry.own_group {
-                check(libc::setpgid(0, 0))?;
+            if entry.own_session {
+                check(libc::setsid())?;
             }
             if let Some(net) = &entry.net {
                 check(libc::setns(net.as_raw_fd(), libc::CLONE_NEWNET))?;
