@@ -182,6 +182,7 @@ impl Shared<'_> {
             generation: None,
             url: None,
             addresses: Vec::new(),
+            router_addresses: Vec::new(),
             routes: Vec::new(),
             mtu: None,
             dns_servers: Vec::new(),

@@ -579,6 +579,9 @@ impl Attachment {
             status.router = held.map(|(_, answer)| answer.router.name.to_string());
             status.generation = held.and_then(|(_, answer)| answer.router.generation.map(|generation| generation.0));
             status.addresses = addresses;
+            status.router_addresses = accepted
+                .map(|accepted| accepted.router_addresses.clone())
+                .unwrap_or_default();
             status.routes = accepted.map(|accepted| accepted.routes.clone()).unwrap_or_default();
             status.mtu = accepted.map(|accepted| accepted.mtu);
             status.dns_servers = accepted.map(|accepted| accepted.dns_servers.clone()).unwrap_or_default();

@@ -24,6 +24,8 @@ pub struct Status {
     pub generation: Option<u64>,
     pub url: Option<String>,
     pub addresses: Vec<IpAddr>,
+    /// The router's own overlay addresses.
+    pub router_addresses: Vec<IpAddr>,
     pub routes: Vec<IpNet>,
     pub mtu: Option<u16>,
     pub dns_servers: Vec<IpAddr>,
@@ -56,12 +58,14 @@ impl Status {
             "mechanism": self.mechanism,
             "interface": self.interface,
             "state": state,
+            "attached": data,
             "control_up": control,
             "data_up": data,
             "router": self.router,
             "generation": self.generation,
             "url": self.url,
             "addresses": texts(&self.addresses),
+            "router_addresses": texts(&self.router_addresses),
             "routes": texts(&self.routes),
             "mtu": self.mtu,
             "dns_servers": texts(&self.dns_servers),
@@ -69,7 +73,7 @@ impl Status {
             "document_version": self.document_version,
             "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             "last_receipt_seconds_ago": self.last_receipt.map(|at| now.saturating_since(at).as_secs_f64()),
-            "attached_after_ms": self.attached_after.map(|after| after.as_secs_f64() * 1e3),
+            "connect_ms": self.attached_after.map(|after| after.as_secs_f64() * 1e3),
             "last_error": self.last_error,
         })
     }

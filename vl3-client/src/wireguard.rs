@@ -121,6 +121,7 @@ impl Wireguard {
     ) -> anyhow::Result<()> {
         self.install_tun(interface, mtu)?;
         let port = self.install_peer(endpoint, key)?;
+        self.plane.set_own_addresses(addresses.to_vec());
         let own = addresses.iter().map(|address| Route {
             prefix: IpNet::from(*address),
             port: TUN_PORT,
