@@ -328,8 +328,9 @@ mod tests {
     #[test]
     fn a_changed_byte_breaks_the_signature() {
         let mut wire = encode_chain(&chain());
-        let at = wire.links[0].document.len() - 3;
-        wire.links[0].document[at] ^= 1;
+        let bytes = &mut wire.links[0].document;
+        let at = bytes.windows(3).position(|bytes| bytes == b"PEM").unwrap();
+        bytes[at] = b'Q';
         assert!(matches!(decode_chain(&wire), Err(DocumentError::Chain(ChainError::Unsigned { .. }))));
     }
 

@@ -270,8 +270,8 @@ impl Federation {
         self.remotes.get(domain).map(|remote| remote.membership.uids.clone()).unwrap_or_default()
     }
 
-    pub fn is_connected(&self, domain: &DomainName) -> bool {
-        self.remotes.get(domain).is_some_and(|remote| remote.stream.is_some())
+    pub fn connected_count(&self) -> usize {
+        self.remotes.values().filter(|remote| remote.stream.is_some()).count()
     }
 
     /// A domain that only dials dials at once, else the lower name.

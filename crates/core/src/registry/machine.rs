@@ -63,6 +63,17 @@ pub struct Boot {
     pub restored: bool,
 }
 
+/// How much a registry holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub leases: usize,
+    pub names: usize,
+    /// Own ones and those of other domains.
+    pub endpoints: usize,
+    pub watchers: usize,
+    pub domains_connected: usize,
+}
+
 /// The journal does not make sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("record {index} of the journal is of network {uid}, of which no document was recorded before")]
@@ -388,6 +399,17 @@ impl RegistryMachine {
 
     pub fn remotes(&self) -> Vec<RemoteStatus> {
         self.federation.status()
+    }
+
+    /// Sizes, for metrics.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            leases: self.networks.values().map(|network| network.allocator.leases().count()).sum(),
+            names: self.networks.values().map(|network| network.names.len()).sum(),
+            endpoints: self.objects.own_count() + self.objects.remotes_count(),
+            watchers: self.watchers.len(),
+            domains_connected: self.federation.connected_count(),
+        }
     }
 
     pub fn watcher_count(&self) -> usize {

@@ -25,7 +25,7 @@ pub use api::{
     Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, Reply,
     WatchEvent, WatcherId,
 };
-pub use machine::{Boot, BootError, RegistryMachine};
+pub use machine::{Boot, BootError, Counts, RegistryMachine};
 pub use matching::{EndpointQuery, ServiceQuery};
 pub use object::{
     Destination, Endpoint, LABEL_DIALS_ONLY, LABEL_DOMAIN, LABEL_GENERATION, LABEL_NAME,

@@ -80,6 +80,10 @@ impl Names {
         self.held.values().map(move |held| Record::Name { uid, claim: held.claim.clone(), by: held.by.clone() })
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Claim> + '_ {
         self.held.values().map(|held| &held.claim)
     }

@@ -118,6 +118,10 @@ impl Objects {
         self.remote.iter().flat_map(|(domain, entries)| entries.values().map(move |entry| (domain, entry)))
     }
 
+    pub(super) fn remotes_count(&self) -> usize {
+        self.remote.values().map(BTreeMap::len).sum()
+    }
+
     pub(super) fn remote_count(&self, domain: &DomainName) -> usize {
         self.remote.get(domain).map_or(0, BTreeMap::len)
     }

@@ -1,0 +1,148 @@
+//! The role's configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vl3_core::document::Chain;
+use vl3_core::ids::{DomainName, NetworkUid};
+use vl3_proto::document::read_armoured;
+use vl3_runtime::grpc::Listen;
+use vl3_runtime::{Configure, Section};
+
+/// Port of NSM's reference deployment (nsm-wire 4.6).
+const LISTEN_DEFAULT: &str = "tcp://:5002";
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub domain: DomainName,
+    pub listen: Vec<Listen>,
+    /// What this registry serves. Members may come and go; a network is added here.
+    pub networks: Vec<NetworkConfig>,
+    /// Longest and usual lifetime of an endpoint that is not refreshed.
+    pub endpoint_lifetime: Duration,
+    /// Silence after which a router's lease ends.
+    pub lease_lifetime: Duration,
+    pub renew_after: Duration,
+    /// IPv4 prefix length of a router that asks for none.
+    pub prefix_len4: Option<u8>,
+    /// How long a domain's entries stay without a stream to its registry.
+    pub stale_grace: Duration,
+    /// The state was restored from a backup: for a while leases are only taken back.
+    pub restored: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    pub document: PathBuf,
+    /// The document that the file held, verified.
+    pub chain: Chain,
+}
+
+impl NetworkConfig {
+    /// Reads and verifies a document file; the error is for people.
+    pub fn load(document: PathBuf, uid: Option<NetworkUid>) -> Result<Self, String> {
+        let text = std::fs::read_to_string(&document)
+            .map_err(|error| format!("a readable file ({error})"))?;
+        let chain = read_armoured(&text).map_err(|error| format!("a valid document ({error})"))?;
+        match uid {
+            Some(uid) if uid != chain.uid() => Err(format!(
+                "the document of network {uid}, not of {}",
+                chain.uid()
+            )),
+            _ => Ok(Self { document, chain }),
+        }
+    }
+}
+
+impl Configure for Config {
+    const ROLE: &'static str = "registry";
+    const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[("NSM_LISTEN_ON", "listen")];
+
+    fn read(section: &mut Section<'_>) -> Option<Self> {
+        let domain = section.required::<DomainName>("domain");
+        let listen = section.list_or("listen", LISTEN_DEFAULT.parse().into_iter().collect());
+        let networks: Vec<_> = section
+            .tables("network", read_network)
+            .into_iter()
+            .collect();
+        let has_networks = !networks.is_empty();
+        if !has_networks {
+            section.problem(
+                "network",
+                None,
+                "at least one [[network]] with its document",
+            );
+        }
+        let networks: Option<Vec<NetworkConfig>> = networks.into_iter().collect();
+        if let (Some(domain), Some(networks)) = (&domain, &networks) {
+            check_networks(section, domain, networks);
+        }
+        let core = vl3_core::allocator::Config::default();
+        let endpoint_lifetime = section.or("endpoint_lifetime", Duration::from_secs(60));
+        let lease_lifetime = section.or("lease_lifetime", core.lifetime);
+        let renew_after = section.or("renew_after", core.renew_after);
+        let prefix_len4 = section.optional::<u8>("prefix_len4");
+        let stale_grace = section.or(
+            "stale_grace",
+            vl3_core::federation::Config::default().stale_grace,
+        );
+        let restored = section.or("restored", false);
+        if renew_after * 2 > lease_lifetime || renew_after < Duration::from_secs(1) {
+            let value = format!("{renew_after:?}");
+            section.problem("renew_after", Some(value), "1s to half of lease_lifetime");
+        }
+        if endpoint_lifetime < Duration::from_secs(1) {
+            section.problem(
+                "endpoint_lifetime",
+                Some(format!("{endpoint_lifetime:?}")),
+                "1s or more",
+            );
+        }
+        if let Some(len) = prefix_len4.filter(|len| !(8..=30).contains(len)) {
+            section.problem("prefix_len4", Some(len.to_string()), "8 to 30");
+        }
+        Some(Self {
+            domain: domain?,
+            listen,
+            networks: networks?,
+            endpoint_lifetime,
+            lease_lifetime,
+            renew_after,
+            prefix_len4,
+            stale_grace,
+            restored,
+        })
+    }
+}
+
+fn read_network(section: &mut Section<'_>) -> Option<NetworkConfig> {
+    let document = section.required::<PathBuf>("document");
+    let uid = section.optional::<NetworkUid>("uid");
+    let document = document?;
+    let shown = document.display().to_string();
+    NetworkConfig::load(document, uid)
+        .map_err(|allowed| section.problem("document", Some(shown), &allowed))
+        .ok()
+}
+
+fn check_networks(section: &mut Section<'_>, domain: &DomainName, networks: &[NetworkConfig]) {
+    for (at, network) in networks.iter().enumerate() {
+        let document = network.chain.document();
+        if !document.members.contains_key(domain) {
+            let members: Vec<_> = document.members.keys().map(DomainName::as_str).collect();
+            let allowed = format!(
+                "a member of network {}: {}",
+                document.name,
+                members.join(", ")
+            );
+            section.problem("domain", Some(domain.to_string()), &allowed);
+        }
+        if networks[..at]
+            .iter()
+            .any(|other| other.chain.uid() == network.chain.uid())
+        {
+            let value = network.document.display().to_string();
+            section.problem("network", Some(value), "each network once");
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The one task that owns the machine: messages and time in, effects out.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::{mpsc, oneshot};
+use vl3_core::federation::{StreamId, SyncMessage};
+use vl3_core::registry::{
+    Alarm, CallId, Effect, Input, Refusal, RegistryMachine, Reply, WatchEvent, WatcherId,
+};
+use vl3_core::{Machine, Outbox, Ticket};
+use vl3_runtime::{CancellationToken, clock};
+
+use crate::dialler::Dialler;
+use crate::handle::{Handle, Message, Outgoing};
+use crate::metrics::RegistryMetrics;
+use crate::status::status;
+use crate::store::StoreError;
+use crate::store::writer::Writer;
+
+/// Messages taken before effects are looked at again: they share the next append.
+const BATCH: usize = 256;
+
+type Outcome = Result<Result<(), StoreError>, oneshot::error::RecvError>;
+
+pub(crate) struct Driver {
+    machine: RegistryMachine,
+    writer: Writer,
+    dialler: Dialler,
+    metrics: RegistryMetrics,
+    /// To hand to watchers and dialled streams.
+    handle: Handle,
+    messages: mpsc::Receiver<Message>,
+    ends: mpsc::UnboundedReceiver<WatcherId>,
+    calls: BTreeMap<CallId, oneshot::Sender<Result<Reply, Refusal>>>,
+    watchers: BTreeMap<WatcherId, mpsc::Sender<Result<Vec<WatchEvent>, Refusal>>>,
+    streams: BTreeMap<StreamId, Outgoing>,
+    appending: Option<(Ticket, oneshot::Receiver<Result<(), StoreError>>)>,
+    next_id: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        machine: RegistryMachine,
+        writer: Writer,
+        dialler: Dialler,
+        metrics: RegistryMetrics,
+        handle: Handle,
+        messages: mpsc::Receiver<Message>,
+        ends: mpsc::UnboundedReceiver<WatcherId>,
+    ) -> Self {
+        Self {
+            machine,
+            writer,
+            dialler,
+            metrics,
+            handle,
+            messages,
+            ends,
+            calls: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            appending: None,
+            next_id: 0,
+        }
+    }
+
+    /// Runs until shutdown, then waits for the append that is under way: leases stay.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut out = Outbox::default();
+        self.machine.wake(clock::now(), &mut out);
+        self.carry_out(&mut out);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                (ticket, outcome) = next_append(&mut self.appending) => self.appended(ticket, outcome, &mut out)?,
+                Some(watcher) = self.ends.recv() => {
+                    self.watchers.remove(&watcher);
+                    self.machine.handle(Input::Unwatch { watcher }, clock::now(), &mut out);
+                }
+                message = self.messages.recv() => {
+                    let Some(message) = message else { break };
+                    self.take(message, &mut out);
+                    for _ in 0..BATCH {
+                        let Ok(message) = self.messages.try_recv() else { break };
+                        self.take(message, &mut out);
+                    }
+                }
+                () = clock::sleep_until(self.machine.next_wake().map(|(at, _)| at)) => {
+                    self.machine.wake(clock::now(), &mut out);
+                }
+            }
+            self.carry_out(&mut out);
+        }
+        if let Some((_, outcome)) = self.appending.take() {
+            // Whether it failed or not: nobody was told that it succeeded.
+            let _outcome = outcome.await;
+        }
+        // Streams and watches end with the server; the writer with this task.
+        Ok(())
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn take(&mut self, message: Message, out: &mut Outbox<Effect>) {
+        let now = clock::now();
+        let input = match message {
+            Message::Call {
+                peer,
+                command,
+                reply,
+            } => {
+                let call = CallId(self.id());
+                self.calls.insert(call, reply);
+                Input::Call {
+                    call,
+                    peer,
+                    command,
+                }
+            }
+            Message::Watch {
+                watcher,
+                peer,
+                query,
+                events,
+            } => {
+                self.watchers.insert(watcher, events);
+                Input::Watch {
+                    watcher,
+                    peer,
+                    query,
+                }
+            }
+            Message::SyncAccepted { peer, stream, id } => {
+                let number = StreamId::Accepted(self.id());
+                self.streams.insert(number, stream);
+                if id.send(number).is_err() {
+                    self.streams.remove(&number);
+                    return;
+                }
+                Input::SyncOpened {
+                    stream: number,
+                    peer,
+                }
+            }
+            Message::SyncDialled { id, peer, stream } => {
+                self.streams.insert(id, stream);
+                Input::SyncOpened { stream: id, peer }
+            }
+            Message::SyncReceived { id, message } => Input::SyncReceived {
+                stream: id,
+                message,
+            },
+            Message::SyncClosed { id, reason } => {
+                self.close(id);
+                tracing::debug!(stream = ?id, reason, "sync stream ended");
+                Input::SyncClosed { stream: id, reason }
+            }
+            Message::Status { reply } => {
+                // Err: whoever asked is gone.
+                let _gone = reply.send(status(&self.machine, now));
+                return;
+            }
+        };
+        self.machine.handle(input, now, out);
+    }
+
+    fn appended(
+        &mut self,
+        ticket: Ticket,
+        outcome: Outcome,
+        out: &mut Outbox<Effect>,
+    ) -> anyhow::Result<()> {
+        let failed = match outcome {
+            Ok(Ok(())) => {
+                self.machine
+                    .handle(Input::Appended { ticket }, clock::now(), out);
+                return Ok(());
+            }
+            Ok(Err(error)) => anyhow::Error::new(error),
+            Err(_) => anyhow::anyhow!("the journal's thread is gone"),
+        };
+        let reason = format!("{failed:#}");
+        self.machine
+            .handle(Input::AppendFailed { ticket, reason }, clock::now(), out);
+        self.carry_out(out);
+        // What is in memory is ahead of the disk: only a restart makes them equal again.
+        Err(failed.context("keep the registry's state"))
+    }
+
+    fn carry_out(&mut self, out: &mut Outbox<Effect>) {
+        for effect in out.take() {
+            match effect {
+                Effect::Append { ticket, records } => {
+                    self.metrics
+                        .records
+                        .inc_by(u64::try_from(records.len()).unwrap_or(0));
+                    self.metrics.appends.inc();
+                    self.appending = Some((ticket, self.writer.append(records)));
+                }
+                Effect::Rewrite { ticket, records } => {
+                    self.metrics.rewrites.inc();
+                    self.appending = Some((ticket, self.writer.rewrite(records)));
+                }
+                Effect::Reply { call, result } => {
+                    self.metrics.count_reply(&result);
+                    if let Some(reply) = self.calls.remove(&call) {
+                        // Err: the caller went away.
+                        let _gone = reply.send(result);
+                    }
+                }
+                Effect::Deliver { watcher, events } => self.deliver(watcher, events),
+                Effect::EndWatch { watcher, refusal } => {
+                    if let Some(events) = self.watchers.remove(&watcher) {
+                        // Err: full or gone, the stream ends either way.
+                        let _ended = events.try_send(Err(refusal));
+                    }
+                }
+                Effect::Dial {
+                    stream,
+                    domain,
+                    contacts,
+                } => {
+                    let documents = self.machine.documents().cloned().collect();
+                    self.dialler
+                        .dial(stream, domain, contacts, documents, self.handle.clone());
+                }
+                Effect::Send { stream, messages } => self.send(stream, messages),
+                Effect::CloseStream { stream, reason } => {
+                    tracing::info!(?stream, reason, "sync stream closed");
+                    self.close(stream);
+                }
+                Effect::DocumentChanged { chain } => {
+                    let document = chain.document();
+                    tracing::info!(network = %document.name, version = document.version, "document changed");
+                    self.dialler.trust(document);
+                }
+                Effect::Alarm(alarm) => self.alarm(&alarm),
+            }
+        }
+        self.metrics.observe(&self.machine);
+    }
+
+    fn deliver(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {
+        let Some(sender) = self.watchers.get(&watcher) else {
+            return;
+        };
+        if sender.try_send(Ok(events)).is_err() {
+            // Too slow (it opens the watch again and gets a snapshot), or gone.
+            self.metrics.watches_cut.inc();
+            self.watchers.remove(&watcher);
+            self.handle.ended(watcher);
+        }
+    }
+
+    fn send(&mut self, stream: StreamId, messages: Vec<SyncMessage>) {
+        let Some(outgoing) = self.streams.get(&stream) else {
+            return;
+        };
+        if outgoing.batches.try_send(messages).is_err() {
+            // The reader's end reports the end.
+            tracing::warn!(?stream, "sync stream is too slow, closed");
+            self.close(stream);
+        }
+    }
+
+    fn close(&mut self, stream: StreamId) {
+        if let Some(outgoing) = self.streams.remove(&stream) {
+            outgoing.closed.cancel();
+        }
+        self.dialler.forget(stream);
+    }
+
+    fn alarm(&self, alarm: &Alarm) {
+        self.metrics.alarms.inc();
+        match alarm {
+            Alarm::NotBelieved { .. } => tracing::warn!("{alarm}"),
+            Alarm::DocumentConflict { .. }
+            | Alarm::ExclusionOverLease { .. }
+            | Alarm::JournalFailed { .. } => {
+                tracing::error!("{alarm}");
+            }
+        }
+    }
+}
+
+/// The end of the append that is under way; never when there is none.
+async fn next_append(
+    appending: &mut Option<(Ticket, oneshot::Receiver<Result<(), StoreError>>)>,
+) -> (Ticket, Outcome) {
+    match appending {
+        Some((ticket, outcome)) => {
+            let (ticket, outcome) = (*ticket, outcome.await);
+            *appending = None;
+            (ticket, outcome)
+        }
+        None => std::future::pending().await,
+    }
+}

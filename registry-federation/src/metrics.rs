@@ -1,0 +1,96 @@
+//! What is counted.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use vl3_core::registry::{Refusal, RegistryMachine, Reply};
+use vl3_runtime::Metrics;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RegistryMetrics {
+    pub(crate) records: Counter,
+    pub(crate) appends: Counter,
+    pub(crate) rewrites: Counter,
+    pub(crate) watches_cut: Counter,
+    pub(crate) alarms: Counter,
+    replies: Family<Outcome, Counter>,
+    leases: Gauge,
+    names: Gauge,
+    endpoints: Gauge,
+    watches: Gauge,
+    domains_connected: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+impl RegistryMetrics {
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        let registered = own.clone();
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("registry");
+            registry.register("journal_records", "Records written", registered.records);
+            registry.register(
+                "journal_appends",
+                "Commits, each with one sync of the disk",
+                registered.appends,
+            );
+            registry.register(
+                "journal_rewrites",
+                "Snapshots that replaced the journal",
+                registered.rewrites,
+            );
+            registry.register(
+                "watches_cut",
+                "Watchers that were too slow",
+                registered.watches_cut,
+            );
+            registry.register(
+                "alarms",
+                "Things that an operator must see",
+                registered.alarms,
+            );
+            registry.register("calls", "Calls by outcome", registered.replies);
+            registry.register("leases", "Leases held", registered.leases);
+            registry.register("names", "Names held", registered.names);
+            registry.register(
+                "endpoints",
+                "Endpoints known, those of other domains included",
+                registered.endpoints,
+            );
+            registry.register("watches", "Watches open", registered.watches);
+            registry.register(
+                "domains_connected",
+                "Other domains with a sync stream",
+                registered.domains_connected,
+            );
+        });
+        own
+    }
+
+    pub(crate) fn count_reply(&self, result: &Result<Reply, Refusal>) {
+        let outcome = match result {
+            Ok(_) => "done",
+            Err(Refusal::Invalid { .. } | Refusal::UnknownNetwork { .. }) => "invalid",
+            Err(Refusal::Denied { .. }) => "denied",
+            Err(Refusal::Lease(_)) => "lease_refused",
+            Err(Refusal::Limit { .. }) => "limit",
+            Err(Refusal::Unavailable { .. }) => "unavailable",
+        };
+        self.replies.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn observe(&self, machine: &RegistryMachine) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let counts = machine.counts();
+        self.leases.set(count(counts.leases));
+        self.names.set(count(counts.names));
+        self.endpoints.set(count(counts.endpoints));
+        self.watches.set(count(counts.watchers));
+        self.domains_connected.set(count(counts.domains_connected));
+    }
+}
