@@ -11,7 +11,10 @@ pub struct Broken {
 
 impl Broken {
     pub fn new(invariant: u8, what: impl Into<String>) -> Self {
-        Self { invariant, what: what.into() }
+        Self {
+            invariant,
+            what: what.into(),
+        }
     }
 }
 

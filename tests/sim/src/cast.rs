@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use vl3_core::Rng;
 use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds, SignedDocument};
-use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid, RouterName, SpiffeId, WorkloadName};
+use vl3_core::ids::{
+    DomainName, Generation, NetworkName, NetworkUid, RouterName, SpiffeId, WorkloadName,
+};
 
 pub const DOMAINS: [&str; 4] = ["east", "west", "north", "south"];
 
@@ -81,19 +83,33 @@ fn underlay(domain: usize, host: u8, port: u16) -> SocketAddr {
 impl Cast {
     pub fn draw(rng: &mut Rng) -> Self {
         let late = rng.one_in(3).then_some(3);
-        let domains = if late.is_some() { 4 } else { 2 + usize::from(!rng.one_in(4)) };
+        let domains = if late.is_some() {
+            4
+        } else {
+            2 + usize::from(!rng.one_in(4))
+        };
         let present = domains - usize::from(late.is_some());
         let mut networks = vec![Network::draw("red", 0, present, late, rng)];
         if rng.one_in(2) {
             networks.push(Network::draw("blue", 1, present.min(2), None, rng));
         }
-        let mut cast = Self { networks, routers: Vec::new(), workloads: Vec::new(), domains, late };
+        let mut cast = Self {
+            networks,
+            routers: Vec::new(),
+            workloads: Vec::new(),
+            domains,
+            late,
+        };
         for network in 0..cast.networks.len() {
             for domain in 0..domains {
                 if network == 1 && domain >= 2 {
                     continue;
                 }
-                let siblings = if network == 0 && domain == 0 && rng.one_in(2) { 2 } else { 1 };
+                let siblings = if network == 0 && domain == 0 && rng.one_in(2) {
+                    2
+                } else {
+                    1
+                };
                 for sibling in 0..siblings {
                     cast.add_router(network, domain, sibling, domain == 1 && rng.one_in(4), rng);
                 }
@@ -102,10 +118,24 @@ impl Cast {
         cast
     }
 
-    fn add_router(&mut self, network: usize, domain: usize, sibling: usize, dials_only: bool, rng: &mut Rng) {
+    fn add_router(
+        &mut self,
+        network: usize,
+        domain: usize,
+        sibling: usize,
+        dials_only: bool,
+        rng: &mut Rng,
+    ) {
         let index = self.routers.len();
-        let suffix = if sibling == 0 { String::new() } else { format!("-{}", sibling + 1) };
-        let name = format!("{}-{}{suffix}", self.networks[network].name, DOMAINS[domain]);
+        let suffix = if sibling == 0 {
+            String::new()
+        } else {
+            format!("-{}", sibling + 1)
+        };
+        let name = format!(
+            "{}-{}{suffix}",
+            self.networks[network].name, DOMAINS[domain]
+        );
         let host = u8::try_from(10 + index).unwrap_or(u8::MAX);
         self.routers.push(RouterRole {
             id: spiffe(domain, &format!("vl3/router/{name}")),
@@ -135,11 +165,15 @@ impl Cast {
 impl Network {
     fn draw(name: &str, index: u8, present: usize, late: Option<usize>, rng: &mut Rng) -> Self {
         let secret = AdminSecret::from_bytes(&[index + 1; 32]);
-        let nonce: Vec<u8> = (0..16).map(|_| u8::try_from(rng.below(256)).unwrap_or(0)).collect();
+        let nonce: Vec<u8> = (0..16)
+            .map(|_| u8::try_from(rng.below(256)).unwrap_or(0))
+            .collect();
         let admin_keys = [secret.public()].into();
         let uid = NetworkUid::derive(&nonce, &admin_keys);
         // Both networks use the same IPv4 pool, and IPv6 pools of their own.
-        let pool6 = format!("fd00:0:0:{index:x}::/64").parse().expect("a prefix");
+        let pool6 = format!("fd00:0:0:{index:x}::/64")
+            .parse()
+            .expect("a prefix");
         let first = Document {
             uid,
             nonce,
@@ -149,14 +183,27 @@ impl Network {
             pool6,
             pool4: Some("10.96.0.0/16".parse().expect("a prefix")),
             admin_keys,
-            members: (0..present).map(|domain| (domain_name(domain), member(index, domain))).collect(),
-            policy: Policy { exclusions: vec!["10.96.0.0/29".parse().expect("a prefix")], ..Policy::default() },
+            members: (0..present)
+                .map(|domain| (domain_name(domain), member(index, domain)))
+                .collect(),
+            policy: Policy {
+                exclusions: vec!["10.96.0.0/29".parse().expect("a prefix")],
+                ..Policy::default()
+            },
         };
-        let chain = Chain::verify(vec![signed(&secret, first.clone())]).expect("a valid first version");
-        let mut network = Self { name: first.name, uid, versions: vec![chain], secret };
+        let chain =
+            Chain::verify(vec![signed(&secret, first.clone())]).expect("a valid first version");
+        let mut network = Self {
+            name: first.name,
+            uid,
+            versions: vec![chain],
+            secret,
+        };
         if let Some(late) = late {
             network.publish(|document| {
-                document.members.insert(domain_name(late), member(index, late));
+                document
+                    .members
+                    .insert(domain_name(late), member(index, late));
             });
         }
         network
@@ -168,7 +215,9 @@ impl Network {
         let mut document = Document::clone(newest.document());
         document.version += 1;
         change(&mut document);
-        let chain = newest.extend(signed(&self.secret, document)).expect("a valid next version");
+        let chain = newest
+            .extend(signed(&self.secret, document))
+            .expect("a valid next version");
         self.versions.push(chain.clone());
         chain
     }
@@ -179,7 +228,9 @@ impl Network {
 
     /// The version whose bytes these are.
     pub fn chain_of(&self, bytes: &[u8]) -> Option<&Chain> {
-        self.versions.iter().find(|chain| chain.newest().bytes == bytes)
+        self.versions
+            .iter()
+            .find(|chain| chain.newest().bytes == bytes)
     }
 }
 
@@ -198,7 +249,9 @@ fn member(network: u8, domain: usize) -> Member {
         roles: RoleIds::defaults(&trust_domain(domain)),
         contacts: vec![registry_address(domain).to_string()],
         block4: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, octet * 4, 0), 24)),
-        block6: format!("fd00:0:0:{network:x}:{domain:x}::/80").parse::<Ipv6Net>().expect("a prefix"),
+        block6: format!("fd00:0:0:{network:x}:{domain:x}::/80")
+            .parse::<Ipv6Net>()
+            .expect("a prefix"),
         generation: Generation(1),
         not_after: None,
         revoked: false,

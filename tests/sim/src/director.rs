@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use vl3_core::Mono;
-use vl3_core::forward::PortId;
+use vl3_core::forward::{PortClass, PortId};
 
 use crate::broken::Broken;
 use crate::cast::DOMAINS;
@@ -82,7 +82,10 @@ impl World {
             Direction::Traffic => {
                 self.traffic();
                 if self.now < Mono::from_secs(STORM_ENDS + SETTLED_AFTER) {
-                    self.later(Duration::from_millis(600), Event::Direct(Direction::Traffic));
+                    self.later(
+                        Duration::from_millis(600),
+                        Event::Direct(Direction::Traffic),
+                    );
                 }
                 Ok(())
             }
@@ -113,21 +116,32 @@ impl World {
     }
 
     fn late_join(&mut self) -> Result<(), Broken> {
-        let Some(late) = self.cast.late else { return Ok(()) };
+        let Some(late) = self.cast.late else {
+            return Ok(());
+        };
         // Handed to one registry; the others hear of it from each other.
         let chain = self.cast.networks[0].newest().clone();
         let first = usize::try_from(self.rng.below(late as u64)).unwrap_or(0);
         self.publish(first, chain.clone());
         self.truth.published = Some((first, chain));
-        self.later(Duration::from_secs(3), Event::Direct(Direction::Start(Node::Registry(late))));
+        self.later(
+            Duration::from_secs(3),
+            Event::Direct(Direction::Start(Node::Registry(late))),
+        );
         for index in 0..self.routers.len() {
             if self.site(Node::Router(index)) == late {
-                self.later(Duration::from_secs(4), Event::Direct(Direction::Start(Node::Router(index))));
+                self.later(
+                    Duration::from_secs(4),
+                    Event::Direct(Direction::Start(Node::Router(index))),
+                );
             }
         }
         for index in 0..self.workloads.len() {
             if self.cast.workloads[index].domain == late {
-                self.later(Duration::from_secs(6), Event::Direct(Direction::Start(Node::Workload(index))));
+                self.later(
+                    Duration::from_secs(6),
+                    Event::Direct(Direction::Start(Node::Workload(index))),
+                );
             }
         }
         Ok(())
@@ -166,7 +180,9 @@ impl World {
         self.note(&"director", format_args!("{fault:?}"));
         match fault {
             Fault::Partition => self.partition(),
-            Fault::RegistryCrash | Fault::RegistryLosesDisk | Fault::StaleRestore => self.strike_registry(fault),
+            Fault::RegistryCrash | Fault::RegistryLosesDisk | Fault::StaleRestore => {
+                self.strike_registry(fault)
+            }
             Fault::RouterCrash | Fault::RouterLosesDisk => self.strike_router(fault),
             Fault::TwoInstances => return self.second_instance(),
             Fault::WorkloadDies => self.strike_workload(),
@@ -249,7 +265,9 @@ impl World {
     fn lose_router_disk(&mut self, index: usize) {
         self.routers[index].forget_everything();
         self.truth.granted.remove(&index);
-        self.truth.consumed.retain(|(consumer, _), _| *consumer != index);
+        self.truth
+            .consumed
+            .retain(|(consumer, _), _| *consumer != index);
         for workload in 0..self.workloads.len() {
             if self.workloads[workload].router == Some(index) {
                 self.workloads[workload].answer = None;
@@ -266,7 +284,9 @@ impl World {
             return Ok(());
         }
         self.tally.count(Fault::TwoInstances);
-        let Node::Router(index) = self.add_router(role, 1) else { return Ok(()) };
+        let Node::Router(index) = self.add_router(role, 1) else {
+            return Ok(());
+        };
         self.start_router(index)
     }
 
@@ -281,7 +301,10 @@ impl World {
             self.truth.dead.insert(index);
         } else {
             let after = Duration::from_secs(1 + self.rng.below(20));
-            self.later(after, Event::Direct(Direction::Start(Node::Workload(index))));
+            self.later(
+                after,
+                Event::Direct(Direction::Start(Node::Workload(index))),
+            );
         }
     }
 
@@ -303,7 +326,8 @@ impl World {
         let count = self.workloads.len();
         let (from, to, victim) = (self.pick(count), self.pick(count), self.pick(count));
         let network = |world: &Self, index: usize| world.cast.workloads[index].network;
-        let same = network(self, from) == network(self, to) && network(self, from) == network(self, victim);
+        let same = network(self, from) == network(self, to)
+            && network(self, from) == network(self, victim);
         if from != victim && same && self.workloads[from].alive {
             self.forge(from, to, victim);
         }
@@ -315,21 +339,41 @@ impl World {
     /// A router sends its member's packet by a port where it does not belong.
     fn stray(&mut self) {
         let index = self.pick(self.routers.len());
-        let peers: Vec<PortId> = self.routers[index].plane.ports.keys().copied().collect();
+        let ports = self.routers[index].plane.ports.iter();
+        let peers: Vec<PortId> = ports
+            .filter(|(_, port)| port.class != PortClass::Member)
+            .map(|(port, _)| *port)
+            .collect();
         if peers.is_empty() || self.routers[index].machine.is_none() {
             return;
         }
         let port = peers[self.pick(peers.len())];
         let target = self.pick(self.workloads.len());
         let network = self.cast.routers[self.routers[index].role].network;
-        let source = self.routers[index].plane.own.iter().copied().find(std::net::IpAddr::is_ipv6);
-        let (Some(source), Some(destination)) = (source, self.workloads[target].address(true)) else { return };
+        let source = self.routers[index]
+            .plane
+            .own
+            .iter()
+            .copied()
+            .find(std::net::IpAddr::is_ipv6);
+        let (Some(source), Some(destination)) = (source, self.workloads[target].address(true))
+        else {
+            return;
+        };
         if self.cast.workloads[target].network != network {
             return;
         }
         let id = self.number();
         let payload = Payload::Echo;
-        let data = Data { id, source, destination, payload, network, forged: false, crossed: vec![index] };
+        let data = Data {
+            id,
+            source,
+            destination,
+            payload,
+            network,
+            forged: false,
+            crossed: vec![index],
+        };
         self.out_by(index, port, Packet::Data(data));
     }
 
@@ -339,7 +383,8 @@ impl World {
         // Of two instances of one name the newer stays.
         for index in 0..self.cast.routers.len() {
             let role = self.routers[index].role;
-            let newer = (index + 1..self.routers.len()).any(|other| self.routers[other].role == role);
+            let newer =
+                (index + 1..self.routers.len()).any(|other| self.routers[other].role == role);
             if newer {
                 self.crash_router(index);
                 self.routers[index].retired = true;
@@ -379,27 +424,50 @@ impl World {
         let v6 = self.rng.one_in(2);
         self.echo(from, to, v6);
         if self.rng.one_in(2) {
-            let wanted = if self.rng.one_in(2) { Wanted::Canonical(to) } else { Wanted::Shared(to) };
+            let wanted = if self.rng.one_in(2) {
+                Wanted::Canonical(to)
+            } else {
+                Wanted::Shared(to)
+            };
             self.ask(from, wanted);
         }
     }
 
     fn ask(&mut self, asker: usize, wanted: Wanted) {
         let role = &self.cast.workloads[asker];
-        let zone = self.cast.networks[role.network].newest().document().zone.clone();
+        let zone = self.cast.networks[role.network]
+            .newest()
+            .document()
+            .zone
+            .clone();
         let (name, live) = match wanted {
             Wanted::Canonical(target) => {
                 let other = &self.cast.workloads[target];
-                (format!("{}.{}.{zone}", other.name, DOMAINS[other.domain]), self.name_is_live(target))
+                (
+                    format!("{}.{}.{zone}", other.name, DOMAINS[other.domain]),
+                    self.name_is_live(target),
+                )
             }
-            Wanted::Shared(target) => {
-                (format!("{}.{zone}", self.cast.workloads[target].name), self.name_is_live(target))
-            }
+            Wanted::Shared(target) => (
+                format!("{}.{zone}", self.cast.workloads[target].name),
+                self.name_is_live(target),
+            ),
             Wanted::Nobody => (format!("nobody.{}.{zone}", DOMAINS[role.domain]), None),
-            Wanted::OtherNetwork(target) => (format!("{}.{zone}", self.cast.workloads[target].name), None),
+            Wanted::OtherNetwork(target) => {
+                (format!("{}.{zone}", self.cast.workloads[target].name), None)
+            }
         };
         let at = self.now;
-        self.ask_name(asker, &name, Asked { asker, wanted, at, live });
+        self.ask_name(
+            asker,
+            &name,
+            Asked {
+                asker,
+                wanted,
+                at,
+                live,
+            },
+        );
     }
 
     fn try_all(&mut self) {
@@ -412,7 +480,9 @@ impl World {
             }
             self.ask(from, Wanted::Canonical(to));
         }
-        let live: Vec<usize> = (0..self.workloads.len()).filter(|index| self.workloads[*index].alive).collect();
+        let live: Vec<usize> = (0..self.workloads.len())
+            .filter(|index| self.workloads[*index].alive)
+            .collect();
         for index in live {
             self.ask(index, Wanted::Nobody);
             let network = self.cast.workloads[index].network;
@@ -421,7 +491,8 @@ impl World {
                     self.ask(index, Wanted::Canonical(dead));
                 }
             }
-            let foreign = (0..self.workloads.len()).find(|other| self.cast.workloads[*other].network != network);
+            let foreign = (0..self.workloads.len())
+                .find(|other| self.cast.workloads[*other].network != network);
             if let Some(foreign) = foreign {
                 self.ask(index, Wanted::OtherNetwork(foreign));
             }

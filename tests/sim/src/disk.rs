@@ -20,7 +20,11 @@ enum Write<R> {
 
 impl<R> Default for Disk<R> {
     fn default() -> Self {
-        Self { durable: Vec::new(), pending: Vec::new(), backup: None }
+        Self {
+            durable: Vec::new(),
+            pending: Vec::new(),
+            backup: None,
+        }
     }
 }
 
@@ -68,7 +72,9 @@ impl<R: Clone> Disk<R> {
 
     /// Puts the backup in place of what is there; false when none was made.
     pub fn restore(&mut self) -> bool {
-        let Some(backup) = self.backup.clone() else { return false };
+        let Some(backup) = self.backup.clone() else {
+            return false;
+        };
         self.durable = backup;
         self.pending.clear();
         true
@@ -97,7 +103,10 @@ mod tests {
             disk.start_append(vec![2]);
             disk.start_append(vec![3]);
             disk.crash(&mut Rng::new(seed));
-            assert!([&[1][..], &[1, 2], &[1, 2, 3]].contains(&disk.records()), "{disk:?}");
+            assert!(
+                [&[1][..], &[1, 2], &[1, 2, 3]].contains(&disk.records()),
+                "{disk:?}"
+            );
         }
     }
 

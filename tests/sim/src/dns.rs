@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use vl3_core::allocator::Lease;
 use vl3_core::forward::PortClass;
 use vl3_core::names::{
-    Answer, Data as RecordData, DomainServer, Failure, Flags, LocalName, Name, Policy, Question, Record, RecordType,
-    Reply, Resolver, ResolverEffect, ResolverInput, ResolverState, View,
+    Answer, Data as RecordData, DomainServer, Failure, Flags, LocalName, Name, Policy, Question,
+    Record, RecordType, Reply, Resolver, ResolverEffect, ResolverInput, ResolverState, View,
 };
 use vl3_core::router::{self, OWN_PORT};
 use vl3_core::{Machine as _, Outbox, Ticket};
@@ -34,7 +35,12 @@ pub struct Dns {
 
 impl Dns {
     pub fn new(seed: u64) -> Self {
-        Self { resolver: Resolver::new(seed), sequence: 0, queries: BTreeMap::new(), askers: BTreeMap::new() }
+        Self {
+            resolver: Resolver::new(seed),
+            sequence: 0,
+            queries: BTreeMap::new(),
+            askers: BTreeMap::new(),
+        }
     }
 }
 
@@ -53,11 +59,22 @@ impl World {
                 .iter()
                 .map(|(name, addresses)| {
                     let addresses = addresses.iter().copied().collect::<BTreeSet<_>>();
-                    (name.clone(), LocalName { addresses, lease_until: None })
+                    (
+                        name.clone(),
+                        LocalName {
+                            addresses,
+                            lease_until: None,
+                        },
+                    )
                 })
                 .collect(),
             servers: router.view.servers.iter().filter_map(server_of).collect(),
-            clients: router.view.clients.iter().map(|(prefix, class)| (*prefix, class_of(*class))).collect(),
+            clients: router
+                .view
+                .clients
+                .iter()
+                .map(|(prefix, class)| (*prefix, class_of(*class)))
+                .collect(),
             own_addresses: router.view.own_addresses.clone(),
         };
         let document = Arc::new(router.document().clone());
@@ -70,7 +87,10 @@ impl World {
     fn dns_input(&mut self, index: usize, input: ResolverInput) -> Result<(), Broken> {
         let now = self.now_at(Node::Router(index));
         let mut out = Outbox::default();
-        self.routers[index].dns.resolver.handle(input, now, &mut out);
+        self.routers[index]
+            .dns
+            .resolver
+            .handle(input, now, &mut out);
         self.dns_effects(index, out)
     }
 
@@ -87,9 +107,17 @@ impl World {
             match effect {
                 ResolverEffect::Query(query) => {
                     let v6 = query.server.is_ipv6();
-                    let source = self.routers[index].plane.own.iter().copied().find(|own| own.is_ipv6() == v6);
+                    let source = self.routers[index]
+                        .plane
+                        .own
+                        .iter()
+                        .copied()
+                        .find(|own| own.is_ipv6() == v6);
                     let Some(source) = source else {
-                        let input = ResolverInput::Failed { ticket: query.ticket, failure: Failure::Network };
+                        let input = ResolverInput::Failed {
+                            ticket: query.ticket,
+                            failure: Failure::Network,
+                        };
                         self.dns_input(index, input)?;
                         continue;
                     };
@@ -97,18 +125,38 @@ impl World {
                     self.routers[index].dns.queries.insert(id, query.ticket);
                     let to = self.life(Node::Router(index));
                     self.later(QUERY_LIMIT, Event::QueryEnds { to, id });
-                    self.from_own(index, id, source, query.server, Payload::Question(query.question))?;
+                    self.from_own(
+                        index,
+                        id,
+                        source,
+                        query.server,
+                        Payload::Question(query.question),
+                    )?;
                 }
                 ResolverEffect::Forget(ticket) => {
-                    self.routers[index].dns.queries.retain(|_, known| *known != ticket);
+                    self.routers[index]
+                        .dns
+                        .queries
+                        .retain(|_, known| *known != ticket);
                 }
                 ResolverEffect::Answer { asker, answer } => {
                     if let Some((address, id)) = self.routers[index].dns.askers.remove(&asker) {
                         let v6 = address.is_ipv6();
-                        let source = self.routers[index].plane.own.iter().copied().find(|own| own.is_ipv6() == v6);
+                        let source = self.routers[index]
+                            .plane
+                            .own
+                            .iter()
+                            .copied()
+                            .find(|own| own.is_ipv6() == v6);
                         if let Some(source) = source {
-                            let reply = self.reply_of(index, &answer);
-                            self.from_own(index, id, source, address, Payload::Answer(Box::new(reply)))?;
+                            let reply = self.reply_of(index, address, &answer);
+                            self.from_own(
+                                index,
+                                id,
+                                source,
+                                address,
+                                Payload::Answer(Box::new(reply)),
+                            )?;
                         }
                     }
                 }
@@ -126,7 +174,15 @@ impl World {
         payload: Payload,
     ) -> Result<(), Broken> {
         let network = self.cast.routers[self.routers[index].role].network;
-        let data = Data { id, source, destination, payload, network, forged: false, crossed: Vec::new() };
+        let data = Data {
+            id,
+            source,
+            destination,
+            payload,
+            network,
+            forged: false,
+            crossed: Vec::new(),
+        };
         self.forward(index, OWN_PORT, PortClass::Own, data)
     }
 
@@ -135,13 +191,32 @@ impl World {
         match data.payload {
             Payload::Question(question) => {
                 let asker = Ticket(self.number());
-                self.routers[index].dns.askers.insert(asker, (data.source, data.id));
+                self.routers[index]
+                    .dns
+                    .askers
+                    .insert(asker, (data.source, data.id));
                 let flags = Flags::default();
-                self.dns_input(index, ResolverInput::Ask { asker, source: data.source, question, flags })
+                self.dns_input(
+                    index,
+                    ResolverInput::Ask {
+                        asker,
+                        source: data.source,
+                        question,
+                        flags,
+                    },
+                )
             }
             Payload::Answer(reply) => {
-                let Some(ticket) = self.routers[index].dns.queries.remove(&data.id) else { return Ok(()) };
-                self.dns_input(index, ResolverInput::Reply { ticket, reply: *reply })
+                let Some(ticket) = self.routers[index].dns.queries.remove(&data.id) else {
+                    return Ok(());
+                };
+                self.dns_input(
+                    index,
+                    ResolverInput::Reply {
+                        ticket,
+                        reply: *reply,
+                    },
+                )
             }
             Payload::Echo | Payload::EchoAnswer => Ok(()),
         }
@@ -149,22 +224,32 @@ impl World {
 
     pub fn query_ends(&mut self, index: usize, id: u64) -> Result<(), Broken> {
         match self.routers[index].dns.queries.remove(&id) {
-            Some(ticket) => {
-                self.dns_input(index, ResolverInput::Failed { ticket, failure: Failure::TimedOut })
-            }
+            Some(ticket) => self.dns_input(
+                index,
+                ResolverInput::Failed {
+                    ticket,
+                    failure: Failure::TimedOut,
+                },
+            ),
             None => Ok(()),
         }
     }
 
     /// What goes over the wire; a liar puts an address of another domain into it.
-    fn reply_of(&mut self, index: usize, answer: &Answer) -> Reply {
+    fn reply_of(&mut self, index: usize, asker: IpAddr, answer: &Answer) -> Reply {
         let mut reply = Reply {
             rcode: answer.rcode,
             truncated: answer.truncated,
             answers: answer.answers.clone(),
             authority: answer.authority.clone(),
         };
-        if self.routers[index].lies {
+        // Its own workloads are in its hands anyway.
+        let own = self.routers[index]
+            .lease
+            .iter()
+            .flat_map(Lease::prefixes)
+            .any(|prefix| prefix.contains(&asker));
+        if self.routers[index].lies && !own {
             let site = self.site(Node::Router(index));
             let victim = domain_name((site + 1) % self.cast.domains);
             let member = self.routers[index].document().members.get(&victim).cloned();
@@ -182,16 +267,32 @@ impl World {
 
     /// A workload asks its router's DNS server. False when it has none yet.
     pub fn ask_name(&mut self, index: usize, name: &str, purpose: crate::truth::Asked) -> bool {
-        let Some(answer) = &self.workloads[index].answer else { return false };
-        let Some(server) = answer.dns_servers.iter().copied().find(IpAddr::is_ipv6) else { return false };
-        let Some(source) = self.workloads[index].address(true) else { return false };
-        let Ok(name) = Name::parse(name) else { return false };
+        let Some(answer) = &self.workloads[index].answer else {
+            return false;
+        };
+        let Some(server) = answer.dns_servers.iter().copied().find(IpAddr::is_ipv6) else {
+            return false;
+        };
+        let Some(source) = self.workloads[index].address(true) else {
+            return false;
+        };
+        let Ok(name) = Name::parse(name) else {
+            return false;
+        };
         let id = self.number();
         self.truth.asked.insert(id, purpose);
         let question = Question::new(name, RecordType::AAAA);
         let network = self.cast.workloads[index].network;
         let payload = Payload::Question(question);
-        let data = Data { id, source, destination: server, payload, network, forged: false, crossed: Vec::new() };
+        let data = Data {
+            id,
+            source,
+            destination: server,
+            payload,
+            network,
+            forged: false,
+            crossed: Vec::new(),
+        };
         self.send_from_workload(index, Packet::Data(data));
         true
     }

@@ -8,7 +8,9 @@ use vl3_core::ids::PublicKey;
 use vl3_core::machine::Ticket;
 use vl3_core::names::{Question, Reply};
 use vl3_core::registry::{self, Command, Query};
-use vl3_core::router::{self, ConnectionId, DialEvent, DialId, FdSession, RoutesMessage, RoutesOpen};
+use vl3_core::router::{
+    self, ConnectionId, DialEvent, DialId, FdSession, RoutesMessage, RoutesOpen,
+};
 
 /// One process. The number is that of the process, not of its role: two instances of one
 /// router name are two processes.
@@ -44,30 +46,72 @@ pub struct Life {
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    Packet { to: Node, wire: Wire, packet: Packet },
-    CallArrives { call: u64, from: Life, to: Node, body: CallBody },
-    Replied { call: u64, body: ReplyBody },
-    PipeOpens { pipe: u64 },
-    PipeReady { pipe: u64, answer: Option<RoutesOpen> },
-    PipeFails { pipe: u64 },
-    PipeData { pipe: u64, side: usize, body: PipeBody },
-    PipeCloses { pipe: u64, side: usize },
+    Packet {
+        to: Node,
+        wire: Wire,
+        packet: Packet,
+    },
+    CallArrives {
+        call: u64,
+        from: Life,
+        to: Node,
+        body: CallBody,
+    },
+    Replied {
+        call: u64,
+        body: ReplyBody,
+    },
+    PipeOpens {
+        pipe: u64,
+    },
+    PipeReady {
+        pipe: u64,
+        answer: Option<RoutesOpen>,
+    },
+    PipeFails {
+        pipe: u64,
+    },
+    PipeData {
+        pipe: u64,
+        side: usize,
+        body: PipeBody,
+    },
+    PipeCloses {
+        pipe: u64,
+        side: usize,
+    },
     /// The oldest append of this disk is done.
-    Synced { to: Life, ticket: Ticket },
+    Synced {
+        to: Life,
+        ticket: Ticket,
+    },
     /// Something that happens inside one router's process.
-    Local { to: Life, input: Box<router::Input> },
-    Chore { to: Life, chore: Chore },
+    Local {
+        to: Life,
+        input: Box<router::Input>,
+    },
+    Chore {
+        to: Life,
+        chore: Chore,
+    },
     /// A name server gives up one query.
-    QueryEnds { to: Life, id: u64 },
+    QueryEnds {
+        to: Life,
+        id: u64,
+    },
     Direct(Direction),
 }
 
 /// What shells do by themselves, again and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chore {
-    OpenWatch { document: bool },
+    OpenWatch {
+        document: bool,
+    },
     Register,
-    OpenMonitor { dial: DialId },
+    OpenMonitor {
+        dial: DialId,
+    },
     /// A workload's next step: attach, refresh, keep alive.
     Live,
     KeepAlive,
@@ -79,7 +123,10 @@ pub enum Direction {
     StormBegins,
     StormEnds,
     Strike,
-    Heal { a: usize, b: usize },
+    Heal {
+        a: usize,
+        b: usize,
+    },
     Start(Node),
     LateJoin,
     Traffic,
@@ -94,8 +141,14 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// Sealed for `to_key` by who has `from_key`.
-    Peer { from_key: PublicKey, to_key: PublicKey, source: SocketAddr },
-    Tun { session: FdSession },
+    Peer {
+        from_key: PublicKey,
+        to_key: PublicKey,
+        source: SocketAddr,
+    },
+    Tun {
+        session: FdSession,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,7 +201,11 @@ pub enum Awaits {
     Lease(Ticket),
     Name(Ticket),
     Registered,
-    Dialled { ticket: Ticket, dial: DialId, to: Node },
+    Dialled {
+        ticket: Ticket,
+        dial: DialId,
+        to: Node,
+    },
     Attached,
     Nothing,
 }
@@ -156,10 +213,20 @@ pub enum Awaits {
 /// What a stream between two processes is for. The opener is side 0.
 #[derive(Clone, Debug)]
 pub enum PipeKind {
-    Sync { stream: SyncStream },
-    Watch { query: Query },
-    Routes { dial: DialId, open: RoutesOpen },
-    Monitor { dial: DialId, connection: ConnectionId },
+    Sync {
+        stream: SyncStream,
+    },
+    Watch {
+        query: Query,
+    },
+    Routes {
+        dial: DialId,
+        open: RoutesOpen,
+    },
+    Monitor {
+        dial: DialId,
+        connection: ConnectionId,
+    },
 }
 
 #[derive(Clone, Debug)]

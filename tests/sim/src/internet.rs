@@ -27,7 +27,12 @@ pub struct Internet {
 
 impl Internet {
     pub const fn new(profile: Profile, rng: Rng) -> Self {
-        Self { rng, profile, cuts: BTreeSet::new(), storm: false }
+        Self {
+            rng,
+            profile,
+            cuts: BTreeSet::new(),
+            storm: false,
+        }
     }
 
     /// Faults of messages happen between storm and calm only.
@@ -52,7 +57,13 @@ impl Internet {
     }
 
     /// When copies of a message arrive; none when it is lost.
-    pub fn fate(&mut self, from: usize, to: usize, travel: Travel, tally: &mut Tally) -> Vec<Duration> {
+    pub fn fate(
+        &mut self,
+        from: usize,
+        to: usize,
+        travel: Travel,
+        tally: &mut Tally,
+    ) -> Vec<Duration> {
         if self.is_cut(from, to) {
             return Vec::new();
         }

@@ -35,17 +35,27 @@ fn main() -> ExitCode {
 }
 
 fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options =
-        Options { seeds: 2000, first: 0, one: None, profile: Profile::Mixed, given: "mixed".to_owned() };
+    let mut options = Options {
+        seeds: 2000,
+        first: 0,
+        one: None,
+        profile: Profile::Mixed,
+        given: "mixed".to_owned(),
+    };
     while let Some(flag) = args.next() {
         let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("{flag}: {value:?} is no number"));
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|_| format!("{flag}: {value:?} is no number"))
+        };
         match flag.as_str() {
             "--seeds" => options.seeds = number()?,
             "--first" => options.first = number()?,
             "--seed" => options.one = Some(number()?),
             "--profile" => {
-                options.profile = Profile::parse(&value).ok_or_else(|| format!("no profile {value:?}"))?;
+                options.profile =
+                    Profile::parse(&value).ok_or_else(|| format!("no profile {value:?}"))?;
                 options.given = value;
             }
             _ => return Err(format!("no option {flag:?}")),
@@ -58,7 +68,13 @@ fn one(out: &mut impl std::io::Write, played: &Played) -> ExitCode {
     for line in &played.lines {
         let _ = writeln!(out, "{line}");
     }
-    let _ = writeln!(out, "profile {}, {} events, trace {:016x}", played.profile.name(), played.events, played.hash);
+    let _ = writeln!(
+        out,
+        "profile {}, {} events, trace {:016x}",
+        played.profile.name(),
+        played.events,
+        played.hash
+    );
     let _ = write!(out, "{}", played.tally);
     match &played.broken {
         Some(broken) => {
@@ -75,7 +91,12 @@ fn one(out: &mut impl std::io::Write, played: &Played) -> ExitCode {
 fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> ExitCode {
     if let Some((seed, profile, broken)) = &summary.failure {
         let _ = writeln!(out, "seed {seed} {broken}");
-        let _ = writeln!(out, "profile {}; to see it happen: cargo xtask sim --seed {seed} --profile {}", profile.name(), options.given);
+        let _ = writeln!(
+            out,
+            "profile {}; to see it happen: cargo xtask sim --seed {seed} --profile {}",
+            profile.name(),
+            options.given
+        );
     }
     let _ = writeln!(
         out,
@@ -85,11 +106,19 @@ fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> 
     let _ = writeln!(out, "faults injected:");
     let _ = write!(out, "{}", summary.tally);
     // A run that injects nothing, or moves nothing, proves nothing.
-    let idle = summary.seeds >= 200 && options.profile == Profile::Mixed && summary.failure.is_none();
-    let missing: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| summary.tally.of(*fault) == 0).collect();
+    let idle =
+        summary.seeds >= 200 && options.profile == Profile::Mixed && summary.failure.is_none();
+    let missing: Vec<Fault> = Fault::ALL
+        .into_iter()
+        .filter(|fault| summary.tally.of(*fault) == 0)
+        .collect();
     if idle && (!missing.is_empty() || summary.delivered == 0 || summary.names == 0) {
         let _ = writeln!(out, "never injected: {missing:?}");
         return ExitCode::FAILURE;
     }
-    if summary.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if summary.failure.is_some() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }

@@ -27,8 +27,13 @@ pub struct Port {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortEnd {
-    Peer { key: PublicKey, endpoint: Option<Endpoint> },
-    Tun { session: FdSession },
+    Peer {
+        key: PublicKey,
+        endpoint: Option<Endpoint>,
+    },
+    Tun {
+        session: FdSession,
+    },
 }
 
 impl Plane {
@@ -41,13 +46,32 @@ impl Plane {
         });
         let (received, sent) = known.map_or((None, None), |port| (port.received, port.sent));
         let endpoint = spec.endpoint.or(learnt);
-        let end = PortEnd::Peer { key: spec.public_key, endpoint };
-        self.ports.insert(spec.port, Port { class: spec.class, end, received, sent });
+        let end = PortEnd::Peer {
+            key: spec.public_key,
+            endpoint,
+        };
+        self.ports.insert(
+            spec.port,
+            Port {
+                class: spec.class,
+                end,
+                received,
+                sent,
+            },
+        );
         spec.initiate && endpoint.is_some()
     }
 
     pub fn set_tun(&mut self, port: PortId, class: PortClass, session: FdSession) {
-        self.ports.insert(port, Port { class, end: PortEnd::Tun { session }, received: None, sent: None });
+        self.ports.insert(
+            port,
+            Port {
+                class,
+                end: PortEnd::Tun { session },
+                received: None,
+                sent: None,
+            },
+        );
     }
 
     pub fn remove(&mut self, port: PortId) {
@@ -76,7 +100,11 @@ impl Plane {
     pub fn samples(&self) -> Vec<PortSample> {
         self.ports
             .iter()
-            .map(|(port, seen)| PortSample { port: *port, last_receive: seen.received, last_send: seen.sent })
+            .map(|(port, seen)| PortSample {
+                port: *port,
+                last_receive: seen.received,
+                last_send: seen.sent,
+            })
             .collect()
     }
 }

@@ -12,7 +12,10 @@ pub struct Queue<E> {
 
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Self { events: BTreeMap::new(), sequence: 0 }
+        Self {
+            events: BTreeMap::new(),
+            sequence: 0,
+        }
     }
 }
 
@@ -49,7 +52,9 @@ mod tests {
         queue.push(Mono(2), 'c');
         queue.push(Mono(1), 'a');
         queue.push(Mono(1), 'b');
-        let order: String = std::iter::from_fn(|| queue.pop()).map(|(_, event)| event).collect();
+        let order: String = std::iter::from_fn(|| queue.pop())
+            .map(|(_, event)| event)
+            .collect();
         assert_eq!(order, "abc");
     }
 }

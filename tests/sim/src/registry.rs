@@ -42,7 +42,13 @@ impl Registry {
         let documents = cast
             .networks
             .iter()
-            .map(|network| if late { network.newest() } else { &network.versions[0] })
+            .map(|network| {
+                if late {
+                    network.newest()
+                } else {
+                    &network.versions[0]
+                }
+            })
             .filter(|chain| chain.document().members.contains_key(&domain_name(domain)))
             .cloned()
             .collect();
@@ -83,8 +89,12 @@ impl World {
         let mut config = Config::new(domain_name(index), registry_id(index), epoch, seed);
         config.allocator.renew_after = Duration::from_secs(15);
         config.rewrite_after = 200;
-        let machine = RegistryMachine::boot(config, boot, now)
-            .map_err(|error| Broken::new(2, format!("{node} does not start from its own journal: {error}")))?;
+        let machine = RegistryMachine::boot(config, boot, now).map_err(|error| {
+            Broken::new(
+                2,
+                format!("{node} does not start from its own journal: {error}"),
+            )
+        })?;
         registry.machine = Some(machine);
         self.note(&node, format_args!("starts"));
         self.wake_registry(index)?;
@@ -106,7 +116,9 @@ impl World {
         let node = Node::Registry(index);
         let now = self.now_at(node);
         self.note(&node, format_args!("<- {input:?}"));
-        let Some(machine) = self.registries[index].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.registries[index].machine.as_mut() else {
+            return Ok(());
+        };
         let mut out = Outbox::default();
         machine.handle(input, now, &mut out);
         self.registry_effects(index, out)
@@ -114,7 +126,9 @@ impl World {
 
     pub fn wake_registry(&mut self, index: usize) -> Result<(), Broken> {
         let now = self.now_at(Node::Registry(index));
-        let Some(machine) = self.registries[index].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.registries[index].machine.as_mut() else {
+            return Ok(());
+        };
         let mut out = Outbox::default();
         machine.wake(now, &mut out);
         self.registry_effects(index, out)
@@ -139,10 +153,14 @@ impl World {
                 self.registries[index].disk.start_rewrite(records);
                 self.registry_writes(index, ticket);
             }
-            Effect::Reply { call, result } => self.answer(node, call.0, ReplyBody::Registry(result)),
+            Effect::Reply { call, result } => {
+                self.answer(node, call.0, ReplyBody::Registry(result))
+            }
             Effect::Deliver { watcher, events } => self.send(watcher.0, 1, PipeBody::Watch(events)),
             Effect::EndWatch { watcher, .. } => self.close_pipe(watcher.0, 1),
-            Effect::Dial { stream, contacts, .. } => {
+            Effect::Dial {
+                stream, contacts, ..
+            } => {
                 let to = contacts
                     .iter()
                     .filter_map(|contact| contact.parse::<std::net::SocketAddr>().ok())
@@ -184,17 +202,39 @@ impl World {
         self.check_replay(index)
     }
 
-    pub fn serve_registry(&mut self, index: usize, call: u64, peer: SpiffeId, body: CallBody) -> Result<(), Broken> {
-        let CallBody::Registry(command) = body else { return Ok(()) };
-        let input = Input::Call { call: CallId(call), peer: self.peer(index, peer), command: *command };
+    pub fn serve_registry(
+        &mut self,
+        index: usize,
+        call: u64,
+        peer: SpiffeId,
+        body: CallBody,
+    ) -> Result<(), Broken> {
+        let CallBody::Registry(command) = body else {
+            return Ok(());
+        };
+        let input = Input::Call {
+            call: CallId(call),
+            peer: self.peer(index, peer),
+            command: *command,
+        };
         self.registry_input(index, input)
     }
 
-    pub fn registry_accepts(&mut self, index: usize, pipe: u64, peer: SpiffeId, kind: PipeKind) -> Result<(), Broken> {
+    pub fn registry_accepts(
+        &mut self,
+        index: usize,
+        pipe: u64,
+        peer: SpiffeId,
+        kind: PipeKind,
+    ) -> Result<(), Broken> {
         self.accept_pipe(pipe, None);
         match kind {
             PipeKind::Watch { query } => {
-                let input = Input::Watch { watcher: WatcherId(pipe), peer: self.peer(index, peer), query };
+                let input = Input::Watch {
+                    watcher: WatcherId(pipe),
+                    peer: self.peer(index, peer),
+                    query,
+                };
                 self.registry_input(index, input)
             }
             PipeKind::Sync { .. } => {
@@ -217,7 +257,13 @@ impl World {
         match kind {
             PipeKind::Sync { stream } => {
                 let peer = self.peer(index, peer);
-                self.registry_input(index, Input::SyncOpened { stream: *stream, peer })
+                self.registry_input(
+                    index,
+                    Input::SyncOpened {
+                        stream: *stream,
+                        peer,
+                    },
+                )
             }
             PipeKind::Watch { .. } | PipeKind::Routes { .. } | PipeKind::Monitor { .. } => Ok(()),
         }
@@ -231,8 +277,14 @@ impl World {
         kind: &PipeKind,
         body: PipeBody,
     ) -> Result<(), Broken> {
-        let (PipeKind::Sync { stream }, PipeBody::Sync(message)) = (kind, body) else { return Ok(()) };
-        let stream = if side == 0 { *stream } else { StreamId::Accepted(pipe) };
+        let (PipeKind::Sync { stream }, PipeBody::Sync(message)) = (kind, body) else {
+            return Ok(());
+        };
+        let stream = if side == 0 {
+            *stream
+        } else {
+            StreamId::Accepted(pipe)
+        };
         self.registry_input(index, Input::SyncReceived { stream, message })
     }
 
@@ -244,13 +296,26 @@ impl World {
         kind: &PipeKind,
     ) -> Result<(), Broken> {
         match kind {
-            PipeKind::Watch { .. } if side == 1 => {
-                self.registry_input(index, Input::Unwatch { watcher: WatcherId(pipe) })
-            }
+            PipeKind::Watch { .. } if side == 1 => self.registry_input(
+                index,
+                Input::Unwatch {
+                    watcher: WatcherId(pipe),
+                },
+            ),
             PipeKind::Sync { stream } => {
-                let stream = if side == 0 { *stream } else { StreamId::Accepted(pipe) };
+                let stream = if side == 0 {
+                    *stream
+                } else {
+                    StreamId::Accepted(pipe)
+                };
                 self.registries[index].streams.remove(&stream);
-                self.registry_input(index, Input::SyncClosed { stream, reason: "the stream broke".to_owned() })
+                self.registry_input(
+                    index,
+                    Input::SyncClosed {
+                        stream,
+                        reason: "the stream broke".to_owned(),
+                    },
+                )
             }
             PipeKind::Watch { .. } | PipeKind::Routes { .. } | PipeKind::Monitor { .. } => Ok(()),
         }
@@ -262,9 +327,16 @@ impl World {
             return Peer::own(id);
         }
         let machine = self.registries[index].machine.as_ref();
-        let vouching = machine.into_iter().flat_map(RegistryMachine::documents).filter(|chain| {
-            chain.document().members.values().any(|member| member.trust_domain == id.trust_domain())
-        });
+        let vouching = machine
+            .into_iter()
+            .flat_map(RegistryMachine::documents)
+            .filter(|chain| {
+                chain
+                    .document()
+                    .members
+                    .values()
+                    .any(|member| member.trust_domain == id.trust_domain())
+            });
         Peer::vouched(id.clone(), vouching.map(Chain::uid).collect())
     }
 
@@ -286,12 +358,25 @@ impl World {
         if !self.registries[index].lies {
             return message;
         }
-        let SyncMessage::Upsert { sequence, uid, mut endpoint, lifetime } = message else { return message };
+        let SyncMessage::Upsert {
+            sequence,
+            uid,
+            mut endpoint,
+            lifetime,
+        } = message
+        else {
+            return message;
+        };
         let victim = domain_name((index + 1) % self.cast.domains).to_string();
         for labels in endpoint.labels.values_mut() {
             labels.insert(LABEL_DOMAIN.to_owned(), victim.clone());
         }
         self.tally.count(Fault::ForeignName);
-        SyncMessage::Upsert { sequence, uid, endpoint, lifetime }
+        SyncMessage::Upsert {
+            sequence,
+            uid,
+            endpoint,
+            lifetime,
+        }
     }
 }

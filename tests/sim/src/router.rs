@@ -9,12 +9,14 @@ use vl3_core::allocator::{Acquire, Lease, Refusal as LeaseRefusal};
 use vl3_core::document::{Chain, DocumentStore, Offer};
 use vl3_core::ids::{InstanceId, PublicKey, SpiffeId};
 use vl3_core::registry::{
-    Claim, Command, Endpoint as Listed, Marks, Query, Refusal as RegistryRefusal, Reply, WatchEvent as RegistryEvent,
+    Claim, Command, Endpoint as Listed, Marks, Query, Refusal as RegistryRefusal, Reply,
+    WatchEvent as RegistryEvent,
 };
 use vl3_core::router::{
-    Answer, CallId, Config, ConnectionId, Dial, DialAnswer, DialEvent, DialFailure, DialId, Discovered, Effect,
-    Endpoint, Input, LeaseAnswer, LeaseFailure, MechanismWish, NameAnswer, Record, Registration, Request, ResolverView,
-    RouterId, RouterMachine, RoutesEvent, RoutesMessage, RoutesOpen, State, StreamId, WatchEvent,
+    Answer, CallId, Config, ConnectionId, Dial, DialAnswer, DialEvent, DialFailure, DialId,
+    Discovered, Effect, Endpoint, Input, LeaseAnswer, LeaseFailure, MechanismWish, NameAnswer,
+    Record, Registration, Request, ResolverView, RouterId, RouterMachine, RoutesEvent,
+    RoutesMessage, RoutesOpen, State, StreamId, Times, WatchEvent,
 };
 use vl3_core::{Machine as _, Outbox, Ticket};
 
@@ -74,7 +76,8 @@ impl Router {
         bytes[1] = 1;
         let mut key = [instance + 1; 32];
         key[0] = bytes[0];
-        let first = &cast.networks[part.network].versions[usize::from(cast.late == Some(part.domain) && part.network == 0)];
+        let first = &cast.networks[part.network].versions
+            [usize::from(cast.late == Some(part.domain) && part.network == 0)];
         Self {
             role,
             lives: 0,
@@ -111,17 +114,25 @@ impl Router {
             udp_port: 51820,
             advertise: None,
             exclusions: Vec::new(),
-            prefix_len4: 28,
+            // Different sizes, so that a first fit has gaps to respect.
+            prefix_len4: [28, 26, 0, 27][self.role % 4],
             mtu: 1420,
             limits: vl3_core::router::Limits::default(),
-            times: vl3_core::router::Times::default(),
+            // As long as the tokens live.
+            times: Times {
+                restored_life: TOKEN_LIFE,
+                ..Times::default()
+            },
             seed: self.seed,
         }
     }
 
     pub fn router_id(&self, cast: &Cast) -> RouterId {
         let part = &cast.routers[self.role];
-        RouterId { name: part.name.clone(), domain: domain_name(part.domain) }
+        RouterId {
+            name: part.name.clone(),
+            domain: domain_name(part.domain),
+        }
     }
 
     pub fn document(&self) -> &vl3_core::document::Document {
@@ -141,7 +152,11 @@ impl Router {
             uid: cast.networks[cast.routers[self.role].network].uid,
             router: self.router_id(cast),
             instance: self.instance,
-            generation: self.lease.as_ref().map(|lease| lease.generation).unwrap_or_default(),
+            generation: self
+                .lease
+                .as_ref()
+                .map(|lease| lease.generation)
+                .unwrap_or_default(),
         }
     }
 }
@@ -160,7 +175,11 @@ impl World {
             state.apply(record);
         }
         let network = &cast.networks[cast.routers[router.role].network];
-        if let Some(chain) = state.document.as_ref().and_then(|bytes| network.chain_of(bytes)) {
+        if let Some(chain) = state
+            .document
+            .as_ref()
+            .and_then(|bytes| network.chain_of(bytes))
+        {
             router.documents.apply(chain.clone());
         }
         router.lives += 1;
@@ -182,7 +201,13 @@ impl World {
         self.router_input(index, Input::Start)?;
         let life = self.life(Node::Router(index));
         for document in [true, false] {
-            self.later(Duration::from_millis(5), Event::Chore { to: life, chore: Chore::OpenWatch { document } });
+            self.later(
+                Duration::from_millis(5),
+                Event::Chore {
+                    to: life,
+                    chore: Chore::OpenWatch { document },
+                },
+            );
         }
         Ok(())
     }
@@ -202,7 +227,9 @@ impl World {
     pub fn router_input(&mut self, index: usize, input: Input) -> Result<(), Broken> {
         let now = self.now_at(Node::Router(index));
         self.note(&Node::Router(index), format_args!("<- {input:?}"));
-        let Some(machine) = self.routers[index].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.routers[index].machine.as_mut() else {
+            return Ok(());
+        };
         let mut out = Outbox::default();
         machine.handle(input, now, &mut out);
         self.router_effects(index, out)
@@ -210,7 +237,9 @@ impl World {
 
     pub fn wake_router(&mut self, index: usize) -> Result<(), Broken> {
         let now = self.now_at(Node::Router(index));
-        let Some(machine) = self.routers[index].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.routers[index].machine.as_mut() else {
+            return Ok(());
+        };
         let mut out = Outbox::default();
         machine.wake(now, &mut out);
         self.router_effects(index, out)
@@ -226,7 +255,13 @@ impl World {
 
     fn local(&mut self, index: usize, micros: u64, input: Input) {
         let to = self.life(Node::Router(index));
-        self.later(Duration::from_micros(micros), Event::Local { to, input: Box::new(input) });
+        self.later(
+            Duration::from_micros(micros),
+            Event::Local {
+                to,
+                input: Box::new(input),
+            },
+        );
     }
 
     fn router_effect(&mut self, index: usize, effect: Effect) -> Result<(), Broken> {
@@ -236,18 +271,41 @@ impl World {
             Effect::Append { ticket, records } => {
                 self.routers[index].disk.start_append(records);
                 let took = 300 + self.rng.below(3_000);
-                self.later(Duration::from_micros(took), Event::Synced { to: life, ticket });
+                self.later(
+                    Duration::from_micros(took),
+                    Event::Synced { to: life, ticket },
+                );
             }
             Effect::SetPeer { ticket, peer } => {
                 let handshake = self.routers[index].plane.set_peer(&peer);
                 if handshake {
                     self.handshake(index, peer.port);
                 }
-                self.local(index, 100, Input::Installed { ticket, result: Ok(()) });
+                self.local(
+                    index,
+                    100,
+                    Input::Installed {
+                        ticket,
+                        result: Ok(()),
+                    },
+                );
             }
-            Effect::SetTun { ticket, session, port, class, mtu: _ } => {
+            Effect::SetTun {
+                ticket,
+                session,
+                port,
+                class,
+                mtu: _,
+            } => {
                 self.routers[index].plane.set_tun(port, class, session);
-                self.local(index, 100, Input::Installed { ticket, result: Ok(()) });
+                self.local(
+                    index,
+                    100,
+                    Input::Installed {
+                        ticket,
+                        result: Ok(()),
+                    },
+                );
             }
             Effect::RemovePort { port } => self.routers[index].plane.remove(port),
             Effect::SetRoutes { routes } => {
@@ -257,8 +315,12 @@ impl World {
             Effect::SetOwnAddresses { addresses, .. } => {
                 self.routers[index].plane.own = addresses.iter().map(IpNet::addr).collect();
             }
-            Effect::Answer { call, result } => self.answer(node, call.0, ReplyBody::Router(Box::new(result))),
-            Effect::ConnectionClosed { connection, .. } => self.connection_closed(index, &connection),
+            Effect::Answer { call, result } => {
+                self.answer(node, call.0, ReplyBody::Router(Box::new(result)))
+            }
+            Effect::ConnectionClosed { connection, .. } => {
+                self.connection_closed(index, &connection)
+            }
             Effect::Dial { ticket, dial } => self.dial(index, ticket, &dial),
             Effect::CloseDial { dial } => {
                 if let Some((to, connection)) = self.routers[index].dials.remove(&dial) {
@@ -279,9 +341,18 @@ impl World {
                 }
             },
             Effect::SendRoutes { stream, messages } => self.send_routes(index, stream, messages),
-            Effect::CloseRoutes { stream, .. } => self.close_pipe(stream.0 / 2, usize::from(stream.0 % 2 == 1)),
-            Effect::AnswerFd { session, result } => self.fd_answered(index, session, result.is_ok()),
-            Effect::AcquireLease { ticket, held, prefix_len4, exclusions } => {
+            Effect::CloseRoutes { stream, .. } => {
+                self.close_pipe(stream.0 / 2, usize::from(stream.0 % 2 == 1))
+            }
+            Effect::AnswerFd { session, result } => {
+                self.fd_answered(index, session, result.is_ok())
+            }
+            Effect::AcquireLease {
+                ticket,
+                held,
+                prefix_len4,
+                exclusions,
+            } => {
                 let uid = self.routers[index].documents.uid();
                 let acquire = Acquire {
                     router: self.cast.routers[self.routers[index].role].name.clone(),
@@ -290,7 +361,11 @@ impl World {
                     prefix_len4: (prefix_len4 > 0).then_some(prefix_len4),
                     exclusions,
                 };
-                self.ask_registry(index, Command::Acquire { uid, acquire }, Awaits::Lease(ticket));
+                self.ask_registry(
+                    index,
+                    Command::Acquire { uid, acquire },
+                    Awaits::Lease(ticket),
+                );
             }
             Effect::RenewLease { ticket, lease } => {
                 self.ask_registry(index, Command::Renew { lease }, Awaits::Lease(ticket));
@@ -298,15 +373,37 @@ impl World {
             Effect::ReleaseLease { lease } => {
                 self.ask_registry(index, Command::Release { lease }, Awaits::Nothing);
             }
-            Effect::ClaimName { ticket, name, workload, addresses } => {
+            Effect::ClaimName {
+                ticket,
+                name,
+                workload,
+                addresses,
+            } => {
                 let uid = self.routers[index].documents.uid();
                 let router = self.cast.routers[self.routers[index].role].name.clone();
-                let claim = Claim { name, workload, addresses, router };
-                self.ask_registry(index, Command::ClaimName { uid, claim }, Awaits::Name(ticket));
+                let claim = Claim {
+                    name,
+                    workload,
+                    addresses,
+                    router,
+                };
+                self.ask_registry(
+                    index,
+                    Command::ClaimName { uid, claim },
+                    Awaits::Name(ticket),
+                );
             }
             Effect::ReleaseName { name, workload } => {
                 let uid = self.routers[index].documents.uid();
-                self.ask_registry(index, Command::ReleaseName { uid, name, workload }, Awaits::Nothing);
+                self.ask_registry(
+                    index,
+                    Command::ReleaseName {
+                        uid,
+                        name,
+                        workload,
+                    },
+                    Awaits::Nothing,
+                );
             }
             Effect::Register { registration } => {
                 self.routers[index].registration = Some(registration);
@@ -318,7 +415,11 @@ impl World {
                     self.ask_registry(index, Command::UnregisterEndpoint { name }, Awaits::Nothing);
                 }
             }
-            Effect::Probe { port, source, destination } => self.probe(index, port, source, destination),
+            Effect::Probe {
+                port,
+                source,
+                destination,
+            } => self.probe(index, port, source, destination),
             Effect::ReadPorts => {
                 let samples = self.routers[index].plane.samples();
                 self.local(index, 50, Input::Ports(samples));
@@ -338,7 +439,9 @@ impl World {
     }
 
     fn register(&mut self, index: usize) {
-        let Some(registration) = self.routers[index].registration.clone() else { return };
+        let Some(registration) = self.routers[index].registration.clone() else {
+            return;
+        };
         let role = &self.cast.routers[self.routers[index].role];
         let service = self.cast.networks[role.network].name.to_string();
         let marks = Marks {
@@ -360,10 +463,19 @@ impl World {
             registered: None,
             path_ids: vec![role.id.to_string()],
         };
-        let command = Command::RegisterEndpoint { endpoint, lifetime: Some(Duration::from_secs(60)) };
+        let command = Command::RegisterEndpoint {
+            endpoint,
+            lifetime: Some(Duration::from_secs(60)),
+        };
         self.ask_registry(index, command, Awaits::Registered);
         let to = self.life(Node::Router(index));
-        self.later(REGISTRATION_EVERY, Event::Chore { to, chore: Chore::Register });
+        self.later(
+            REGISTRATION_EVERY,
+            Event::Chore {
+                to,
+                chore: Chore::Register,
+            },
+        );
     }
 
     pub fn router_chore(&mut self, index: usize, chore: Chore) {
@@ -373,7 +485,11 @@ impl World {
                 let uid = self.routers[index].documents.uid();
                 let role = &self.cast.routers[self.routers[index].role];
                 let service = self.cast.networks[role.network].name.to_string();
-                let query = if document { Query::Document(uid) } else { endpoints_of(&service) };
+                let query = if document {
+                    Query::Document(uid)
+                } else {
+                    endpoints_of(&service)
+                };
                 let to = Node::Registry(role.domain);
                 self.open_pipe(node, to, PipeKind::Watch { query });
             }
@@ -393,32 +509,54 @@ impl World {
         let life = self.life(node);
         let Some(to) = self.at_address(dial.address.ip()) else {
             let failure = DialFailure::Unreachable("nobody there".to_owned());
-            self.local(index, 1000, Input::Dialled { ticket, result: Err(failure) });
+            self.local(
+                index,
+                1000,
+                Input::Dialled {
+                    ticket,
+                    result: Err(failure),
+                },
+            );
             return;
         };
         // The dial expects the trust domain that the document states.
         if self.id(to).trust_domain() != dial.trust_domain {
             let failure = DialFailure::Unreachable("another trust domain answers".to_owned());
-            self.local(index, 1000, Input::Dialled { ticket, result: Err(failure) });
+            self.local(
+                index,
+                1000,
+                Input::Dialled {
+                    ticket,
+                    result: Err(failure),
+                },
+            );
             return;
         }
         let name = format!("{node}.{}-{}", life.count, dial.dial.0);
         let connection = ConnectionId::new(&name).expect("printable");
-        self.routers[index].dials.insert(dial.dial, (to, connection.clone()));
+        self.routers[index]
+            .dials
+            .insert(dial.dial, (to, connection.clone()));
         let request = Request {
             connection,
             peer: self.id(node),
             claimed: None,
             hello: Some(dial.hello.clone()),
             name: None,
-            mechanism: MechanismWish::WireGuard { public_key: dial.public_key },
+            mechanism: MechanismWish::WireGuard {
+                public_key: dial.public_key,
+            },
             addresses: dial.addresses.iter().map(IpNet::addr).collect(),
             excluded: Vec::new(),
             mtu: dial.mtu,
             expires_in: TOKEN_LIFE,
             local: self.place_of(to),
         };
-        let awaits = Awaits::Dialled { ticket, dial: dial.dial, to };
+        let awaits = Awaits::Dialled {
+            ticket,
+            dial: dial.dial,
+            to,
+        };
         self.call(node, to, CallBody::Request(Box::new(request)), awaits);
     }
 
@@ -429,17 +567,39 @@ impl World {
         }
     }
 
-    pub fn serve_router(&mut self, index: usize, call: u64, peer: SpiffeId, body: CallBody) -> Result<(), Broken> {
+    pub fn serve_router(
+        &mut self,
+        index: usize,
+        call: u64,
+        peer: SpiffeId,
+        body: CallBody,
+    ) -> Result<(), Broken> {
         match body {
-            CallBody::Request(request) => self.router_input(index, Input::Request { call: CallId(call), request }),
-            CallBody::Close { connection } => {
-                self.router_input(index, Input::Close { call: CallId(call), connection, peer })
-            }
+            CallBody::Request(request) => self.router_input(
+                index,
+                Input::Request {
+                    call: CallId(call),
+                    request,
+                },
+            ),
+            CallBody::Close { connection } => self.router_input(
+                index,
+                Input::Close {
+                    call: CallId(call),
+                    connection,
+                    peer,
+                },
+            ),
             CallBody::Registry(_) => Ok(()),
         }
     }
 
-    pub fn router_answered(&mut self, index: usize, awaits: Awaits, body: ReplyBody) -> Result<(), Broken> {
+    pub fn router_answered(
+        &mut self,
+        index: usize,
+        awaits: Awaits,
+        body: ReplyBody,
+    ) -> Result<(), Broken> {
         let input = match (awaits, body) {
             (Awaits::Lease(ticket), body) => {
                 let result = lease_answer(body);
@@ -465,7 +625,13 @@ impl World {
             (Awaits::Registered, ReplyBody::Registry(Ok(_))) => return Ok(()),
             (Awaits::Registered, _) => {
                 let to = self.life(Node::Router(index));
-                self.later(Duration::from_millis(1500), Event::Chore { to, chore: Chore::Register });
+                self.later(
+                    Duration::from_millis(1500),
+                    Event::Chore {
+                        to,
+                        chore: Chore::Register,
+                    },
+                );
                 return Ok(());
             }
             (Awaits::Dialled { ticket, dial, to }, body) => {
@@ -487,31 +653,56 @@ impl World {
                     peer: self.id(to),
                     hello: link.hello,
                     public_key: link.public_key,
-                    endpoint: Endpoint { remote: SocketAddr::new(link.address, link.port), local: None },
+                    endpoint: Endpoint {
+                        remote: SocketAddr::new(link.address, link.port),
+                        local: None,
+                    },
                     mtu: link.mtu,
                     expires_in: TOKEN_LIFE,
                 })),
                 Ok(other) => Err(DialFailure::Refused(format!("{other:?}"))),
                 Err(refusal) => Err(DialFailure::Refused(refusal.to_string())),
             },
-            ReplyBody::Registry(_) | ReplyBody::Nothing => Err(DialFailure::Unreachable("no answer".to_owned())),
+            ReplyBody::Registry(_) | ReplyBody::Nothing => {
+                Err(DialFailure::Unreachable("no answer".to_owned()))
+            }
         }
     }
 
     // --- streams
 
-    pub fn router_accepts(&mut self, index: usize, pipe: u64, peer: SpiffeId, kind: PipeKind) -> Result<(), Broken> {
+    pub fn router_accepts(
+        &mut self,
+        index: usize,
+        pipe: u64,
+        peer: SpiffeId,
+        kind: PipeKind,
+    ) -> Result<(), Broken> {
         match kind {
             PipeKind::Routes { open, .. } => {
                 let words = self.routers[index].open_words(&self.cast);
                 self.accept_pipe(pipe, Some(words));
                 let stream = StreamId(pipe * 2 + 1);
-                self.router_input(index, Input::Routes { stream, event: RoutesEvent::Started { peer, open, dialled: false } })
+                self.router_input(
+                    index,
+                    Input::Routes {
+                        stream,
+                        event: RoutesEvent::Started {
+                            peer,
+                            open,
+                            dialled: false,
+                        },
+                    },
+                )
             }
             PipeKind::Monitor { .. } => {
                 self.accept_pipe(pipe, None);
                 let known = self.links_to(index, &peer);
-                let event = if known { DialEvent::Up } else { DialEvent::Deleted };
+                let event = if known {
+                    DialEvent::Up
+                } else {
+                    DialEvent::Deleted
+                };
                 self.send(pipe, 1, PipeBody::Monitor(event));
                 Ok(())
             }
@@ -522,7 +713,13 @@ impl World {
     /// Whether a router holds a link to whoever has this identity.
     fn links_to(&self, index: usize, peer: &SpiffeId) -> bool {
         let machine = self.routers[index].machine.as_ref();
-        machine.is_some_and(|machine| machine.state().links.values().any(|link| link.peer == *peer))
+        machine.is_some_and(|machine| {
+            machine
+                .state()
+                .links
+                .values()
+                .any(|link| link.peer == *peer)
+        })
     }
 
     pub fn router_pipe_ready(
@@ -537,13 +734,29 @@ impl World {
             (PipeKind::Watch { query }, _) => {
                 let document = matches!(query, Query::Document(_));
                 self.routers[index].watches.insert(pipe, document);
-                if document { Ok(()) } else { self.router_input(index, Input::Watch(WatchEvent::Opened)) }
+                if document {
+                    Ok(())
+                } else {
+                    self.router_input(index, Input::Watch(WatchEvent::Opened))
+                }
             }
             (PipeKind::Routes { .. }, Some(open)) => {
-                let event = RoutesEvent::Started { peer, open, dialled: true };
-                self.router_input(index, Input::Routes { stream: StreamId(pipe * 2), event })
+                let event = RoutesEvent::Started {
+                    peer,
+                    open,
+                    dialled: true,
+                };
+                self.router_input(
+                    index,
+                    Input::Routes {
+                        stream: StreamId(pipe * 2),
+                        event,
+                    },
+                )
             }
-            (PipeKind::Routes { .. } | PipeKind::Monitor { .. } | PipeKind::Sync { .. }, _) => Ok(()),
+            (PipeKind::Routes { .. } | PipeKind::Monitor { .. } | PipeKind::Sync { .. }, _) => {
+                Ok(())
+            }
         }
     }
 
@@ -553,12 +766,22 @@ impl World {
             PipeKind::Watch { query } => {
                 let document = matches!(query, Query::Document(_));
                 let after = Duration::from_millis(500 + self.rng.below(500));
-                self.later(after, Event::Chore { to, chore: Chore::OpenWatch { document } });
+                self.later(
+                    after,
+                    Event::Chore {
+                        to,
+                        chore: Chore::OpenWatch { document },
+                    },
+                );
                 Ok(())
             }
-            PipeKind::Routes { dial, .. } => {
-                self.router_input(index, Input::RoutesFailed { dial: *dial, reason: "no answer".to_owned() })
-            }
+            PipeKind::Routes { dial, .. } => self.router_input(
+                index,
+                Input::RoutesFailed {
+                    dial: *dial,
+                    reason: "no answer".to_owned(),
+                },
+            ),
             PipeKind::Monitor { dial, .. } => self.monitor_lost(index, *dial),
             PipeKind::Sync { .. } => Ok(()),
         }
@@ -570,11 +793,29 @@ impl World {
             return Ok(());
         }
         let to = self.life(Node::Router(index));
-        self.later(Duration::from_secs(1), Event::Chore { to, chore: Chore::OpenMonitor { dial } });
-        self.router_input(index, Input::Dial { dial, event: DialEvent::Down })
+        self.later(
+            Duration::from_secs(1),
+            Event::Chore {
+                to,
+                chore: Chore::OpenMonitor { dial },
+            },
+        );
+        self.router_input(
+            index,
+            Input::Dial {
+                dial,
+                event: DialEvent::Down,
+            },
+        )
     }
 
-    pub fn router_pipe_ended(&mut self, index: usize, pipe: u64, side: usize, kind: &PipeKind) -> Result<(), Broken> {
+    pub fn router_pipe_ended(
+        &mut self,
+        index: usize,
+        pipe: u64,
+        side: usize,
+        kind: &PipeKind,
+    ) -> Result<(), Broken> {
         match kind {
             PipeKind::Watch { .. } => {
                 self.routers[index].watches.remove(&pipe);
@@ -582,7 +823,13 @@ impl World {
             }
             PipeKind::Routes { .. } => {
                 let stream = StreamId(pipe * 2 + u64::from(side == 1));
-                self.router_input(index, Input::Routes { stream, event: RoutesEvent::Ended })
+                self.router_input(
+                    index,
+                    Input::Routes {
+                        stream,
+                        event: RoutesEvent::Ended,
+                    },
+                )
             }
             PipeKind::Monitor { dial, .. } if side == 0 => {
                 if self.routers[index].monitors.get(dial) == Some(&pipe) {
@@ -620,7 +867,13 @@ impl World {
             }
             (PipeBody::Routes(message), _) => {
                 let stream = StreamId(pipe * 2 + u64::from(side == 1));
-                self.router_input(index, Input::Routes { stream, event: RoutesEvent::Message(message) })
+                self.router_input(
+                    index,
+                    Input::Routes {
+                        stream,
+                        event: RoutesEvent::Message(message),
+                    },
+                )
             }
             (PipeBody::Monitor(event), PipeKind::Monitor { dial, .. }) => {
                 let dial = *dial;
@@ -647,35 +900,65 @@ impl World {
     fn send_routes(&mut self, index: usize, stream: StreamId, messages: Vec<RoutesMessage>) {
         let (pipe, side) = (stream.0 / 2, usize::from(stream.0 % 2 == 1));
         for message in messages {
-            let message = if self.routers[index].lies { self.lie(index, message) } else { message };
+            let message = if self.routers[index].lies {
+                self.lie(index, message)
+            } else {
+                message
+            };
             self.send(pipe, side, PipeBody::Routes(message));
         }
     }
 
     /// Announces a prefix of another domain in place of its own.
     fn lie(&mut self, index: usize, message: RoutesMessage) -> RoutesMessage {
-        let RoutesMessage::Announce { sequence, preference, mtu, .. } = message else { return message };
+        let RoutesMessage::Announce {
+            sequence,
+            preference,
+            mtu,
+            ..
+        } = message
+        else {
+            return message;
+        };
         let site = self.site(Node::Router(index));
         let victim = (site + 1) % self.cast.domains;
         let members = &self.routers[index].document().members;
-        let Some(member) = members.get(&domain_name(victim)) else { return message };
+        let Some(member) = members.get(&domain_name(victim)) else {
+            return message;
+        };
         let blocks: BTreeSet<IpNet> = member.blocks().collect();
         let pick = usize::try_from(self.rng.below(blocks.len() as u64)).unwrap_or(0);
-        let Some(prefix) = blocks.into_iter().nth(pick) else { return message };
+        let Some(prefix) = blocks.into_iter().nth(pick) else {
+            return message;
+        };
         self.tally.count(Fault::ForeignPrefix);
-        RoutesMessage::Announce { sequence, prefix, preference, mtu }
+        RoutesMessage::Announce {
+            sequence,
+            prefix,
+            preference,
+            mtu,
+        }
     }
 
     fn connection_closed(&mut self, index: usize, connection: &ConnectionId) {
         let life = self.life(Node::Router(index));
-        for pipe in self.pipes_to(life, |kind| matches!(kind, PipeKind::Monitor { connection: c, .. } if c == connection)) {
+        for pipe in self.pipes_to(
+            life,
+            |kind| matches!(kind, PipeKind::Monitor { connection: c, .. } if c == connection),
+        ) {
             self.send(pipe, 1, PipeBody::Monitor(DialEvent::Deleted));
         }
     }
 
     pub fn router_synced(&mut self, index: usize, ticket: Ticket) -> Result<(), Broken> {
         self.routers[index].disk.sync_first();
-        self.router_input(index, Input::Appended { ticket, result: Ok(()) })?;
+        self.router_input(
+            index,
+            Input::Appended {
+                ticket,
+                result: Ok(()),
+            },
+        )?;
         self.check_router_replay(index)
     }
 }
@@ -690,7 +973,10 @@ fn endpoints_of(service: &str) -> Query {
 /// What a registry's object says about a router, as the real shell reads it.
 fn watch_event(listed: &Listed, deleted: bool) -> Option<WatchEvent> {
     let marks = Marks::of(listed)?;
-    let router = RouterId { name: marks.name.parse().ok()?, domain: marks.domain };
+    let router = RouterId {
+        name: marks.name.parse().ok()?,
+        domain: marks.domain,
+    };
     if deleted {
         return Some(WatchEvent::Gone(router));
     }
@@ -706,14 +992,20 @@ fn watch_event(listed: &Listed, deleted: bool) -> Option<WatchEvent> {
 
 fn lease_answer(body: ReplyBody) -> Result<LeaseAnswer, LeaseFailure> {
     match body {
-        ReplyBody::Registry(Ok(Reply::Lease(granted))) => {
-            Ok(LeaseAnswer { lease: granted.lease, renew_after: granted.renew_after })
-        }
-        ReplyBody::Registry(Err(RegistryRefusal::Lease(LeaseRefusal::Fenced { router, generation }))) => {
-            Err(LeaseFailure::Fenced(format!("{router} has generation {generation}")))
-        }
+        ReplyBody::Registry(Ok(Reply::Lease(granted))) => Ok(LeaseAnswer {
+            lease: granted.lease,
+            renew_after: granted.renew_after,
+        }),
+        ReplyBody::Registry(Err(RegistryRefusal::Lease(LeaseRefusal::Fenced {
+            router,
+            generation,
+        }))) => Err(LeaseFailure::Fenced(format!(
+            "{router} has generation {generation}"
+        ))),
         ReplyBody::Registry(Err(refusal)) => Err(LeaseFailure::Refused(refusal.to_string())),
         ReplyBody::Registry(Ok(other)) => Err(LeaseFailure::Refused(format!("{other:?}"))),
-        ReplyBody::Router(_) | ReplyBody::Nothing => Err(LeaseFailure::Unreachable("no answer".to_owned())),
+        ReplyBody::Router(_) | ReplyBody::Nothing => {
+            Err(LeaseFailure::Unreachable("no answer".to_owned()))
+        }
     }
 }

@@ -71,7 +71,10 @@ pub fn play_many(first: u64, count: u64, profile: Profile, threads: usize) -> Su
                         let again = play(seed, profile, false);
                         if again.hash != played.hash {
                             let what = "the same seed gave another trace".to_owned();
-                            played.broken = Some(Broken { invariant: 10, what });
+                            played.broken = Some(Broken {
+                                invariant: 10,
+                                what,
+                            });
                         }
                     }
                     if played.broken.is_some() {
@@ -95,7 +98,10 @@ impl Summary {
         self.names += played.names;
         self.tally.add(&played.tally);
         if let Some(broken) = played.broken {
-            let lower = self.failure.as_ref().is_none_or(|(seed, ..)| played.seed < *seed);
+            let lower = self
+                .failure
+                .as_ref()
+                .is_none_or(|(seed, ..)| played.seed < *seed);
             if lower {
                 self.failure = Some((played.seed, played.profile, broken));
             }

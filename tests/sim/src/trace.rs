@@ -16,7 +16,12 @@ pub struct Trace {
 impl Trace {
     pub const fn new(keep: bool) -> Self {
         let kept = if keep { Some(Vec::new()) } else { None };
-        Self { hash: 0xcbf2_9ce4_8422_2325, events: 0, line: String::new(), kept }
+        Self {
+            hash: 0xcbf2_9ce4_8422_2325,
+            events: 0,
+            line: String::new(),
+            kept,
+        }
     }
 
     /// One event of `who`.

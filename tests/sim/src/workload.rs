@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use vl3_core::forward::{PortClass, Verdict, forward};
 use vl3_core::ids::{Generation, InstanceId, PublicKey};
 use vl3_core::router::{
-    Answer, ConnectionId, Endpoint, FdEvent, FdSession, Hello, HelloRole, Input, MechanismAnswer, MechanismWish,
-    OWN_PORT, Request, WorkloadAnswer,
+    Answer, ConnectionId, Endpoint, FdEvent, FdSession, Hello, HelloRole, Input, MechanismAnswer,
+    MechanismWish, OWN_PORT, Request, WorkloadAnswer,
 };
 
 use crate::broken::Broken;
@@ -58,7 +58,9 @@ impl Workload {
     }
 
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.answer.iter().flat_map(|answer| answer.addresses.iter().map(IpNet::addr))
+        self.answer
+            .iter()
+            .flat_map(|answer| answer.addresses.iter().map(IpNet::addr))
     }
 
     pub fn address(&self, v6: bool) -> Option<IpAddr> {
@@ -80,12 +82,21 @@ impl World {
         workload.ticket = None;
         self.live_again(index, 1);
         let to = self.life(Node::Workload(index));
-        self.later(Duration::from_secs(2), Event::Chore { to, chore: Chore::KeepAlive });
+        self.later(
+            Duration::from_secs(2),
+            Event::Chore {
+                to,
+                chore: Chore::KeepAlive,
+            },
+        );
     }
 
     /// Goes without a word.
     pub fn kill_workload(&mut self, index: usize) {
-        let Some((router, session)) = self.workloads[index].router.zip(self.workloads[index].session) else {
+        let Some((router, session)) = self.workloads[index]
+            .router
+            .zip(self.workloads[index].session)
+        else {
             self.workloads[index].alive = false;
             self.workloads[index].answer = None;
             return;
@@ -94,15 +105,26 @@ impl World {
         self.workloads[index].answer = None;
         self.workloads[index].session = None;
         let to = self.life(Node::Router(router));
-        let input = Box::new(Input::Fd { session, event: FdEvent::Closed });
+        let input = Box::new(Input::Fd {
+            session,
+            event: FdEvent::Closed,
+        });
         self.later(Duration::from_millis(1), Event::Local { to, input });
     }
 
     /// Leaves as it should.
     pub fn close_workload(&mut self, index: usize) {
-        let (router, connection) = (self.workloads[index].router, self.workloads[index].connection.clone());
+        let (router, connection) = (
+            self.workloads[index].router,
+            self.workloads[index].connection.clone(),
+        );
         if let (Some(router), Some(connection)) = (router, connection) {
-            self.call(Node::Workload(index), Node::Router(router), CallBody::Close { connection }, Awaits::Nothing);
+            self.call(
+                Node::Workload(index),
+                Node::Router(router),
+                CallBody::Close { connection },
+                Awaits::Nothing,
+            );
         }
         self.kill_workload(index);
     }
@@ -110,7 +132,13 @@ impl World {
     pub fn live_again(&mut self, index: usize, millis: u64) {
         self.workloads[index].step += 1;
         let to = self.life(Node::Workload(index));
-        self.later(Duration::from_millis(millis), Event::Chore { to, chore: Chore::Live });
+        self.later(
+            Duration::from_millis(millis),
+            Event::Chore {
+                to,
+                chore: Chore::Live,
+            },
+        );
     }
 
     pub fn workload_chore(&mut self, index: usize, chore: &Chore) {
@@ -119,7 +147,13 @@ impl World {
             Chore::KeepAlive => {
                 self.send_from_workload(index, Packet::KeepAlive);
                 let to = self.life(Node::Workload(index));
-                self.later(Duration::from_secs(5), Event::Chore { to, chore: Chore::KeepAlive });
+                self.later(
+                    Duration::from_secs(5),
+                    Event::Chore {
+                        to,
+                        chore: Chore::KeepAlive,
+                    },
+                );
             }
             Chore::OpenWatch { .. } | Chore::Register | Chore::OpenMonitor { .. } => {}
         }
@@ -140,12 +174,16 @@ impl World {
             workload.session = None;
         }
         let name = format!("w{index}-{lives}");
-        let connection =
-            workload.connection.get_or_insert_with(|| ConnectionId::new(&name).expect("printable")).clone();
+        let connection = workload
+            .connection
+            .get_or_insert_with(|| ConnectionId::new(&name).expect("printable"))
+            .clone();
         let mechanism = if role.tun {
             MechanismWish::Tun { secret: [0; 16] }
         } else {
-            MechanismWish::WireGuard { public_key: workload.key }
+            MechanismWish::WireGuard {
+                public_key: workload.key,
+            }
         };
         let addresses: Vec<IpAddr> = workload.addresses().collect();
         let mut secret = [0; 16];
@@ -218,7 +256,9 @@ impl World {
     /// Whether another Request is needed soon (the descriptor is on its way).
     fn attached(&mut self, index: usize, answer: WorkloadAnswer) -> Result<bool, Broken> {
         self.check_answer(index, &answer)?;
-        let Some(router) = self.workloads[index].router else { return Ok(true) };
+        let Some(router) = self.workloads[index].router else {
+            return Ok(true);
+        };
         let secret = match answer.mechanism {
             // The ticket that is known already says that the descriptor is in place.
             MechanismAnswer::Tun { secret } => {
@@ -234,7 +274,10 @@ impl World {
             self.workloads[index].session = Some(session);
             self.workloads[index].ticket = Some(secret);
             let to = self.life(Node::Router(router));
-            let input = Box::new(Input::Fd { session, event: FdEvent::Attach { secret } });
+            let input = Box::new(Input::Fd {
+                session,
+                event: FdEvent::Attach { secret },
+            });
             self.later(Duration::from_micros(300), Event::Local { to, input });
         } else if first {
             self.send_from_workload(index, Packet::Handshake);
@@ -243,7 +286,11 @@ impl World {
     }
 
     pub fn fd_answered(&mut self, _router: usize, session: FdSession, ok: bool) {
-        let Some(index) = self.workloads.iter().position(|workload| workload.session == Some(session)) else {
+        let Some(index) = self
+            .workloads
+            .iter()
+            .position(|workload| workload.session == Some(session))
+        else {
             return;
         };
         if !ok {
@@ -255,7 +302,9 @@ impl World {
     /// A router is gone: whoever was attached by descriptor sees its socket end.
     pub fn descriptors_end(&mut self, router: usize) {
         for index in 0..self.workloads.len() {
-            if self.workloads[index].router == Some(router) && self.workloads[index].session.take().is_some() {
+            if self.workloads[index].router == Some(router)
+                && self.workloads[index].session.take().is_some()
+            {
                 self.live_again(index, 100);
             }
         }
@@ -265,17 +314,31 @@ impl World {
 
     pub fn send_from_workload(&mut self, index: usize, packet: Packet) {
         let workload = &self.workloads[index];
-        let (Some(answer), Some(router)) = (&workload.answer, workload.router) else { return };
+        let (Some(answer), Some(router)) = (&workload.answer, workload.router) else {
+            return;
+        };
         match &answer.mechanism {
             MechanismAnswer::Tun { .. } => {
                 if let (Some(session), Packet::Data(_)) = (workload.session, &packet) {
-                    let event = Event::Packet { to: Node::Router(router), wire: Wire::Tun { session }, packet };
+                    let event = Event::Packet {
+                        to: Node::Router(router),
+                        wire: Wire::Tun { session },
+                        packet,
+                    };
                     self.later(Duration::from_micros(20), event);
                 }
             }
-            MechanismAnswer::WireGuard { public_key, address, .. } => {
+            MechanismAnswer::WireGuard {
+                public_key,
+                address,
+                ..
+            } => {
                 let source = self.cast.workloads[index].address;
-                let wire = Wire::Peer { from_key: workload.key, to_key: *public_key, source };
+                let wire = Wire::Peer {
+                    from_key: workload.key,
+                    to_key: *public_key,
+                    source,
+                };
                 if let Some(to) = self.at_address(*address) {
                     self.transmit(Node::Workload(index), to, wire, packet);
                 }
@@ -286,7 +349,14 @@ impl World {
     fn transmit(&mut self, from: Node, to: Node, wire: Wire, packet: Packet) {
         let (a, b) = (self.site(from), self.site(to));
         for delay in self.internet.fate(a, b, Travel::Datagram, &mut self.tally) {
-            self.later(delay, Event::Packet { to, wire, packet: packet.clone() });
+            self.later(
+                delay,
+                Event::Packet {
+                    to,
+                    wire,
+                    packet: packet.clone(),
+                },
+            );
         }
     }
 
@@ -302,7 +372,9 @@ impl World {
     }
 
     fn workload_receives(&mut self, index: usize, packet: Packet) -> Result<(), Broken> {
-        let Packet::Data(data) = packet else { return Ok(()) };
+        let Packet::Data(data) = packet else {
+            return Ok(());
+        };
         self.check_delivery(index, &data)?;
         match data.payload {
             Payload::EchoAnswer => {
@@ -340,18 +412,28 @@ impl World {
             Wire::Tun { session } => (plane.by_session(session), None),
             // Not sealed for us, or by nobody we know: it does not decrypt.
             Wire::Peer { to_key, .. } if to_key != own_key => (None, None),
-            Wire::Peer { from_key, source, .. } => (plane.by_key(from_key), Some(source)),
+            Wire::Peer {
+                from_key, source, ..
+            } => (plane.by_key(from_key), Some(source)),
         };
         let Some(port) = port else { return Ok(()) };
-        let Some(seen) = plane.ports.get_mut(&port) else { return Ok(()) };
+        let Some(seen) = plane.ports.get_mut(&port) else {
+            return Ok(());
+        };
         seen.received = Some(now);
         let class = seen.class;
         let mut event = None;
         if let (Some(remote), PortEnd::Peer { endpoint, .. }) = (learnt, &mut seen.end) {
-            let found = Endpoint { remote, local: None };
+            let found = Endpoint {
+                remote,
+                local: None,
+            };
             if endpoint.is_none_or(|known| known.remote != remote) {
                 *endpoint = Some(found);
-                event = Some(Input::EndpointLearned { port, endpoint: found });
+                event = Some(Input::EndpointLearned {
+                    port,
+                    endpoint: found,
+                });
             }
         }
         if let Some(input) = event {
@@ -365,9 +447,14 @@ impl World {
             Packet::HandshakeAnswer | Packet::KeepAlive => Ok(()),
             Packet::Data(data) => {
                 // What WireGuard does when it has nothing to say for a while.
-                let silent = self.routers[index].plane.ports.get(&port).is_none_or(|seen| {
-                    seen.sent.is_none_or(|at| now.saturating_since(at) > Duration::from_secs(3))
-                });
+                let silent = self.routers[index]
+                    .plane
+                    .ports
+                    .get(&port)
+                    .is_none_or(|seen| {
+                        seen.sent
+                            .is_none_or(|at| now.saturating_since(at) > Duration::from_secs(3))
+                    });
                 if silent {
                     self.out_by(index, port, Packet::KeepAlive);
                 }
@@ -384,7 +471,9 @@ impl World {
         mut data: Data,
     ) -> Result<(), Broken> {
         let plane = &self.routers[index].plane;
-        let Verdict::Forward(hop) = forward(&plane.fib, ingress, class, data.source, data.destination) else {
+        let Verdict::Forward(hop) =
+            forward(&plane.fib, ingress, class, data.source, data.destination)
+        else {
             return Ok(());
         };
         data.crossed.push(index);
@@ -411,22 +500,38 @@ impl World {
     pub fn out_by(&mut self, index: usize, port: vl3_core::forward::PortId, packet: Packet) {
         let now = self.now;
         let (own_key, own_address) = (self.routers[index].key, self.routers[index].address.ip());
-        let Some(seen) = self.routers[index].plane.ports.get_mut(&port) else { return };
+        let Some(seen) = self.routers[index].plane.ports.get_mut(&port) else {
+            return;
+        };
         if matches!(packet, Packet::Data(_)) {
             seen.sent = Some(now);
         }
         match seen.end.clone() {
             PortEnd::Tun { session } => {
-                let found = self.workloads.iter().position(|workload| workload.session == Some(session));
+                let found = self
+                    .workloads
+                    .iter()
+                    .position(|workload| workload.session == Some(session));
                 if let Some(workload) = found {
                     let wire = Wire::Tun { session };
-                    let event = Event::Packet { to: Node::Workload(workload), wire, packet };
+                    let event = Event::Packet {
+                        to: Node::Workload(workload),
+                        wire,
+                        packet,
+                    };
                     self.later(Duration::from_micros(20), event);
                 }
             }
-            PortEnd::Peer { key, endpoint: Some(endpoint) } => {
+            PortEnd::Peer {
+                key,
+                endpoint: Some(endpoint),
+            } => {
                 let source = SocketAddr::new(own_address, 51820);
-                let wire = Wire::Peer { from_key: own_key, to_key: key, source };
+                let wire = Wire::Peer {
+                    from_key: own_key,
+                    to_key: key,
+                    source,
+                };
                 if let Some(to) = self.at_address(endpoint.remote.ip()) {
                     self.transmit(Node::Router(index), to, wire, packet);
                 }
@@ -439,41 +544,70 @@ impl World {
         self.out_by(index, port, Packet::Handshake);
     }
 
-    pub fn probe(&mut self, index: usize, port: vl3_core::forward::PortId, source: IpAddr, destination: IpAddr) {
+    pub fn probe(
+        &mut self,
+        index: usize,
+        port: vl3_core::forward::PortId,
+        source: IpAddr,
+        destination: IpAddr,
+    ) {
         let id = self.number();
         let network = self.cast.routers[self.routers[index].role].network;
-        let data =
-            Data { id, source, destination, payload: Payload::Echo, network, forged: false, crossed: Vec::new() };
+        let data = Data {
+            id,
+            source,
+            destination,
+            payload: Payload::Echo,
+            network,
+            forged: false,
+            crossed: Vec::new(),
+        };
         self.out_by(index, port, Packet::Data(data));
     }
 
     /// One echo request between two workloads; whether it could be sent at all.
     pub fn echo(&mut self, from: usize, to: usize, v6: bool) -> bool {
-        let (Some(source), Some(destination)) =
-            (self.workloads[from].address(v6), self.workloads[to].address(v6))
-        else {
+        let (Some(source), Some(destination)) = (
+            self.workloads[from].address(v6),
+            self.workloads[to].address(v6),
+        ) else {
             return false;
         };
         let id = self.number();
         self.truth.tried.insert(id, (from, to));
         let network = self.cast.workloads[from].network;
-        let data =
-            Data { id, source, destination, payload: Payload::Echo, network, forged: false, crossed: Vec::new() };
+        let data = Data {
+            id,
+            source,
+            destination,
+            payload: Payload::Echo,
+            network,
+            forged: false,
+            crossed: Vec::new(),
+        };
         self.send_from_workload(from, Packet::Data(data));
         true
     }
 
     /// A packet with somebody else's source.
     pub fn forge(&mut self, from: usize, to: usize, victim: usize) {
-        let (Some(source), Some(destination)) =
-            (self.workloads[victim].address(true), self.workloads[to].address(true))
-        else {
+        let (Some(source), Some(destination)) = (
+            self.workloads[victim].address(true),
+            self.workloads[to].address(true),
+        ) else {
             return;
         };
         let id = self.number();
         let network = self.cast.workloads[from].network;
-        let data =
-            Data { id, source, destination, payload: Payload::Echo, network, forged: true, crossed: Vec::new() };
+        let data = Data {
+            id,
+            source,
+            destination,
+            payload: Payload::Echo,
+            network,
+            forged: true,
+            crossed: Vec::new(),
+        };
         self.tally.count(Fault::ForgedPacket);
         self.send_from_workload(from, Packet::Data(data));
     }

@@ -10,7 +10,9 @@ use vl3_core::{Machine as _, Mono, Now, Rng, Wall};
 
 use crate::broken::Broken;
 use crate::cast::{self, Cast};
-use crate::event::{Awaits, CallBody, Direction, Event, Life, Node, Pipe, PipeBody, PipeKind, ReplyBody};
+use crate::event::{
+    Awaits, CallBody, Direction, Event, Life, Node, Pipe, PipeBody, PipeKind, ReplyBody,
+};
 use crate::faults::{Fault, Profile, Tally};
 use crate::internet::{Internet, Travel};
 use crate::queue::Queue;
@@ -74,13 +76,18 @@ impl World {
         };
         for domain in 0..world.cast.domains {
             world.registries.push(Registry::new(domain, &world.cast));
-            world.places.insert(cast::registry_address(domain).ip(), Node::Registry(domain));
+            world
+                .places
+                .insert(cast::registry_address(domain).ip(), Node::Registry(domain));
         }
         for role in 0..world.cast.routers.len() {
             world.add_router(role, 0);
         }
         for role in 0..world.cast.workloads.len() {
-            world.places.insert(world.cast.workloads[role].address.ip(), Node::Workload(role));
+            world.places.insert(
+                world.cast.workloads[role].address.ip(),
+                Node::Workload(role),
+            );
             world.workloads.push(Workload::new(role, &world.cast));
         }
         world
@@ -107,7 +114,11 @@ impl World {
                 (Some(at), Some((wake, _, _))) => at <= wake,
                 (queued, _) => queued.is_some(),
             };
-            let at = if queue_first { queued.unwrap_or(self.now) } else { waking.map_or(self.now, |(at, ..)| at) };
+            let at = if queue_first {
+                queued.unwrap_or(self.now)
+            } else {
+                waking.map_or(self.now, |(at, ..)| at)
+            };
             if at > until {
                 self.now = until;
                 return Ok(());
@@ -137,26 +148,46 @@ impl World {
     }
 
     fn next_wake(&self) -> Option<(Mono, Node, &'static str)> {
-        let registries = self.registries.iter().enumerate().filter_map(|(index, registry)| {
-            let (at, reason) = registry.machine.as_ref()?.next_wake()?;
-            Some((at, Node::Registry(index), reason))
-        });
-        let routers = self.routers.iter().enumerate().filter_map(|(index, router)| {
-            let (at, reason) = router.machine.as_ref()?.next_wake()?;
-            Some((at, Node::Router(index), reason))
-        });
-        let servers = self.routers.iter().enumerate().filter_map(|(index, router)| {
-            router.machine.as_ref()?;
-            let (at, reason) = router.dns.resolver.next_wake()?;
-            Some((at, Node::Dns(index), reason))
-        });
-        registries.chain(routers).chain(servers).min_by_key(|(at, node, _)| (*at, *node))
+        let registries = self
+            .registries
+            .iter()
+            .enumerate()
+            .filter_map(|(index, registry)| {
+                let (at, reason) = registry.machine.as_ref()?.next_wake()?;
+                Some((at, Node::Registry(index), reason))
+            });
+        let routers = self
+            .routers
+            .iter()
+            .enumerate()
+            .filter_map(|(index, router)| {
+                let (at, reason) = router.machine.as_ref()?.next_wake()?;
+                Some((at, Node::Router(index), reason))
+            });
+        let servers = self
+            .routers
+            .iter()
+            .enumerate()
+            .filter_map(|(index, router)| {
+                router.machine.as_ref()?;
+                let (at, reason) = router.dns.resolver.next_wake()?;
+                Some((at, Node::Dns(index), reason))
+            });
+        registries
+            .chain(routers)
+            .chain(servers)
+            .min_by_key(|(at, node, _)| (*at, *node))
     }
 
     fn dispatch(&mut self, event: Event) -> Result<(), Broken> {
         match event {
             Event::Packet { to, wire, packet } => self.packet_arrives(to, wire, packet),
-            Event::CallArrives { call, from, to, body } => self.call_arrives(call, from, to, body),
+            Event::CallArrives {
+                call,
+                from,
+                to,
+                body,
+            } => self.call_arrives(call, from, to, body),
             Event::Replied { call, body } => self.replied(call, body),
             Event::PipeOpens { pipe } => self.pipe_opens(pipe),
             Event::PipeReady { pipe, answer } => self.pipe_ready(pipe, answer),
@@ -187,7 +218,10 @@ impl World {
             Node::Dns(_) | Node::Workload(_) | Node::Operator(_) => 0,
         };
         let wall = EPOCH_SECONDS * 1_000_000_000 + self.now.0;
-        Now { mono: self.now, wall: Wall(wall.saturating_add_signed(offset)) }
+        Now {
+            mono: self.now,
+            wall: Wall(wall.saturating_add_signed(offset)),
+        }
     }
 
     pub fn later(&mut self, delay: Duration, event: Event) {
@@ -195,7 +229,8 @@ impl World {
     }
 
     pub fn direct_at(&mut self, seconds: u64, direction: Direction) {
-        self.queue.push(Mono::from_secs(seconds), Event::Direct(direction));
+        self.queue
+            .push(Mono::from_secs(seconds), Event::Direct(direction));
     }
 
     pub fn number(&mut self) -> u64 {
@@ -212,7 +247,9 @@ impl World {
     pub fn site(&self, node: Node) -> usize {
         match node {
             Node::Registry(index) | Node::Operator(index) => index,
-            Node::Router(index) | Node::Dns(index) => self.cast.routers[self.routers[index].role].domain,
+            Node::Router(index) | Node::Dns(index) => {
+                self.cast.routers[self.routers[index].role].domain
+            }
             Node::Workload(index) => self.cast.workloads[index].domain,
         }
     }
@@ -220,7 +257,9 @@ impl World {
     pub fn id(&self, node: Node) -> SpiffeId {
         match node {
             Node::Registry(index) | Node::Operator(index) => cast::registry_id(index),
-            Node::Router(index) | Node::Dns(index) => self.cast.routers[self.routers[index].role].id.clone(),
+            Node::Router(index) | Node::Dns(index) => {
+                self.cast.routers[self.routers[index].role].id.clone()
+            }
             Node::Workload(index) => self.cast.workloads[index].id.clone(),
         }
     }
@@ -258,21 +297,48 @@ impl World {
         let call = self.number();
         let life = self.life(from);
         self.waiting.insert(call, (life, awaits));
-        self.later(CALL_TIMEOUT, Event::Replied { call, body: ReplyBody::Nothing });
+        self.later(
+            CALL_TIMEOUT,
+            Event::Replied {
+                call,
+                body: ReplyBody::Nothing,
+            },
+        );
         let (a, b) = (self.site(from), self.site(to));
         let arrivals = self.internet.fate(a, b, Travel::Stream, &mut self.tally);
         for delay in arrivals {
             // A caller whose first try seemed lost asks twice.
-            if matches!(body, CallBody::Request(_)) && self.internet.hit(Fault::Duplicate, 10, &mut self.tally) {
+            if matches!(body, CallBody::Request(_))
+                && self.internet.hit(Fault::Duplicate, 10, &mut self.tally)
+            {
                 let again = self.number();
-                let event = Event::CallArrives { call: again, from: life, to, body: body.clone() };
+                let event = Event::CallArrives {
+                    call: again,
+                    from: life,
+                    to,
+                    body: body.clone(),
+                };
                 self.later(delay + Duration::from_millis(2), event);
             }
-            self.later(delay, Event::CallArrives { call, from: life, to, body: body.clone() });
+            self.later(
+                delay,
+                Event::CallArrives {
+                    call,
+                    from: life,
+                    to,
+                    body: body.clone(),
+                },
+            );
         }
     }
 
-    fn call_arrives(&mut self, call: u64, from: Life, to: Node, body: CallBody) -> Result<(), Broken> {
+    fn call_arrives(
+        &mut self,
+        call: u64,
+        from: Life,
+        to: Node,
+        body: CallBody,
+    ) -> Result<(), Broken> {
         self.callers.insert(call, from);
         if !self.is_up(to) {
             self.answer(to, call, ReplyBody::Nothing);
@@ -288,19 +354,29 @@ impl World {
 
     /// The server's answer starts on its way back.
     pub fn answer(&mut self, from: Node, call: u64, body: ReplyBody) {
-        let Some(to) = self.callers.remove(&call) else { return };
+        let Some(to) = self.callers.remove(&call) else {
+            return;
+        };
         let (a, b) = (self.site(from), self.site(to.node));
         if a != b && self.internet.hit(Fault::LostReply, 40, &mut self.tally) {
             return;
         }
         let arrivals = self.internet.fate(a, b, Travel::Stream, &mut self.tally);
         for delay in arrivals {
-            self.later(delay, Event::Replied { call, body: body.clone() });
+            self.later(
+                delay,
+                Event::Replied {
+                    call,
+                    body: body.clone(),
+                },
+            );
         }
     }
 
     fn replied(&mut self, call: u64, body: ReplyBody) -> Result<(), Broken> {
-        let Some((life, awaits)) = self.waiting.remove(&call) else { return Ok(()) };
+        let Some((life, awaits)) = self.waiting.remove(&call) else {
+            return Ok(());
+        };
         if !self.is_alive(life) {
             return Ok(());
         }
@@ -316,7 +392,14 @@ impl World {
     pub fn open_pipe(&mut self, from: Node, to: Node, kind: PipeKind) -> u64 {
         let pipe = self.number();
         let ends = [self.life(from), self.life(to)];
-        self.pipes.insert(pipe, Pipe { kind, ends, last: [self.now; 2] });
+        self.pipes.insert(
+            pipe,
+            Pipe {
+                kind,
+                ends,
+                last: [self.now; 2],
+            },
+        );
         let (a, b) = (self.site(from), self.site(to));
         let arrivals = self.internet.fate(a, b, Travel::Stream, &mut self.tally);
         match arrivals.first() {
@@ -329,7 +412,10 @@ impl World {
 
     /// Open streams that end at a process.
     pub fn pipes_to(&self, life: Life, kind: impl Fn(&PipeKind) -> bool) -> Vec<u64> {
-        let its = self.pipes.iter().filter(|(_, pipe)| pipe.ends[1] == life && kind(&pipe.kind));
+        let its = self
+            .pipes
+            .iter()
+            .filter(|(_, pipe)| pipe.ends[1] == life && kind(&pipe.kind));
         its.map(|(number, _)| *number).collect()
     }
 
@@ -339,14 +425,25 @@ impl World {
         if let Some(pipe) = self.pipes.get_mut(&number) {
             pipe.last[0] = at;
         }
-        self.queue.push(at, Event::PipeReady { pipe: number, answer });
+        self.queue.push(
+            at,
+            Event::PipeReady {
+                pipe: number,
+                answer,
+            },
+        );
     }
 
     /// From the end at `side` to the other one. A message that is lost breaks the stream.
     pub fn send(&mut self, pipe: u64, side: usize, body: PipeBody) {
-        let Some(found) = self.pipes.get(&pipe) else { return };
+        let Some(found) = self.pipes.get(&pipe) else {
+            return;
+        };
         let other = 1 - side;
-        let (a, b) = (self.site(found.ends[side].node), self.site(found.ends[other].node));
+        let (a, b) = (
+            self.site(found.ends[side].node),
+            self.site(found.ends[other].node),
+        );
         let arrivals = self.internet.fate(a, b, Travel::Stream, &mut self.tally);
         let Some(delay) = arrivals.first() else {
             self.break_pipe(pipe);
@@ -356,25 +453,45 @@ impl World {
         if let Some(found) = self.pipes.get_mut(&pipe) {
             let at = at.max(found.last[other]);
             found.last[other] = at;
-            self.queue.push(at, Event::PipeData { pipe, side: other, body });
+            self.queue.push(
+                at,
+                Event::PipeData {
+                    pipe,
+                    side: other,
+                    body,
+                },
+            );
         }
     }
 
     /// Both ends notice, each at its time; nothing more arrives.
     pub fn break_pipe(&mut self, pipe: u64) {
-        let Some(found) = self.pipes.get(&pipe) else { return };
+        let Some(found) = self.pipes.get(&pipe) else {
+            return;
+        };
         let far = self.site(found.ends[0].node) != self.site(found.ends[1].node);
         for side in 0..2 {
             let after = if far { 500 + self.rng.below(4_500) } else { 5 };
-            self.later(Duration::from_millis(after), Event::PipeCloses { pipe, side });
+            self.later(
+                Duration::from_millis(after),
+                Event::PipeCloses { pipe, side },
+            );
         }
     }
 
     /// One end closes; the other one hears of it after what is under way.
     pub fn close_pipe(&mut self, pipe: u64, side: usize) {
-        let Some(found) = self.pipes.get(&pipe) else { return };
+        let Some(found) = self.pipes.get(&pipe) else {
+            return;
+        };
         let at = found.last[1 - side].max(self.now) + Duration::from_millis(10);
-        self.queue.push(at, Event::PipeCloses { pipe, side: 1 - side });
+        self.queue.push(
+            at,
+            Event::PipeCloses {
+                pipe,
+                side: 1 - side,
+            },
+        );
     }
 
     pub fn break_pipes_between(&mut self, a: usize, b: usize) {
@@ -394,8 +511,12 @@ impl World {
 
     /// A process is gone: the other ends of its streams see them reset.
     pub fn break_pipes_of(&mut self, life: Life) {
-        let its: Vec<u64> =
-            self.pipes.iter().filter(|(_, pipe)| pipe.ends.contains(&life)).map(|(number, _)| *number).collect();
+        let its: Vec<u64> = self
+            .pipes
+            .iter()
+            .filter(|(_, pipe)| pipe.ends.contains(&life))
+            .map(|(number, _)| *number)
+            .collect();
         for pipe in its {
             for side in 0..2 {
                 self.later(Duration::from_millis(20), Event::PipeCloses { pipe, side });
@@ -404,7 +525,9 @@ impl World {
     }
 
     fn pipe_opens(&mut self, pipe: u64) -> Result<(), Broken> {
-        let Some(found) = self.pipes.get(&pipe) else { return Ok(()) };
+        let Some(found) = self.pipes.get(&pipe) else {
+            return Ok(());
+        };
         let (from, to) = (found.ends[0], found.ends[1]);
         if !self.is_alive(to) {
             self.later(Duration::from_millis(20), Event::PipeFails { pipe });
@@ -419,8 +542,14 @@ impl World {
         }
     }
 
-    fn pipe_ready(&mut self, pipe: u64, answer: Option<vl3_core::router::RoutesOpen>) -> Result<(), Broken> {
-        let Some(found) = self.pipes.get(&pipe) else { return Ok(()) };
+    fn pipe_ready(
+        &mut self,
+        pipe: u64,
+        answer: Option<vl3_core::router::RoutesOpen>,
+    ) -> Result<(), Broken> {
+        let Some(found) = self.pipes.get(&pipe) else {
+            return Ok(());
+        };
         let (from, to) = (found.ends[0], found.ends[1]);
         if !self.is_alive(from) {
             return Ok(());
@@ -434,7 +563,9 @@ impl World {
     }
 
     fn pipe_fails(&mut self, pipe: u64) -> Result<(), Broken> {
-        let Some(found) = self.pipes.remove(&pipe) else { return Ok(()) };
+        let Some(found) = self.pipes.remove(&pipe) else {
+            return Ok(());
+        };
         if !self.is_alive(found.ends[0]) {
             return Ok(());
         }
@@ -446,7 +577,9 @@ impl World {
     }
 
     fn pipe_data(&mut self, pipe: u64, side: usize, body: PipeBody) -> Result<(), Broken> {
-        let Some(found) = self.pipes.get(&pipe) else { return Ok(()) };
+        let Some(found) = self.pipes.get(&pipe) else {
+            return Ok(());
+        };
         let life = found.ends[side];
         if !self.is_alive(life) {
             return Ok(());
@@ -460,7 +593,9 @@ impl World {
     }
 
     fn pipe_closes(&mut self, pipe: u64, side: usize) -> Result<(), Broken> {
-        let Some(found) = self.pipes.get_mut(&pipe) else { return Ok(()) };
+        let Some(found) = self.pipes.get_mut(&pipe) else {
+            return Ok(());
+        };
         let life = found.ends[side];
         let kind = found.kind.clone();
         // Seen once per end.
