@@ -16,6 +16,8 @@ pub struct Peer {
     pub certificate: Arc<[u8]>,
     /// `nsm-client-token`, when it came exactly once.
     pub token: Option<String>,
+    /// Our address of the TCP connection; unset on a unix socket.
+    pub local: Option<std::net::IpAddr>,
     /// `nsm-client-token-expires`, when it came exactly once and parses.
     pub token_expires: Option<Wall>,
 }

@@ -196,6 +196,7 @@ impl Rig {
             Some(Peer {
                 certificate: id.as_str().as_bytes().into(),
                 token: Some(plain_token(&id, &[&spiffe("router")], expires)),
+                local: None,
                 token_expires: Some(Wall::from_unix_secs(expires)),
                 id,
             }),
