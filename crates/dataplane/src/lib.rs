@@ -17,6 +17,8 @@ mod port;
 mod segment;
 mod socket;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod tun;
 mod vnet;
 mod worker;
