@@ -13,6 +13,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use space::first_free;
 pub use types::{Acquire, Config, Granted, Lease, LeaseRecord, Refusal};
 
 use std::collections::{BTreeMap, BTreeSet};

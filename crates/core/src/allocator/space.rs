@@ -17,7 +17,7 @@ fn bounds(range: &IpNet) -> (u128, u128) {
 
 /// The lowest prefix of `len` in `block` that touches none of `taken`. Steps over a taken
 /// range at once, so it takes at most `taken.len() + 1` rounds.
-pub(super) fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
+pub fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
     let width: u32 = if matches!(block, IpNet::V4(_)) { 32 } else { 128 };
     let size_bits = width.checked_sub(u32::from(len))?;
     let (first, last) = bounds(&block);

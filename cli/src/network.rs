@@ -1,0 +1,226 @@
+//! `vl3 network`: writing, checking and publishing network documents.
+
+mod edit;
+mod key;
+mod publish;
+mod show;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Subcommand, ValueEnum};
+use ipnet::{IpNet, Ipv4Net};
+use vl3_core::Wall;
+use vl3_core::document::Chain;
+use vl3_core::ids::{DomainName, NetworkName};
+use vl3_identity::token::parse_rfc3339;
+use vl3_proto::document::{read_armoured, write_armoured};
+
+use crate::app::Failure;
+use crate::output::Output;
+
+pub(crate) use edit::{Block4, NewMember, NewNetwork};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a network: version 1 of its document
+    Init {
+        /// Also its NSM network service name
+        name: NetworkName,
+        /// DNS zone of its names (default: NAME.vl3)
+        #[arg(long)]
+        zone: Option<String>,
+        /// IPv4 pool, such as 10.80.0.0/16; without it the network has IPv6 alone
+        #[arg(long, value_name = "CIDR")]
+        pool4: Option<Ipv4Net>,
+        /// Ranges that nobody may be given (pods, services); may be repeated
+        #[arg(long, value_name = "CIDR")]
+        exclude: Vec<IpNet>,
+        /// Seconds that a connection may carry traffic after its right expired
+        #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+        stale_limit: u32,
+        #[command(flatten)]
+        admin: Admin,
+        /// Where the document goes (default: NAME.vl3net)
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Add a domain, or take back one that was removed
+    AddMember {
+        /// The document, rewritten in place
+        file: PathBuf,
+        #[arg(long)]
+        domain: DomainName,
+        #[arg(long, value_name = "NAME")]
+        trust_domain: String,
+        /// PEM roots of the trust domain (`vl3 identity bundle`)
+        #[arg(long, value_name = "FILE")]
+        bundle: PathBuf,
+        /// Address of its registry; may be repeated
+        #[arg(long, value_name = "HOST:PORT")]
+        contact: Vec<String>,
+        /// IPv4 block: a size such as /28, a prefix of the pool, or none
+        #[arg(long, default_value = "/22")]
+        block4: Block4,
+        /// The domain cannot be dialled
+        #[arg(long)]
+        dials_only: bool,
+        /// End of its membership, as 2027-01-31T00:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        not_after: Option<Wall>,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Revoke a domain's membership; its blocks stay reserved
+    RemoveMember {
+        /// The document, rewritten in place
+        file: PathBuf,
+        #[arg(long)]
+        domain: DomainName,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Show a document
+    Show {
+        file: PathBuf,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Check a document: signatures, order, content
+    Verify { file: PathBuf },
+    /// Hand a document to a registry, which carries it on to all others
+    Publish {
+        file: PathBuf,
+        /// Address of the registry
+        #[arg(long, value_name = "HOST:PORT")]
+        to: String,
+        /// Identity directory of the caller: svid.pem, key.pem, bundle.pem
+        #[arg(long, value_name = "DIR")]
+        identity: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Admin {
+    /// Ed25519 key that signs, mode 0600 (`init` makes it where it is absent)
+    #[arg(long, value_name = "FILE", default_value = "vl3-admin.key")]
+    admin_key: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+fn time(text: &str) -> Result<Wall, String> {
+    parse_rfc3339(text).ok_or_else(|| "must be a time such as 2027-01-31T00:00:00Z".to_owned())
+}
+
+pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
+    match verb {
+        Verb::Init { name, zone, pool4, exclude, stale_limit, admin, out: file } => {
+            let file = file.unwrap_or_else(|| PathBuf::from(format!("{name}.vl3net")));
+            if file.exists() {
+                let error = anyhow!("{} is there already", file.display());
+                return Err(Failure::with_next(error, format!("vl3 network show {}", file.display())));
+            }
+            let secret = key::load_or_make(&admin.admin_key)?;
+            let zone = zone.unwrap_or_else(|| format!("{name}.vl3"));
+            let new = NewNetwork { name, zone, pool4, exclusions: exclude, stale_limit_seconds: stale_limit };
+            let chain = edit::init(new, &secret)?;
+            write(&file, &chain)?;
+            out.line(&format!("made network {} ({}) in {}", chain.document().name, chain.uid(), file.display()));
+            out.line(&format!("next: vl3 network add-member {} --domain NAME ...", file.display()));
+        }
+        Verb::AddMember {
+            file,
+            domain,
+            trust_domain,
+            bundle,
+            contact,
+            block4,
+            dials_only,
+            not_after,
+            admin,
+        } => {
+            let chain = open(&file)?;
+            let secret = key::load(&admin.admin_key)?;
+            let pem = std::fs::read(&bundle).with_context(|| format!("read {}", bundle.display()))?;
+            vl3_identity::Bundle::from_pem(&pem)
+                .map_err(|error| anyhow!("{}: {error}", bundle.display()))?;
+            let member = NewMember {
+                domain: domain.clone(),
+                trust_domain,
+                bundle: pem,
+                contacts: contact,
+                block4,
+                dials_only,
+                not_after,
+            };
+            let chain = edit::add_member(&chain, member, &secret)?;
+            write(&file, &chain)?;
+            let member = chain.document().members.get(&domain);
+            let blocks: Vec<_> =
+                member.into_iter().flat_map(|member| member.blocks()).map(|block| block.to_string()).collect();
+            out.line(&format!(
+                "version {}: {domain} is a member with {}",
+                chain.document().version,
+                blocks.join(" and ")
+            ));
+        }
+        Verb::RemoveMember { file, domain, admin } => {
+            let chain = open(&file)?;
+            let secret = key::load(&admin.admin_key)?;
+            let chain = edit::remove_member(&chain, &domain, &secret)?;
+            write(&file, &chain)?;
+            out.line(&format!("version {}: {domain} is revoked", chain.document().version));
+            out.line(&format!("next: vl3 network publish {} --to HOST:PORT --identity DIR", file.display()));
+        }
+        Verb::Show { file, output } => {
+            let chain = open(&file)?;
+            match output {
+                Format::Json => out.line(&show::json(&chain).to_string()),
+                Format::Table => show::table(&chain, out),
+            }
+        }
+        Verb::Verify { file } => {
+            let chain = open(&file)?;
+            let document = chain.document();
+            let signers: Vec<_> =
+                chain.newest().signatures.iter().map(|signature| signature.key.to_string()).collect();
+            out.line(&format!(
+                "{} is fine: network {} ({}), version {}, signed by {}",
+                file.display(),
+                document.name,
+                document.uid,
+                document.version,
+                signers.join(", ")
+            ));
+        }
+        Verb::Publish { file, to, identity } => {
+            let chain = open(&file)?;
+            let answer = publish::publish(&chain, &to, &identity).await?;
+            out.line(&answer);
+        }
+    }
+    Ok(())
+}
+
+/// Reads and verifies a document file.
+pub(crate) fn open(file: &Path) -> Result<Chain, Failure> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let chain = read_armoured(&text).with_context(|| format!("verify {}", file.display()))?;
+    Ok(chain)
+}
+
+/// Replaces the file at once, so that no reader sees half of it.
+pub(crate) fn write(file: &Path, chain: &Chain) -> anyhow::Result<()> {
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    std::fs::write(&temporary, write_armoured(chain))
+        .and_then(|()| std::fs::rename(&temporary, file))
+        .with_context(|| format!("write {}", file.display()))
+}
