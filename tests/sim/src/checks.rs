@@ -170,8 +170,10 @@ impl World {
             return Err(Broken::new(5, what));
         }
         for (other, router) in self.routers.iter().enumerate() {
-            let (Some(held), true) = (&router.lease, router.machine.is_some() && !router.fenced)
-            else {
+            let (Some(held), true) = (
+                &router.lease,
+                router.machine.is_some() && !router.is_fenced(),
+            ) else {
                 continue;
             };
             let apart = other == index || router.role == role || held.uid != lease.uid;
@@ -196,7 +198,12 @@ impl World {
         let Some(machine) = &self.routers[index].machine else {
             return Ok(());
         };
-        for (router, link) in &machine.state().links {
+        // Whoever was forgotten by everybody, its own registry included, starts over.
+        let links = &machine.state().links;
+        self.truth
+            .consumed
+            .retain(|(consumer, router), _| *consumer != index || links.contains_key(router));
+        for (router, link) in links {
             let (key, generation) = ((index, router.clone()), link.generation);
             match self.truth.consumed.get(&key) {
                 Some(highest) if *highest > generation => {
@@ -402,7 +409,13 @@ impl World {
                 .view
                 .names
                 .contains_key(&self.cast.workloads[target].name);
-        (named && !process.fenced).then_some((workload.lives, router, process.lives))
+        // Two instances of one name know different workloads until one of them is fenced.
+        let alone = !self.routers.iter().enumerate().any(|(other, process)| {
+            other != router
+                && process.role == self.routers[router].role
+                && process.machine.is_some()
+        });
+        (named && alone).then_some((workload.lives, router, process.lives))
     }
 
     /// 8, 12, 4: what a workload is told about a name.

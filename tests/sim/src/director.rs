@@ -380,14 +380,19 @@ impl World {
     fn storm_ends(&mut self) -> Result<(), Broken> {
         self.internet.set_storm(false);
         self.internet.heal_all();
-        // Of two instances of one name the newer stays.
-        for index in 0..self.cast.routers.len() {
-            let role = self.routers[index].role;
+        // Of two instances of one name an operator stops the one that is fenced.
+        for older in 0..self.cast.routers.len() {
+            let role = self.routers[older].role;
             let newer =
-                (index + 1..self.routers.len()).any(|other| self.routers[other].role == role);
-            if newer {
-                self.crash_router(index);
-                self.routers[index].retired = true;
+                (older + 1..self.routers.len()).find(|other| self.routers[*other].role == role);
+            if let Some(newer) = newer {
+                let retired = if self.routers[newer].is_fenced() {
+                    newer
+                } else {
+                    older
+                };
+                self.crash_router(retired);
+                self.routers[retired].retired = true;
             }
         }
         for index in 0..self.registries.len() {

@@ -42,8 +42,6 @@ pub struct Router {
     pub plane: Plane,
     pub address: SocketAddr,
     pub clock_offset: i64,
-    /// The machine was told by its registry that somebody newer has its name.
-    pub fenced: bool,
     /// It says things that are not so.
     pub lies: bool,
     pub instance: InstanceId,
@@ -86,7 +84,6 @@ impl Router {
             plane: Plane::default(),
             address,
             clock_offset: 0,
-            fenced: false,
             lies: false,
             instance: InstanceId(bytes),
             key: PublicKey(key),
@@ -139,6 +136,11 @@ impl Router {
         self.documents.document()
     }
 
+    /// It knows that somebody newer has its name.
+    pub fn is_fenced(&self) -> bool {
+        self.machine.as_ref().is_some_and(RouterMachine::is_fenced)
+    }
+
     /// Another state directory in place of this one.
     pub fn forget_everything(&mut self) {
         self.disk.lose();
@@ -184,7 +186,6 @@ impl World {
         }
         router.lives += 1;
         router.lease.clone_from(&state.lease);
-        router.fenced = false;
         router.plane = Plane::default();
         router.view = ResolverView::default();
         router.dns = Dns::new(router.seed);
@@ -606,9 +607,6 @@ impl World {
                 if let Ok(answer) = &result {
                     self.routers[index].lease = Some(answer.lease.clone());
                     self.lease_granted(index, &answer.lease.clone())?;
-                }
-                if matches!(result, Err(LeaseFailure::Fenced(_))) {
-                    self.routers[index].fenced = true;
                 }
                 Input::Lease { ticket, result }
             }
