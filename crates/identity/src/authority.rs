@@ -207,9 +207,9 @@ fn name(common: &str) -> DistinguishedName {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read {
+    std::fs::read(path).map_err(|reason| Error::Read {
         path: path.to_owned(),
-        source,
+        reason,
     })
 }
 
@@ -221,9 +221,9 @@ enum Mode {
 }
 
 fn create_dir(dir: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::Write {
+    std::fs::create_dir_all(dir).map_err(|reason| Error::Write {
         path: dir.to_owned(),
-        source,
+        reason,
     })
 }
 
@@ -250,8 +250,8 @@ fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), Error> {
             Ok(())
         }
     };
-    attempt().map_err(|source| Error::Write {
+    attempt().map_err(|reason| Error::Write {
         path: path.to_owned(),
-        source,
+        reason,
     })
 }

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file is missing or unreadable: name it to the user, or wait for it.
-    #[error("read {}: {source}", path.display())]
+    #[error("read {}: {reason}", path.display())]
     Read {
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file could not be written.
-    #[error("write {}: {source}", path.display())]
+    #[error("write {}: {reason}", path.display())]
     Write {
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The content breaks a rule: it must be replaced.
     #[error("{what}: {reason}")]

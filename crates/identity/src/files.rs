@@ -81,9 +81,9 @@ fn read(dir: &Path) -> Result<Content, Error> {
             }
             std::fs::read(&path)
         };
-        read().map_err(|source| Error::Read {
+        read().map_err(|reason| Error::Read {
             path: path.clone(),
-            source,
+            reason,
         })
     };
     Ok(Content {

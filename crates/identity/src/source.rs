@@ -45,8 +45,8 @@ impl Source {
     }
 
     /// One that never changes, for tests and short-lived tools.
-    pub fn fixed(identity: Identity) -> Self {
-        let (_, receiver) = watch::channel(Arc::new(identity));
+    pub fn fixed(identity: impl Into<Arc<Identity>>) -> Self {
+        let (_, receiver) = watch::channel(identity.into());
         Self::new(receiver, None)
     }
 

@@ -48,7 +48,8 @@ where
         ..RoleContext::new(common, identity)
     };
     admin::start(&ctx).await?;
-    let role = run(config, ctx.clone());
+    // Role futures are large; the heap keeps them off this stack.
+    let role = Box::pin(run(config, ctx.clone()));
     let outcome = tokio::select! {
         outcome = role => outcome,
         error = ctx.tasks.failed() => Err(error),
