@@ -10,7 +10,7 @@ use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, load};
 use vl3_runtime::{RoleContext, run_role};
 
 use crate::output::{Output, report};
-use crate::{identity, status};
+use crate::{demo, identity, network, status};
 
 /// The control plane of one process; packets have threads of their own.
 const WORKER_THREADS_MAX: usize = 4;
@@ -25,11 +25,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run a domain's registry: who offers what, leases, names, the network document
+    Registry(RoleArgs),
+    /// Run the router of one network in one domain, or tell a running one to leave
+    Router(RouterArgs),
+    /// Run the DNS server beside a router
+    Dns(RoleArgs),
+    /// Attach this workload or site to its networks
+    Client(RoleArgs),
     /// Identities without SPIRE: make a CA, issue certificates
     #[command(subcommand)]
     Identity(identity::Verb),
+    /// Network documents: who belongs to a network, signed
+    #[command(subcommand)]
+    Network(network::Verb),
     /// Show what running roles are doing
     Status(status::Args),
+    /// See three clusters and an edge site become one network on this machine
+    Demo(demo::Args),
     /// Print the version
     Version,
 }
@@ -60,6 +73,24 @@ pub(crate) struct RoleArgs {
     set: Vec<(String, String)>,
 }
 
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct RouterArgs {
+    #[command(flatten)]
+    role: RoleArgs,
+    #[command(subcommand)]
+    action: Option<RouterAction>,
+}
+
+#[derive(Debug, Subcommand)]
+enum RouterAction {
+    /// Give back lease, addresses, names and peers of a running router, and stop it
+    Leave {
+        /// Its name or run directory
+        target: Option<String>,
+    },
+}
+
 /// Why a verb ended badly.
 pub(crate) struct Failure {
     pub(crate) error: anyhow::Error,
@@ -84,8 +115,18 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Output::stdout();
     let result = match cli.verb {
+        Verb::Registry(args) => role(&args, &out, registry_federation::run),
+        Verb::Router(RouterArgs { action: Some(RouterAction::Leave { target }), .. }) => {
+            block_on(leave(target, &out))
+        }
+        Verb::Router(RouterArgs { role: args, action: None }) => role(&args, &out, vl3_router::run),
+        Verb::Dns(args) => role(&args, &out, dns_fanout::run),
+        Verb::Client(args) => role(&args, &out, vl3_client::run),
         Verb::Identity(verb) => identity::run(verb, &out),
+        Verb::Network(verb) => block_on(network::run(verb, &out)),
         Verb::Status(args) => block_on(status::run(args, &out)),
+        // Before any other thread: it takes mounts of its own.
+        Verb::Demo(args) => return demo::run(args),
         Verb::Version => {
             out.line(&format!("vl3 {}", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -101,7 +142,6 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Loads, checks and runs one role.
-#[expect(dead_code, reason = "roles are wired as their crates expose them")]
 fn role<C, F, R>(args: &RoleArgs, out: &Output, run: F) -> Result<(), Failure>
 where
     C: Configure,
@@ -120,6 +160,12 @@ where
             Failure::with_next(error, next)
         })
     })
+}
+
+async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
+    status::command(target.as_deref(), "leave").await?;
+    out.line("the router has left its network");
+    Ok(())
 }
 
 fn invalid_config<C: Configure>(invalid: Invalid) -> Failure {

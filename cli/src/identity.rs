@@ -110,7 +110,7 @@ fn open(ca: &Path) -> Result<Authority, Failure> {
 
 fn already(error: Error, ca: &Path) -> Failure {
     match error {
-        Error::Write { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+        Error::Write { reason, .. } if reason.kind() == std::io::ErrorKind::AlreadyExists => {
             Failure::with_next(
                 anyhow!("{} holds a CA already", ca.display()),
                 format!("vl3 identity issue router NAME --ca {}", ca.display()),

@@ -1,7 +1,9 @@
 //! `vl3`, the one binary: roles and the verbs that serve people.
 
 mod app;
+mod demo;
 mod identity;
+mod network;
 mod output;
 mod status;
 

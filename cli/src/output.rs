@@ -15,7 +15,6 @@ impl Output {
         Self { terminal: io::stdout().is_terminal() }
     }
 
-
     pub(crate) fn text(&self, text: &str) {
         // A closed pipe (`vl3 status | head`) is the reader's wish.
         let _closed = io::stdout().lock().write_all(text.as_bytes());

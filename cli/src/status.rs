@@ -62,7 +62,6 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
 }
 
 /// Runs a command of a role (`leave`) at its admin socket.
-#[expect(dead_code, reason = "used by the verbs of the roles")]
 pub(crate) async fn command(target: Option<&str>, name: &str) -> Result<Value, Failure> {
     let sockets = sockets(target)?;
     let [socket] = sockets.as_slice() else {
