@@ -400,7 +400,13 @@ impl World {
     }
 
     /// Whether a workload's name is live, and in which lives of it and its router.
-    pub fn name_is_live(&self, target: usize) -> Option<(u32, usize, u32)> {
+    /// To an asker whose router knows of the domain and is not fenced off from it.
+    pub fn name_is_live(&self, asker: usize, target: usize) -> Option<(u32, usize, u32)> {
+        let asked = &self.routers[self.workloads[asker].router?];
+        let domain = domain_name(self.cast.workloads[target].domain);
+        if asked.is_fenced() || !asked.document().members.contains_key(&domain) {
+            return None;
+        }
         let workload = &self.workloads[target];
         let router = workload.router.filter(|_| workload.alive)?;
         let process = &self.routers[router];
@@ -424,7 +430,7 @@ impl World {
         let found: Vec<IpAddr> = addresses(&reply.answers).collect();
         match asked.wanted {
             Wanted::Canonical(target) | Wanted::Shared(target) => {
-                let still = self.name_is_live(target);
+                let still = self.name_is_live(asked.asker, target);
                 if reply.rcode == Rcode::NX_DOMAIN && asked.live.is_some() && asked.live == still {
                     let what = format!(
                         "workload-{} is told NXDOMAIN for the live workload-{target}",

@@ -450,12 +450,12 @@ impl World {
                 let other = &self.cast.workloads[target];
                 (
                     format!("{}.{}.{zone}", other.name, DOMAINS[other.domain]),
-                    self.name_is_live(target),
+                    self.name_is_live(asker, target),
                 )
             }
             Wanted::Shared(target) => (
                 format!("{}.{zone}", self.cast.workloads[target].name),
-                self.name_is_live(target),
+                self.name_is_live(asker, target),
             ),
             Wanted::Nobody => (format!("nobody.{}.{zone}", DOMAINS[role.domain]), None),
             Wanted::OtherNetwork(target) => {

@@ -148,19 +148,6 @@ impl Router {
         self.instance.0[15] += 1;
         self.key.0[31] = self.key.0[31].wrapping_add(1);
     }
-
-    fn open_words(&self, cast: &Cast) -> RoutesOpen {
-        RoutesOpen {
-            uid: cast.networks[cast.routers[self.role].network].uid,
-            router: self.router_id(cast),
-            instance: self.instance,
-            generation: self
-                .lease
-                .as_ref()
-                .map(|lease| lease.generation)
-                .unwrap_or_default(),
-        }
-    }
 }
 
 impl World {
@@ -678,8 +665,11 @@ impl World {
     ) -> Result<(), Broken> {
         match kind {
             PipeKind::Routes { open, .. } => {
-                let words = self.routers[index].open_words(&self.cast);
-                self.accept_pipe(pipe, Some(words));
+                let words = self.routers[index]
+                    .machine
+                    .as_ref()
+                    .map(RouterMachine::routes_open);
+                self.accept_pipe(pipe, words);
                 let stream = StreamId(pipe * 2 + 1);
                 self.router_input(
                     index,
@@ -693,9 +683,10 @@ impl World {
                     },
                 )
             }
-            PipeKind::Monitor { .. } => {
+            PipeKind::Monitor { connection, .. } => {
                 self.accept_pipe(pipe, None);
-                let known = self.links_to(index, &peer);
+                let machine = self.routers[index].machine.as_ref();
+                let known = machine.is_some_and(|machine| machine.knows(&connection));
                 let event = if known {
                     DialEvent::Up
                 } else {
@@ -706,18 +697,6 @@ impl World {
             }
             PipeKind::Watch { .. } | PipeKind::Sync { .. } => Ok(()),
         }
-    }
-
-    /// Whether a router holds a link to whoever has this identity.
-    fn links_to(&self, index: usize, peer: &SpiffeId) -> bool {
-        let machine = self.routers[index].machine.as_ref();
-        machine.is_some_and(|machine| {
-            machine
-                .state()
-                .links
-                .values()
-                .any(|link| link.peer == *peer)
-        })
     }
 
     pub fn router_pipe_ready(
