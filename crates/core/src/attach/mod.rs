@@ -42,6 +42,8 @@ pub(crate) struct Attach {
     served: BTreeMap<ConnectionId, Served>,
     names: Names,
     installs: BTreeMap<Ticket, Install>,
+    /// Counts whatever changed what is live.
+    pub(crate) changes: u64,
 }
 
 /// What a running connection has beyond its stored part.
@@ -133,6 +135,7 @@ impl Attach {
     /// True when the ticket was one of this part's.
     pub(crate) fn installed(&mut self, ticket: Ticket, result: &Result<(), String>, ctx: &mut Context<'_>) -> bool {
         let Some(install) = self.installs.remove(&ticket) else { return false };
+        self.changes += 1;
         match install {
             Install::Peer { connection, port } => {
                 let Some(served) = self.served.get_mut(&connection).filter(|s| s.port == Some(port)) else {
@@ -190,6 +193,7 @@ impl Attach {
 
     pub(crate) fn port_failed(&mut self, port: PortId, ctx: &mut Context<'_>) {
         let Some(connection) = self.of_port(port) else { return };
+        self.changes += 1;
         if let Some(served) = self.served.get_mut(&connection) {
             served.port = None;
             served.live = false;

@@ -63,6 +63,10 @@ pub struct RouterMachine {
     view: ResolverView,
     registration: Option<Registration>,
     own: Option<Vec<IpNet>>,
+    /// Changes among workloads, and which links carried traffic, when that was derived.
+    basis: (u64, Vec<(PortId, bool)>),
+    /// Live members when the document was last looked at: membership ends by time as well.
+    members: usize,
 }
 
 impl RouterMachine {
@@ -90,6 +94,8 @@ impl RouterMachine {
             view: ResolverView::default(),
             registration: None,
             own: None,
+            basis: (0, Vec::new()),
+            members: 0,
         }
     }
 
@@ -170,7 +176,12 @@ impl RouterMachine {
         if self.started && !self.left {
             self.links.dial_due(&mut ctx);
         }
-        if self.started {
+        // What is derived rests on records, on what is live and on which links carry traffic;
+        // most samples change none of them.
+        let up: Vec<_> = self.links.iter().map(|(_, link)| (link.port, link.data_up())).collect();
+        let basis = (self.attach.changes, up);
+        if self.started && !(records.is_empty() && effects.is_empty() && basis == self.basis) {
+            self.basis = basis;
             self.follow(now, &mut records, &mut effects);
         }
         self.journal.push(records, effects, out);
@@ -240,6 +251,7 @@ impl RouterMachine {
             return;
         }
         self.started = true;
+        self.members = self.document.live_members(now.wall).count();
         self.sampled = now.mono;
         self.step(now, out, |parts, ctx| {
             parts.links.start(ctx);
@@ -257,10 +269,7 @@ impl RouterMachine {
         self.document = document;
         self.step(now, out, |parts, ctx| {
             ctx.record(Record::Document { bytes });
-            let events = parts.links.document_changed(ctx);
-            parts.linked(events, ctx);
-            parts.attach.document_changed(ctx);
-            parts.routes.judge_again(ctx);
+            parts.members_changed(ctx);
         });
     }
 
@@ -310,6 +319,14 @@ impl Parts<'_> {
                 LinkEvent::Fenced => self.fence = true,
             }
         }
+    }
+
+    /// Ends and disbelieves what the document no longer grants.
+    fn members_changed(&mut self, ctx: &mut Context<'_>) {
+        let events = self.links.document_changed(ctx);
+        self.linked(events, ctx);
+        self.attach.document_changed(ctx);
+        self.routes.judge_again(ctx);
     }
 
     fn request(&mut self, call: CallId, request: &Request, ctx: &mut Context<'_>) {
@@ -478,7 +495,14 @@ impl Machine for RouterMachine {
             self.sampled = now.mono;
             out.push(Effect::ReadPorts);
         }
-        self.step(now, out, |parts, ctx| parts.wake(ctx));
+        let members = self.document.live_members(now.wall).count();
+        let changed = core::mem::replace(&mut self.members, members) != members;
+        self.step(now, out, |parts, ctx| {
+            if changed {
+                parts.members_changed(ctx);
+            }
+            parts.wake(ctx);
+        });
     }
 
     fn next_wake(&self) -> Option<(Mono, &'static str)> {

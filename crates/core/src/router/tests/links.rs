@@ -166,6 +166,21 @@ fn a_revoked_member_is_gone_at_once() {
 }
 
 #[test]
+fn a_membership_that_ends_by_time_ends_its_link() {
+    let mut world = World::new(&["east", "west"]);
+    world.advance(Duration::from_secs(2));
+    let mut document = document();
+    document.version = 2;
+    let end = world.now.wall + Duration::from_secs(10);
+    document.members.get_mut(&"west".parse().unwrap()).unwrap().not_after = Some(end);
+    world.input("east", Input::Document { document: Box::new(document), bytes: vec![2] });
+    world.run();
+    assert_eq!(world.node("east").peers.len(), 1);
+    world.advance(Duration::from_secs(12));
+    assert!(world.node("east").peers.is_empty());
+}
+
+#[test]
 fn a_newer_life_under_the_own_name_fences() {
     let mut world = World::new(&["east", "west"]);
     world.advance(Duration::from_secs(2));
