@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -25,13 +26,16 @@ use crate::control::{self, Control, Outcome};
 use crate::host::{HostHandle, Wanted};
 use crate::plan::Joined;
 use crate::probe::{Prober, Reply};
-use crate::request::{Template, Wish};
+use crate::request::{self, Template, Wish};
 use crate::status::{Counters, Status};
 use crate::tun::Tun;
 use crate::wireguard::Wireguard;
 
 /// Answers that wait for the task; more senders wait.
 const INBOX: usize = 64;
+/// A network waits this long for those before it in the configuration, so that it can ask for
+/// other addresses than theirs.
+const EARLIER_LIMIT: Duration = Duration::from_secs(1);
 
 /// What comes back from the calls and tasks of an attachment.
 #[derive(Debug)]
@@ -226,6 +230,18 @@ impl Attachment {
                 accepted,
                 via,
             } => {
+                if let Err(taken) = self
+                    .parts
+                    .host
+                    .reserve(self.parts.position, &accepted.addresses)
+                {
+                    tracing::warn!(
+                        network,
+                        "context.ip_context.src_ip_addrs: {taken} is not allowed: \
+                         an address that no other network of this client uses; the answer is closed"
+                    );
+                    return self.answered(url, Outcome::Bad { connection, via });
+                }
                 self.parts.counters.request(network, "accepted");
                 let summary = accepted.summary();
                 self.last = Some((url.clone(), *connection));
@@ -329,10 +345,16 @@ impl Attachment {
             excluded: &excluded,
             preference,
         };
-        let request = self.parts.template.request(&wish);
+        let mut request = self.parts.template.request(&wish);
         let via = self.via_of(&url);
         let control = self.parts.control.clone();
+        let (host, position) = (self.parts.host.clone(), self.parts.position);
         self.call("request", async move {
+            if kind == RequestKind::First {
+                host.earlier_hold(position, EARLIER_LIMIT).await;
+                excluded.extend(host.held_by_others(position));
+                request::exclude(&mut request, &excluded);
+            }
             let outcome = control.request(&url, via, request, excluded).await;
             Event::Answered {
                 ticket,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,11 +44,14 @@ struct Command {
     done: oneshot::Sender<Result<(), HostError>>,
 }
 
+/// Addresses by position of the attachment that holds them.
+type Held = BTreeMap<usize, Vec<IpAddr>>;
+
 /// What an attachment holds of the host.
 #[derive(Clone, Debug)]
 pub(crate) struct HostHandle {
     commands: mpsc::Sender<Command>,
-    held: watch::Receiver<BTreeMap<usize, Vec<IpAddr>>>,
+    held: Arc<watch::Sender<Held>>,
 }
 
 impl HostHandle {
@@ -69,6 +74,24 @@ impl HostHandle {
         outcome.await.map_err(|_| HostError::Stopped)?
     }
 
+    /// Claims the addresses of an answer, all or none; the error is one that another attachment
+    /// holds. Earlier claims of the same attachment are given up.
+    pub(crate) fn reserve(&self, position: usize, addresses: &[IpAddr]) -> Result<(), IpAddr> {
+        let mut outcome = Ok(());
+        self.held.send_if_modified(|held| {
+            let others = held
+                .iter()
+                .filter(|(at, _)| **at != position)
+                .flat_map(|(_, held)| held);
+            if let Some(taken) = others.into_iter().find(|taken| addresses.contains(taken)) {
+                outcome = Err(*taken);
+                return false;
+            }
+            held.insert(position, addresses.to_vec()).as_deref() != Some(addresses)
+        });
+        outcome
+    }
+
     /// Addresses that the other attachments hold, as prefixes.
     pub(crate) fn held_by_others(&self, position: usize) -> Vec<IpNet> {
         let held = self.held.borrow();
@@ -76,6 +99,15 @@ impl HostHandle {
             .filter(|(at, _)| **at != position)
             .flat_map(|(_, addresses)| addresses.iter().copied().map(IpNet::from))
             .collect()
+    }
+
+    /// Waits until every attachment before `position` holds addresses, at most `limit`: what
+    /// they hold can then be excluded from the first Request on.
+    pub(crate) async fn earlier_hold(&self, position: usize, limit: Duration) {
+        let mut held = self.held.subscribe();
+        let all = held.wait_for(|held| (0..position).all(|earlier| held.contains_key(&earlier)));
+        // Too late or not: the answer is checked all the same.
+        let _either = tokio::time::timeout(limit, all).await;
     }
 }
 
@@ -85,21 +117,15 @@ pub(crate) fn start(
     resolv_conf: Option<PathBuf>,
 ) -> (HostHandle, impl Future<Output = ()>) {
     let (commands, queue) = mpsc::channel(QUEUE);
-    let (held, held_by) = watch::channel(BTreeMap::new());
+    let held = Arc::new(watch::Sender::new(Held::new()));
     let host = Host {
         netlink,
         resolv_conf,
         wanted: BTreeMap::new(),
         applied: Plan::default(),
-        held,
+        held: Arc::clone(&held),
     };
-    (
-        HostHandle {
-            commands,
-            held: held_by,
-        },
-        host.run(queue),
-    )
+    (HostHandle { commands, held }, host.run(queue))
 }
 
 struct Host {
@@ -107,7 +133,7 @@ struct Host {
     resolv_conf: Option<PathBuf>,
     wanted: BTreeMap<usize, Wanted>,
     applied: Plan,
-    held: watch::Sender<BTreeMap<usize, Vec<IpAddr>>>,
+    held: Arc<watch::Sender<Held>>,
 }
 
 impl Host {
@@ -130,15 +156,15 @@ impl Host {
 
     async fn set(&mut self, position: usize, wanted: Option<Wanted>) -> Result<(), HostError> {
         match wanted {
-            Some(wanted) => self.wanted.insert(position, wanted),
-            None => self.wanted.remove(&position),
-        };
-        self.held.send_replace(
-            self.wanted
-                .iter()
-                .map(|(at, wanted)| (*at, wanted.joined.addresses.clone()))
-                .collect(),
-        );
+            Some(wanted) => {
+                self.wanted.insert(position, wanted);
+            }
+            None => {
+                self.wanted.remove(&position);
+                self.held
+                    .send_if_modified(|held| held.remove(&position).is_some());
+            }
+        }
         let target = plan(self.wanted.values().map(|wanted| &wanted.joined));
         self.take_away(&target).await?;
         self.bring(&target).await?;

@@ -60,18 +60,18 @@ impl Template {
             }
         };
         let context = connection.context.get_or_insert_default();
-        let ip = context.ip_context.get_or_insert_default();
-        ip.excluded_prefixes = wish.excluded.iter().map(ToString::to_string).collect();
         context
             .extra_context
             .insert(HELLO_KEY.to_owned(), self.hello.encode());
         if let Some(path) = &mut connection.path {
             path.index = 0;
         }
-        NetworkServiceRequest {
+        let mut request = NetworkServiceRequest {
             connection: Some(connection),
             mechanism_preferences: vec![wish.preference.clone()],
-        }
+        };
+        exclude(&mut request, wish.excluded);
+        request
     }
 
     /// A connection that no router has seen.
@@ -109,6 +109,19 @@ impl Template {
             ..PathSegment::default()
         }
     }
+}
+
+/// Sets the prefixes from which no address may come.
+pub(crate) fn exclude(request: &mut NetworkServiceRequest, excluded: &[IpNet]) {
+    let mut prefixes: Vec<String> = excluded.iter().map(ToString::to_string).collect();
+    prefixes.sort();
+    prefixes.dedup();
+    let context = request
+        .connection
+        .get_or_insert_default()
+        .context
+        .get_or_insert_default();
+    context.ip_context.get_or_insert_default().excluded_prefixes = prefixes;
 }
 
 #[cfg(test)]
