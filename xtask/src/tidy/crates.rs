@@ -20,7 +20,7 @@ const ROLES: &[&str] = &[
 ];
 
 /// Everything that `vl3-core` may be built from: addresses, errors, hashes, signatures.
-/// No runtime, no socket, no clock. (`libc` and `getrandom` come with the signature crates
+/// No runtime, no socket, no clock. (`libc`, `getrandom` and `serde` come with these crates
 /// where another member turns their features on; the lints keep them out of the code.)
 const CORE_TREE: &[&str] = &[
     "block-buffer",
@@ -39,6 +39,9 @@ const CORE_TREE: &[&str] = &[
     "proc-macro2",
     "quote",
     "rand_core",
+    "serde",
+    "serde_core",
+    "serde_derive",
     "sha2",
     "signature",
     "subtle",
@@ -61,7 +64,7 @@ const NEVER_BELOW: &[(&str, &[&str])] = &[
         "vl3-dataplane",
         &["tokio", "mio", "tonic", "hyper", "async-std"],
     ),
-    ("nsm-chain", &["tonic", "hyper", "rustls", "rtnetlink"]),
+    ("nsm-chain", &["rtnetlink", "boringtun", "redb"]),
     ("vl3-proto", &["rtnetlink", "boringtun"]),
 ];
 
@@ -78,12 +81,13 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
     let blocks = || BLOCKS.to_vec();
     Some(match name {
         "vl3-core" | "vl3-net" => Vec::new(),
-        "vl3-proto" | "vl3-dataplane" | "nsm-chain" | "vl3-identity" => vec!["vl3-core"],
+        "vl3-proto" | "vl3-dataplane" | "vl3-identity" => vec!["vl3-core"],
+        "nsm-chain" => vec!["vl3-core", "vl3-proto", "vl3-identity"],
         "vl3-runtime" => vec!["vl3-core", "vl3-proto", "vl3-identity"],
         "vl3-lab" => vec!["vl3-net"],
         role if ROLES.contains(&role) => blocks(),
         "vl3" => [blocks(), ROLES.to_vec(), vec!["vl3-lab"]].concat(),
-        "vl3-sim" => vec!["vl3-core", "nsm-chain"],
+        "vl3-sim" => vec!["vl3-core"],
         "vl3-multicluster" => vec![
             "vl3-core",
             "vl3-proto",
@@ -166,6 +170,18 @@ fn directions(graph: &Graph, package: &Package, faults: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_core_is_built_from_its_allowed_tree_only() {
+        let graph = Graph::load().unwrap();
+        let tree = graph.tree("vl3-core");
+        assert!(tree.contains_key("ipnet"), "the tree is read at all");
+        let strangers: Vec<_> = tree
+            .iter()
+            .filter(|(name, _)| !CORE_TREE.contains(&name.as_str()))
+            .collect();
+        assert!(strangers.is_empty(), "{strangers:?}");
+    }
 
     #[test]
     fn no_role_is_allowed_another_role() {
