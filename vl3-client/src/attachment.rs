@@ -22,7 +22,7 @@ use vl3_runtime::{ReadyItem, Tasks, clock};
 
 use crate::answer::{Accepted, DataPath};
 use crate::config::{Attach, Mechanism};
-use crate::control::{self, Control, Outcome};
+use crate::control::{self, Control, Followee, Outcome};
 use crate::host::{HostHandle, Wanted};
 use crate::plan::Joined;
 use crate::probe::{Prober, Reply};
@@ -86,6 +86,7 @@ pub(crate) struct Attachment {
     shell: Shell,
     /// As last answered, by whom, and over what.
     last: Option<(String, Connection)>,
+    server_id: watch::Sender<String>,
     via: Option<(String, grpc::Connection)>,
     accepted: Option<Accepted>,
     prober: Option<Prober>,
@@ -138,6 +139,7 @@ impl Attachment {
             events,
             shell,
             last: None,
+            server_id: watch::Sender::new(String::new()),
             via: None,
             accepted: None,
             prober: None,
@@ -244,6 +246,7 @@ impl Attachment {
                 }
                 self.parts.counters.request(network, "accepted");
                 let summary = accepted.summary();
+                self.server_id.send_replace(server_id(&connection));
                 self.last = Some((url.clone(), *connection));
                 self.via = Some((url, via));
                 self.accepted = Some(*accepted);
@@ -387,8 +390,9 @@ impl Attachment {
     fn close(&mut self, ticket: Ticket, url: String) {
         let last = self
             .last
-            .take_if(|(at, _)| *at == url)
-            .map(|(_, last)| last);
+            .as_ref()
+            .filter(|(at, _)| *at == url)
+            .map(|(_, last)| last.clone());
         let connection = last.unwrap_or_else(|| Connection {
             id: self.parts.template.id.clone(),
             network_service: self.parts.template.network.to_string(),
@@ -528,12 +532,12 @@ impl Attachment {
             };
             return self.call("monitor", async move { Event::Machine(ended) });
         };
-        let events = self.events.clone();
-        let (name, id) = (
-            self.parts.template.name.clone(),
-            self.parts.template.id.clone(),
-        );
-        let followed = control::monitor(via.clone(), name, id, ticket, events);
+        let followee = Followee {
+            name: self.parts.template.name.clone(),
+            id: self.parts.template.id.clone(),
+            server_id: self.server_id.subscribe(),
+        };
+        let followed = control::monitor(via.clone(), followee, ticket, self.events.clone());
         self.followers
             .push(self.parts.tasks.spawn_detached("monitor", followed));
         let documents = self.parts.control.documents.clone();
@@ -612,6 +616,15 @@ impl Attachment {
             true
         });
     }
+}
+
+/// The id of the segment after our own.
+fn server_id(connection: &Connection) -> String {
+    let next = connection
+        .path
+        .as_ref()
+        .and_then(|path| path.path_segments.get(1));
+    next.map(|segment| segment.id.clone()).unwrap_or_default()
 }
 
 /// Own and router's address of one family, IPv6 first.

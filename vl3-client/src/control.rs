@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nsm_chain::SvidTokens;
 use nsm_chain::client::{Followed, check_answer, follow};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Code;
 use vl3_core::Ticket;
 use vl3_core::document::Role;
@@ -238,15 +238,31 @@ impl Control {
     }
 }
 
+/// Which connection is followed.
+#[derive(Clone, Debug)]
+pub(crate) struct Followee {
+    /// Name and id of the own path segment.
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// The router's id of the connection as it answered last: the end of one that it had before
+    /// says nothing about ours.
+    pub(crate) server_id: watch::Receiver<String>,
+}
+
 /// Follows the monitor stream; ends after [`MonitorEvent::Ended`] was reported.
 pub(crate) async fn monitor(
     via: grpc::Connection,
-    name: String,
-    id: String,
+    followee: Followee,
     ticket: Ticket,
     events: mpsc::Sender<Event>,
 ) {
+    let Followee {
+        name,
+        id,
+        server_id,
+    } = followee;
     let report = async |event| {
+        tracing::debug!(id, ?event, "monitor");
         // The attachment may have ended meanwhile.
         let _ended = events
             .send(Event::Machine(Input::Monitor { ticket, event }))
@@ -270,7 +286,8 @@ pub(crate) async fn monitor(
             let mut stream = stream.into_inner();
             loop {
                 match stream.message().await {
-                    Ok(Some(event)) => {
+                    Ok(Some(mut event)) => {
+                        event.connections.retain(|id, _| *id == *server_id.borrow());
                         let first = !std::mem::replace(&mut opened, true);
                         let Some(event) = follow(&event, 0, &id) else {
                             continue;
