@@ -10,7 +10,7 @@ use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, load};
 use vl3_runtime::{RoleContext, run_role};
 
 use crate::output::{Output, report};
-use crate::{demo, identity, network, status};
+use crate::{demo, identity, network, status, wg};
 
 /// The control plane of one process; packets have threads of their own.
 const WORKER_THREADS_MAX: usize = 4;
@@ -43,6 +43,8 @@ enum Verb {
     Status(status::Args),
     /// See three clusters and an edge site become one network on this machine
     Demo(demo::Args),
+    /// Run one WireGuard data plane alone: one TUN, static peers, no control plane
+    Wg(wg::Args),
     /// Print the version
     Version,
 }
@@ -127,6 +129,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Status(args) => block_on(status::run(args, &out)),
         // Before any other thread: it takes mounts of its own.
         Verb::Demo(args) => return demo::run(args),
+        Verb::Wg(args) => block_on(wg::run(args, &out)),
         Verb::Version => {
             out.line(&format!("vl3 {}", env!("CARGO_PKG_VERSION")));
             Ok(())

@@ -6,6 +6,7 @@ mod identity;
 mod network;
 mod output;
 mod status;
+mod wg;
 
 fn main() -> std::process::ExitCode {
     vl3_identity::install_crypto_provider();

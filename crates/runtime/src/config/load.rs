@@ -56,38 +56,66 @@ pub fn load<C: Configure>(flags: &Flags) -> Result<Loaded<C>, Invalid> {
     load_from(flags, std::env::vars())
 }
 
+/// Loads a configuration without the keys of [`Common`]: for tools that need neither identity
+/// nor run directory.
+pub fn load_plain<C: Configure>(flags: &Flags) -> Result<C, Invalid> {
+    let environment = std::env::vars().collect();
+    load_with(flags, C::ENVIRONMENT, &environment, C::read)
+}
+
 /// Loads from a given environment.
 pub fn load_from<C: Configure>(
     flags: &Flags,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded<C>, Invalid> {
-    let environment: BTreeMap<String, String> = environment.into_iter().collect();
+    let names: Vec<_> = base::ENVIRONMENT
+        .iter()
+        .chain(C::ENVIRONMENT)
+        .copied()
+        .collect();
+    let environment = environment.into_iter().collect();
+    load_with(flags, &names, &environment, |section| {
+        let common = Common::read(C::ROLE, section);
+        let config = C::read(section);
+        Some(Loaded {
+            common: common?,
+            config: config?,
+        })
+    })
+}
+
+fn load_with<T>(
+    flags: &Flags,
+    names: &[(&str, &str)],
+    environment: &BTreeMap<String, String>,
+    read: impl FnOnce(&mut Section<'_>) -> Option<T>,
+) -> Result<T, Invalid> {
     let mut shared = Shared::default();
     let table = match flags.config.as_deref().map(read_file) {
         None => toml::Table::new(),
         Some(Ok(table)) => table,
         Some(Err(problem)) => {
-            shared.problems.get_mut().push(problem);
-            let problems = shared.problems.into_inner();
             return Err(Invalid {
                 file: flags.config.clone(),
-                problems,
+                problems: vec![problem],
             });
         }
     };
-    shared.overrides = overrides::<C>(flags, &environment);
+    shared.overrides = overrides(flags, names, environment);
 
     let mut section = Section::root(&shared, table);
-    let common = Common::read(C::ROLE, &mut section);
-    let config = C::read(&mut section);
+    let value = read(&mut section);
     section.finish();
 
     for (key, given) in &shared.overrides {
         let used = shared.used_overrides.borrow().contains(key);
-        // NSM's names are set for whole pods; one that this role has no use for is no mistake.
+        // Names of NSM and SPIFFE are set for whole pods; one that this role has no use for is
+        // no mistake.
+        let foreign = ["environment NSM_", "environment SPIFFE_"];
         if !used
-            && !given.origin.starts_with("environment NSM_")
-            && !given.origin.starts_with("environment SPIFFE_")
+            && !foreign
+                .iter()
+                .any(|prefix| given.origin.starts_with(prefix))
         {
             shared.problems.borrow_mut().push(Problem {
                 key: key.clone(),
@@ -97,23 +125,13 @@ pub fn load_from<C: Configure>(
             });
         }
     }
-    let mut problems = shared.problems.into_inner();
-    match (common, config) {
-        (Some(common), Some(config)) if problems.is_empty() => Ok(Loaded { common, config }),
-        _ => {
-            if problems.is_empty() {
-                problems.push(Problem {
-                    key: C::ROLE.to_owned(),
-                    value: None,
-                    allowed: "a complete configuration".to_owned(),
-                    origin: None,
-                });
-            }
-            Err(Invalid {
-                file: flags.config.clone(),
-                problems,
-            })
-        }
+    let problems = shared.problems.into_inner();
+    match value {
+        Some(value) if problems.is_empty() => Ok(value),
+        _ => Err(Invalid {
+            file: flags.config.clone(),
+            problems,
+        }),
     }
 }
 
@@ -135,12 +153,12 @@ fn read_file(path: &Path) -> Result<toml::Table, Problem> {
 }
 
 /// Environment first, flags over it. An empty variable counts as unset.
-fn overrides<C: Configure>(
+fn overrides(
     flags: &Flags,
+    names: &[(&str, &str)],
     environment: &BTreeMap<String, String>,
 ) -> BTreeMap<String, Override> {
     let mut overrides = BTreeMap::new();
-    let names = base::ENVIRONMENT.iter().chain(C::ENVIRONMENT);
     for (name, key) in names {
         if let Some(text) = environment.get(*name).filter(|text| !text.is_empty()) {
             let given = Override {
