@@ -17,6 +17,7 @@ use vl3_runtime::CancellationToken;
 use vl3_runtime::{Tasks, clock};
 
 use crate::dial::Dials;
+use crate::metrics::Shared;
 use crate::own::{Own, OwnSockets};
 use crate::plane::Plane;
 use crate::registry::Registry;
@@ -27,6 +28,8 @@ use crate::store::Store;
 
 /// Inputs that wait; senders wait for room, callbacks of the data plane drop and count.
 const INPUTS_MAX: usize = 4096;
+/// What is given back when the router leaves has this long to arrive.
+const LEAVE_WITHIN: core::time::Duration = core::time::Duration::from_secs(3);
 
 /// What reaches the actor.
 pub(crate) enum Command {
@@ -142,6 +145,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     pub(crate) resolvers: Resolvers,
     pub(crate) closer: Closer,
+    pub(crate) metrics: Shared,
 }
 
 pub(crate) struct Actor {
@@ -155,6 +159,9 @@ pub(crate) struct Actor {
     fd_replies: BTreeMap<FdSession, oneshot::Sender<Result<Option<OwnedFd>, String>>>,
     streams: BTreeMap<StreamId, Writer>,
     ready: VecDeque<Input>,
+    /// The call of an operator who takes this router out for good.
+    leaving: Option<CallId>,
+    left: bool,
 }
 
 impl Actor {
@@ -170,6 +177,8 @@ impl Actor {
             fd_replies: BTreeMap::new(),
             streams: BTreeMap::new(),
             ready: VecDeque::from([Input::Start]),
+            leaving: None,
+            left: false,
         }
     }
 
@@ -185,6 +194,10 @@ impl Actor {
                 self.machine.handle(input, clock::now(), &mut out);
                 self.effects(&mut out).await;
             }
+            if self.left {
+                shutdown.cancel();
+            }
+            self.parts.metrics.set(self.machine.counts());
             let deadline = self.machine.next_wake().map(|(deadline, _)| deadline);
             tokio::select! {
                 biased;
@@ -231,6 +244,7 @@ impl Actor {
             }
             Command::Leave { reply } => {
                 let call = self.call(reply);
+                self.leaving = Some(call);
                 self.ready.push_back(Input::Leave { call });
             }
             Command::Fd {
@@ -320,6 +334,11 @@ impl Actor {
             Effect::SetRoutes { routes } => self.parts.plane.handle().set_routes(routes),
             Effect::SetOwnAddresses { addresses, mtu } => self.set_own(&addresses, mtu).await,
             Effect::Answer { call, result } => {
+                if self.leaving == Some(call) {
+                    // What is given back travels before the process ends.
+                    self.tasks.drain(LEAVE_WITHIN).await;
+                    self.left = true;
+                }
                 if let Some(reply) = self.calls.remove(&call) {
                     let _gone = reply.send(result);
                 }
@@ -376,7 +395,7 @@ impl Actor {
                     .release_name(&self.tasks, name, workload);
             }
             Effect::Register { registration } => self.parts.registry.register(Some(registration)),
-            Effect::Unregister => self.parts.registry.register(None),
+            Effect::Unregister => self.parts.registry.unregister(&self.tasks),
             Effect::Probe {
                 port,
                 source,

@@ -32,7 +32,7 @@ use crate::service::{Closer, Service};
 use crate::store::Store;
 use crate::tail::Tail;
 use crate::wire::request::Expected;
-use crate::{fd, routes};
+use crate::{fd, metrics, routes};
 
 /// The table of the own address where no namespace can be made.
 const OWN_TABLE: u32 = 20_053;
@@ -136,7 +136,9 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         closer: Closer {
             chain: server.chain.clone(),
         },
+        metrics: metrics::Shared::default(),
     };
+    metrics::register(&ctx, parts.metrics.clone(), parts.plane.handle());
     let actor = Actor::new(machine, handle.clone(), parts);
     let running = tokio::spawn(actor.run(commands, ctx.shutdown.clone()));
 

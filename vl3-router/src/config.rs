@@ -149,3 +149,43 @@ fn read_times(section: &mut Section<'_>) -> Times {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use vl3_runtime::config::{Flags, load_from};
+
+    use super::*;
+
+    #[test]
+    fn ten_mistakes_are_named_at_once_with_key_and_what_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("router.toml");
+        let text = r#"
+            domain = "not a label"
+            registry = "http://east:5002"
+            listen = ["tcp://nowhere"]
+            udp_listen = "51820"
+            advertise = "224.0.0.1"
+            exclusions = ["10.0.0.0/40"]
+            prefix_len4 = 31
+            mtu = 500
+            workers = 0
+            token_lifetime = "1ms"
+            udp_port = 51820
+            [network]
+            document = "red.doc"
+            uid = "xyz"
+            [limits]
+            links = 0
+        "#;
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags { config: Some(file), ..Flags::default() };
+        let text = load_from::<Config>(&flags, []).err().unwrap().to_string();
+        for key in [
+            "domain", "registry", "listen", "udp_listen", "advertise", "exclusions", "prefix_len4", "mtu",
+            "workers", "token_lifetime", "udp_port", "network.uid", "limits.links",
+        ] {
+            assert!(text.lines().any(|line| line.contains(key)), "{key} is missing in:\n{text}");
+        }
+    }
+}

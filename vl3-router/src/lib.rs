@@ -11,6 +11,7 @@ mod config;
 mod dial;
 mod documents;
 mod fd;
+mod metrics;
 mod own;
 mod plane;
 mod registry;

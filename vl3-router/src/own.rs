@@ -196,7 +196,7 @@ fn bound(at: SocketAddr, kind: Type, protocol: Protocol) -> anyhow::Result<Socke
     if at.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if kind == Type::DGRAM && at.port() != 0 {
+    if at.port() != 0 {
         socket.set_reuse_port(true)?;
     }
     socket

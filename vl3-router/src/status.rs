@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use vl3_core::Mono;
+use vl3_core::forward::{PortId, Route};
 use vl3_core::router::RouterMachine;
 use vl3_dataplane::PortStatus;
 use vl3_runtime::clock;
@@ -26,8 +27,19 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
     let disbelieved: serde_json::Map<String, Value> = status
         .disbelieved
         .iter()
-        .map(|(why, count)| (format!("{why:?}").to_lowercase(), (*count).into()))
+        .map(|(why, count)| (why.label().to_owned(), (*count).into()))
         .collect();
+    let via = |port: PortId| {
+        let link = status.links.iter().find(|link| link.port == Some(port));
+        let workload = status.workloads.iter().find(|workload| workload.port == Some(port));
+        let name = workload.and_then(|workload| workload.name.as_ref()).map(ToString::to_string);
+        link.map(|link| link.router.name.to_string()).or(name)
+    };
+    let preference = |route: &Route| {
+        let link = status.links.iter().find(|link| link.port == Some(route.port))?;
+        let (_, _, routes) = status.received.iter().find(|(router, ..)| *router == link.router)?;
+        Some(routes.iter().find(|received| received.prefix == route.prefix)?.preference)
+    };
     json!({
         "role": "router",
         "router": status.router.name.as_str(),
@@ -49,7 +61,7 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
             "generation": link.generation,
             "endpoint": link.endpoint.map(|endpoint| endpoint.remote.to_string()),
             "mtu": link.mtu,
-            "up": link.data_up,
+            "state": if link.port.is_none() { "absent" } else if link.data_up { "up" } else { "down" },
             "dialled": link.dialled,
             "accepted": link.accepted,
             "port": link.port.map(|port| port.0),
@@ -69,6 +81,8 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
         })).collect::<Vec<_>>(),
         "routes": status.table.iter().map(|route| json!({
             "prefix": route.prefix.to_string(),
+            "via": via(route.port),
+            "preference": preference(route),
             "port": route.port.0,
             "class": format!("{:?}", route.class),
             "mtu": route.mtu,

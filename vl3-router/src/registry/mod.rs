@@ -16,6 +16,8 @@ use vl3_core::ids::{DomainName, Generation, InstanceId, RouterName, SpiffeId, Wo
 use vl3_core::machine::Ticket;
 use vl3_core::router::{Input, LeaseAnswer, LeaseFailure, NameAnswer, Registration};
 use vl3_proto::FieldError;
+use vl3_proto::registry::NetworkServiceEndpoint;
+use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
 use vl3_proto::vl3::ipam::v1 as ipam;
 use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
 use vl3_proto::vl3::registry::v1 as names;
@@ -200,6 +202,25 @@ impl Registry {
                 .await
             {
                 tracing::debug!(%name, status = %status.message(), "giving back a name");
+            }
+        });
+    }
+
+    /// Takes the registration away, and what stands at the registry with it.
+    pub(crate) fn unregister(&self, tasks: &Tasks) {
+        self.register(None);
+        let registry = self.clone();
+        tasks.spawn_detached("unregister", async move {
+            let endpoint = NetworkServiceEndpoint {
+                name: registry.router.to_string(),
+                ..NetworkServiceEndpoint::default()
+            };
+            let Ok(connection) = registry.connection().await else {
+                return;
+            };
+            let mut endpoints = NetworkServiceEndpointRegistryClient::new(connection.nsm());
+            if let Err(status) = endpoints.unregister(limited(endpoint)).await {
+                tracing::debug!(status = %status.message(), "unregistering; the registration ends by itself");
             }
         });
     }

@@ -237,8 +237,8 @@ impl Links {
         for dialer in self.dialers.values_mut() {
             dialer.close(ctx);
         }
+        // Who is known stays: a sibling that is not asked is not unknown either.
         self.dialers.clear();
-        self.known.clear();
     }
 
     pub(crate) fn status(&self, ctx: &Context<'_>) -> Vec<LinkStatus> {

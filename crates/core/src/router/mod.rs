@@ -17,7 +17,7 @@ mod tests;
 
 pub use config::{Config, Limits, Times};
 pub use io::*;
-pub use publish::Status;
+pub use publish::{Counts, Status};
 pub use state::{Record, State};
 
 use ipnet::IpNet;

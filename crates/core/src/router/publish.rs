@@ -88,7 +88,31 @@ pub struct Status {
     pub view: ResolverView,
 }
 
+/// The same as numbers; cheap enough for every scrape.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub links: usize,
+    pub links_up: usize,
+    pub workloads: usize,
+    pub names: usize,
+    pub routes: usize,
+    pub fenced: bool,
+    pub disbelieved: BTreeMap<Disbelief, u64>,
+}
+
 impl RouterMachine {
+    pub fn counts(&self) -> Counts {
+        Counts {
+            links: self.links.iter().count(),
+            links_up: self.links.iter().filter(|(_, link)| link.data_up()).count(),
+            workloads: self.state.workloads.len(),
+            names: self.view.names.len(),
+            routes: self.table.len(),
+            fenced: self.fenced,
+            disbelieved: self.routes.disbelieved().clone(),
+        }
+    }
+
     pub fn status(&mut self, now: Now) -> Status {
         let (mut records, mut effects) = (Vec::new(), Vec::new());
         let ctx = Context {
