@@ -1,0 +1,286 @@
+//! Domains with identities of their own and registries on loopback.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use registry_federation::store::{Memory, Redb, Store};
+use registry_federation::{Config, NetworkConfig, Running, start};
+use tempfile::TempDir;
+use vl3_core::allocator::{Acquire, Granted, Lease};
+use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
+use vl3_core::ids::{DomainName, Generation, InstanceId, NetworkName, NetworkUid, RouterName};
+use vl3_core::registry::{Endpoint, Marks};
+use vl3_identity::Source;
+use vl3_identity::authority::Authority;
+use vl3_proto::document::{encode_chain, sign};
+use vl3_proto::lease::{decode_granted, encode_acquire, encode_renew};
+use vl3_proto::objects::encode_endpoint;
+use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
+use vl3_proto::registry::{
+    NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
+};
+use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
+use vl3_proto::vl3::network::v1::PublishReply;
+use vl3_proto::vl3::network::v1::network_client::NetworkClient;
+use vl3_runtime::config::Common;
+use vl3_runtime::grpc::{Connection, DialError, Dialer, Expect, Listen};
+use vl3_runtime::{CancellationToken, RoleContext, clock};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One network, its admin, and the CAs of its domains.
+pub(crate) struct World {
+    pub(crate) admin: AdminSecret,
+    pub(crate) authorities: BTreeMap<&'static str, Authority>,
+    pub(crate) chain: Chain,
+    pub(crate) dir: TempDir,
+}
+
+/// A registry that serves.
+pub(crate) struct Registry {
+    pub(crate) listen: Listen,
+    shutdown: CancellationToken,
+    running: Running,
+}
+
+/// The number of a domain decides its blocks.
+fn member(domain: &str, number: u16, bundle: String) -> Member {
+    Member {
+        domain: DomainName::new(domain).unwrap(),
+        trust_domain: format!("{domain}.test"),
+        bundle: bundle.into_bytes(),
+        roles: RoleIds::defaults(&format!("{domain}.test")),
+        contacts: Vec::new(),
+        block4: Some(format!("10.80.{}.0/22", number * 4).parse().unwrap()),
+        block6: format!("fd00:1:2:3:{number}::/80").parse().unwrap(),
+        generation: Generation(1),
+        not_after: None,
+        revoked: false,
+        dials_only: false,
+    }
+}
+
+impl World {
+    pub(crate) fn new(domains: &[&'static str]) -> Self {
+        vl3_identity::install_crypto_provider();
+        let admin = AdminSecret::from_bytes(&[1; 32]);
+        let admin_keys = BTreeSet::from([admin.public()]);
+        let nonce = vec![9; 32];
+        let mut authorities = BTreeMap::new();
+        let mut members = BTreeMap::new();
+        for (number, domain) in (1..).zip(domains) {
+            let authority = Authority::create(&format!("{domain}.test"), clock::wall()).unwrap();
+            let member = member(domain, number, authority.bundle_pem());
+            members.insert(member.domain.clone(), member);
+            authorities.insert(*domain, authority);
+        }
+        let document = Document {
+            uid: NetworkUid::derive(&nonce, &admin_keys),
+            nonce,
+            version: 1,
+            name: NetworkName::new("red").unwrap(),
+            zone: "red.vl3".to_owned(),
+            pool6: "fd00:1:2:3::/64".parse().unwrap(),
+            pool4: Some("10.80.0.0/16".parse().unwrap()),
+            admin_keys,
+            members,
+            policy: Policy::default(),
+        };
+        let chain = Chain::verify(vec![sign(document, &[&admin])]).unwrap();
+        Self { admin, authorities, chain, dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn uid(&self) -> NetworkUid {
+        self.chain.uid()
+    }
+
+    /// The next version, with an edit.
+    pub(crate) fn edit(&mut self, edit: impl FnOnce(&mut Document)) -> Chain {
+        let mut document = Document::clone(self.chain.document());
+        document.version += 1;
+        edit(&mut document);
+        self.chain = self.chain.extend(sign(document, &[&self.admin])).unwrap();
+        self.chain.clone()
+    }
+
+    pub(crate) fn source(&self, domain: &str, path: &str) -> Source {
+        Source::fixed(self.authorities[domain].identity(path, HOUR, clock::wall()).unwrap())
+    }
+
+    /// A registry with its state in memory.
+    pub(crate) async fn registry(&self, domain: &'static str) -> Registry {
+        self.registry_with(domain, Box::new(Memory::default()), |_| {}).await
+    }
+
+    pub(crate) async fn registry_on_disk(&self, domain: &'static str, file: &Path) -> Registry {
+        self.registry_with(domain, Box::new(Redb::open(file).unwrap()), |_| {}).await
+    }
+
+    pub(crate) async fn registry_with(
+        &self,
+        domain: &'static str,
+        store: Box<dyn Store>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Registry {
+        let source = self.source(domain, &format!("vl3/registry/{domain}"));
+        let common = Common::in_dir("registry", domain, &self.dir.path().join(domain));
+        let ctx = RoleContext::new(common, source);
+        let mut config = Config {
+            domain: DomainName::new(domain).unwrap(),
+            listen: vec!["tcp://127.0.0.1:0".parse().unwrap()],
+            networks: vec![NetworkConfig { document: "test".into(), chain: self.chain.clone() }],
+            endpoint_lifetime: Duration::from_secs(60),
+            lease_lifetime: Duration::from_secs(3600),
+            renew_after: Duration::from_secs(60),
+            prefix_len4: None,
+            stale_grace: Duration::from_secs(600),
+            restored: false,
+        };
+        edit(&mut config);
+        let shutdown = ctx.shutdown.clone();
+        let running = start(config, ctx, store).await.unwrap();
+        let listen = running.addresses[0].clone();
+        Registry { listen, shutdown, running }
+    }
+
+    pub(crate) fn dialer(&self, domain: &str, path: &str) -> Dialer {
+        let source = self.source(domain, path);
+        let trust = vl3_identity::Trust::new(&source);
+        trust.set_document(self.chain.document(), clock::wall()).unwrap();
+        Dialer::new(source, trust)
+    }
+
+    pub(crate) async fn dial(&self, domain: &str, path: &str, to: &Registry) -> Result<Connection, DialError> {
+        self.dialer(domain, path).dial(&to.listen.dial_url(), Expect::anybody()).await
+    }
+
+    pub(crate) async fn client(&self, domain: &str, path: &str, to: &Registry) -> Client {
+        Client { connection: self.dial(domain, path, to).await.unwrap(), uid: self.uid() }
+    }
+
+    /// As the router of that domain.
+    pub(crate) async fn router(&self, domain: &str, to: &Registry) -> Client {
+        self.client(domain, &format!("vl3/router/red-{domain}"), to).await
+    }
+
+    pub(crate) fn acquire(&self, domain: &str, instance: u8) -> Acquire {
+        Acquire {
+            router: RouterName::new(&format!("red-{domain}")).unwrap(),
+            instance: InstanceId([instance; 16]),
+            held: None,
+            prefix_len4: None,
+            exclusions: Vec::new(),
+        }
+    }
+
+    /// The endpoint of that domain's router.
+    pub(crate) fn endpoint(&self, domain: &str, generation: u64) -> Endpoint {
+        let name = format!("red-{domain}");
+        let marks = Marks {
+            service: "red".to_owned(),
+            proto: "1-1".to_owned(),
+            role: "router".to_owned(),
+            uid: self.uid(),
+            domain: DomainName::new(domain).unwrap(),
+            name: name.clone(),
+            generation: Generation(generation),
+            dials_only: false,
+            udp: None,
+        };
+        Endpoint {
+            name,
+            services: vec!["red".to_owned()],
+            labels: BTreeMap::from([("red".to_owned(), marks.labels())]),
+            url: "tcp://192.0.2.1:5010".to_owned(),
+            registered: None,
+            path_ids: Vec::new(),
+        }
+    }
+}
+
+impl Registry {
+    /// As on SIGTERM.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.running.wait().await.unwrap();
+    }
+
+    /// `host:port`, as a document's contact.
+    pub(crate) fn contact(&self) -> String {
+        self.listen.to_string().trim_start_matches("tcp://").to_owned()
+    }
+}
+
+/// One identity's view of one registry.
+pub(crate) struct Client {
+    pub(crate) connection: Connection,
+    uid: NetworkUid,
+}
+
+pub(crate) type Events = tonic::Streaming<NetworkServiceEndpointResponse>;
+
+impl Client {
+    pub(crate) fn endpoints(&self) -> NetworkServiceEndpointRegistryClient<vl3_runtime::grpc::NsmChannel> {
+        NetworkServiceEndpointRegistryClient::new(self.connection.nsm())
+    }
+
+    pub(crate) async fn register(&self, endpoint: &Endpoint) -> Result<NetworkServiceEndpoint, tonic::Status> {
+        self.endpoints().register(encode_endpoint(endpoint)).await.map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn unregister(&self, endpoint: &Endpoint) -> Result<(), tonic::Status> {
+        self.endpoints().unregister(encode_endpoint(endpoint)).await.map(|_| ())
+    }
+
+    pub(crate) async fn find(&self, service: &str) -> Vec<String> {
+        let stream = self.endpoints().find(query(service, false)).await.unwrap().into_inner();
+        let found = stream.map(|found| found.unwrap().network_service_endpoint.unwrap().name);
+        found.collect().await
+    }
+
+    pub(crate) async fn watch(&self, service: &str) -> Events {
+        self.endpoints().find(query(service, true)).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn acquire(&self, acquire: &Acquire) -> Result<Granted, tonic::Status> {
+        let request = encode_acquire(self.uid, acquire);
+        let reply = IpamClient::new(self.connection.plain()).acquire(request).await?;
+        Ok(decode_granted(reply.get_ref()).unwrap())
+    }
+
+    pub(crate) async fn renew(&self, lease: &Lease) -> Result<Granted, tonic::Status> {
+        let reply = IpamClient::new(self.connection.plain()).renew(encode_renew(lease)).await?;
+        Ok(decode_granted(reply.get_ref()).unwrap())
+    }
+
+    pub(crate) async fn publish(&self, chain: &Chain) -> PublishReply {
+        let mut client = NetworkClient::new(self.connection.plain());
+        client.publish(encode_chain(chain)).await.unwrap().into_inner()
+    }
+}
+
+pub(crate) fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
+    let network_service_names = if service.is_empty() { Vec::new() } else { vec![service.to_owned()] };
+    let endpoint = NetworkServiceEndpoint { network_service_names, ..Default::default() };
+    NetworkServiceEndpointQuery { network_service_endpoint: Some(endpoint), watch }
+}
+
+/// The next event: name and whether it is gone.
+pub(crate) async fn event(events: &mut Events) -> (String, bool) {
+    let event = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+    let event = event.expect("an event within 20 s").unwrap().unwrap();
+    (event.network_service_endpoint.unwrap().name, event.deleted)
+}
+
+/// Waits for a level.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    for _ in 0..200 {
+        if check().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not within 20 s: {what}");
+}
