@@ -211,7 +211,9 @@ impl Element<Connections> for Arc<Monitor> {
     ) -> BoxFuture<'a, Result<Connection, Error>> {
         Box::pin(async move {
             let opener = call.peer.as_ref().map(|peer| peer.id.clone());
-            let answer = next.request(call, request).await?;
+            let mut answer = next.request(call, request).await?;
+            // Success is UP, whatever the request asked for (reselection too).
+            answer.set_state(State::Up);
             if let Some(opener) = opener {
                 self.update(&opener, &answer);
             }
@@ -302,6 +304,22 @@ mod tests {
             other.next().await.is_none(),
             "a stranger heard nothing until the end"
         );
+    }
+
+    #[tokio::test]
+    async fn a_reselected_connection_is_told_as_up() {
+        let (rig, monitor): (Rig, _) = full_rig();
+        let mut own = monitor.watch(&spiffe("a"), everything()).unwrap();
+        let mut request = first_request("nsc-0");
+        request
+            .connection
+            .as_mut()
+            .unwrap()
+            .set_state(State::ReselectRequested);
+        rig.chain.request(rig.call("a"), request).await.unwrap();
+        let _initial = next(&mut own).await;
+        let update = next(&mut own).await;
+        assert_eq!(update.connections["fresh-0"].state(), State::Up);
     }
 
     #[test]
