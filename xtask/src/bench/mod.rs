@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: measures the release binary, writes `target/bench/NAME.json` and
 //! prints the same as a table. A bench fails when a mark is missed.
 
+mod dataplane;
 pub(crate) mod report;
 
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ pub(crate) struct Bench {
 type Run = fn(&Bench, &mut Report) -> anyhow::Result<()>;
 
 /// Each bench is one file beside this one.
-const BENCHES: &[(&str, Run)] = &[];
+const BENCHES: &[(&str, Run)] = &[("dataplane", dataplane::run)];
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let names: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();
