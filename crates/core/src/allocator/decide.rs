@@ -28,6 +28,10 @@ impl Allocator {
     ) -> Result<(Vec<LeaseRecord>, Granted), Refusal> {
         let len4 = self.prefix_len4(acquire, member)?;
         let exclusions = self.admit_exclusions(acquire)?;
+        if acquire.held.is_none() {
+            // What a backup says may have been given to somebody else since.
+            self.refuse_while_readopting(now)?;
+        }
         let own = self.leases.get(&acquire.router);
         if let Some(own) = own {
             self.admit_instance(own, acquire, holder)?;
@@ -117,6 +121,13 @@ impl Allocator {
         let range = range.trunc();
         let known = self.exclusions.contains(&range);
         known.then_some(LeaseRecord::Included { range }).into_iter().collect()
+    }
+
+    fn refuse_while_readopting(&self, now: Mono) -> Result<(), Refusal> {
+        match self.readopt_only_until.filter(|until| now < *until) {
+            Some(until) => Err(Refusal::ReadoptOnly { seconds: until.saturating_since(now).as_secs() + 1 }),
+            None => Ok(()),
+        }
     }
 
     fn prefix_len4(&self, acquire: &Acquire, member: &Member) -> Result<Option<u8>, Refusal> {
@@ -219,10 +230,8 @@ impl Scope<'_> {
             if inside && lease.prefix4.is_some() == len4.is_some() {
                 return Ok(((lease.prefix4, lease.prefix6), true));
             }
-        } else if let Some(until) = self.allocator.readopt_only_until.filter(|until| now < *until) {
-            let seconds = until.saturating_since(now).as_secs() + 1;
-            return Err(Refusal::ReadoptOnly { seconds });
         }
+        self.allocator.refuse_while_readopting(now)?;
         let prefix4 = match (self.member.block4, len4) {
             (Some(block), Some(len)) => Some(self.cut(IpNet::V4(block), len)?),
             _ => None,

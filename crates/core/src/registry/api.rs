@@ -182,6 +182,8 @@ pub struct Config {
     pub federation: federation::Config,
     /// Lifetime of an endpoint that asks for none, and the longest (nsm-wire 4.3).
     pub endpoint_lifetime: Duration,
+    /// How long a name is held after a claim. Claims are no records when they change nothing.
+    pub name_lifetime: Duration,
     pub endpoints_max: usize,
     pub endpoint_bytes_max: usize,
     pub services_max: usize,
@@ -203,6 +205,7 @@ impl Config {
             allocator: allocator::Config::default(),
             federation: federation::Config::default(),
             endpoint_lifetime: Duration::from_secs(60),
+            name_lifetime: Duration::from_secs(180),
             endpoints_max: 16_384,
             endpoint_bytes_max: 16 * 1024,
             services_max: 4096,

@@ -284,6 +284,10 @@ impl RegistryMachine {
         match network.names.claim(uid, claim, &peer.id, self.config.names_max) {
             Claimed::Granted(records) => {
                 self.commit(records, now, out);
+                let deadline = now.mono + self.config.name_lifetime;
+                if let Some(network) = self.networks.get_mut(&uid) {
+                    network.names.touch(&claim.name, deadline);
+                }
                 Ok(Reply::Name { held_by: None })
             }
             Claimed::HeldBy(workload) => Ok(Reply::Name { held_by: Some(workload) }),

@@ -171,7 +171,7 @@ impl RegistryMachine {
             }
             Record::Name { uid, .. } | Record::NameReleased { uid, .. } => {
                 if let Some(network) = self.networks.get_mut(uid) {
-                    network.names.apply(record);
+                    network.names.apply(record, self.config.name_lifetime, now);
                 }
             }
             Record::Service { .. }
@@ -473,6 +473,9 @@ impl Machine for RegistryMachine {
         });
         let silent = silent.collect();
         self.commit(silent, now, out);
+        let unclaimed = self.networks.iter().flat_map(|(uid, network)| network.names.expired(*uid, now.mono));
+        let unclaimed = unclaimed.collect();
+        self.commit(unclaimed, now, out);
         let expired = self.objects.expired(now.mono);
         self.commit(expired, now, out);
         if self.membership_check.is_some_and(|at| at <= now.mono) {
@@ -488,8 +491,10 @@ impl Machine for RegistryMachine {
         }
         let leases = self.networks.values().filter_map(|network| network.allocator.next_expiry());
         let leases = leases.min().map(|at| (at, "lease expiry"));
+        let names = self.networks.values().filter_map(|network| network.names.next_expiry());
+        let names = names.min().map(|at| (at, "name expiry"));
         let objects = self.objects.next_expiry().map(|at| (at, "endpoint expiry"));
         let members = self.membership_check.map(|at| (at, "membership"));
-        [leases, objects, members, self.federation.next_wake()].into_iter().flatten().min()
+        [leases, names, objects, members, self.federation.next_wake()].into_iter().flatten().min()
     }
 }

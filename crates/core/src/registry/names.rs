@@ -1,15 +1,18 @@
 //! Names of workloads in one network: the first workload identity that takes a name holds it
-//! as long as the lease of the router that claimed it lives.
+//! for `Config::name_lifetime` after each claim (its router claims again and again), and no
+//! longer than the lease of the router that claimed it.
 //!
 //! The same identity may claim again: from the same router (other addresses) or from another
 //! one, to which the name moves. Another identity is told who holds the name. A release
 //! counts only from the router that claimed last, so that a late release of a router which
 //! the workload left takes nothing away.
 
+use core::time::Duration;
 use std::collections::BTreeMap;
 
 use super::record::{Claim, Record};
 use crate::ids::{NetworkUid, RouterName, SpiffeId, WorkloadName};
+use crate::time::Mono;
 
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -21,6 +24,8 @@ pub(super) struct Held {
     pub(super) claim: Claim,
     /// The router's identity, which alone may release.
     pub(super) by: SpiffeId,
+    /// When it is free without another claim. Not durable: starts anew with every restart.
+    deadline: Mono,
 }
 
 /// What a claim comes to.
@@ -56,10 +61,11 @@ impl Names {
         of_router.map(|held| Record::NameReleased { uid, name: held.claim.name.clone() }).collect()
     }
 
-    pub(super) fn apply(&mut self, record: &Record) {
+    pub(super) fn apply(&mut self, record: &Record, lifetime: Duration, now: Mono) {
         match record {
             Record::Name { claim, by, .. } => {
-                let held = Held { claim: claim.clone(), by: by.clone() };
+                let deadline = now + lifetime;
+                let held = Held { claim: claim.clone(), by: by.clone(), deadline };
                 self.held.insert(claim.name.clone(), held);
             }
             Record::NameReleased { name, .. } => {
@@ -78,6 +84,23 @@ impl Names {
 
     pub(super) fn snapshot(&self, uid: NetworkUid) -> impl Iterator<Item = Record> + '_ {
         self.held.values().map(move |held| Record::Name { uid, claim: held.claim.clone(), by: held.by.clone() })
+    }
+
+    /// A claim of the holder: one full lifetime from now.
+    pub(super) fn touch(&mut self, name: &WorkloadName, deadline: Mono) {
+        if let Some(held) = self.held.get_mut(name) {
+            held.deadline = deadline;
+        }
+    }
+
+    /// Names that nobody claimed for a lifetime.
+    pub(super) fn expired(&self, uid: NetworkUid, now: Mono) -> impl Iterator<Item = Record> + '_ {
+        let silent = self.held.values().filter(move |held| held.deadline <= now);
+        silent.map(move |held| Record::NameReleased { uid, name: held.claim.name.clone() })
+    }
+
+    pub(super) fn next_expiry(&self) -> Option<Mono> {
+        self.held.values().map(|held| held.deadline).min()
     }
 
     pub(super) fn len(&self) -> usize {
