@@ -25,6 +25,8 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the DNS server until shutdown.
 pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
+    let has_state = ctx.readiness.item("state of the router");
+    let listening = ctx.readiness.item("listeners of the router");
     let uid = network_uid(&config)?;
     let metrics = Metrics::default();
     ctx.metrics.register(|registry| metrics.register(registry));
@@ -58,12 +60,11 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
             }
         }
     });
-    let has_state = ctx.readiness.item("state of the router");
     tasks.spawn(
         "readiness",
         ready_with_state(view, has_state, ctx.shutdown.clone()),
     );
-    server.until_stopped(&ctx, &tasks).await?;
+    server.until_stopped(&ctx, &listening, &tasks).await?;
     tasks.drain(END_LIMIT).await;
     Ok(())
 }
@@ -144,12 +145,15 @@ impl Server {
 
     /// Takes the listeners that the router passes, each set in place of the one before, until
     /// the engine has drained.
-    async fn until_stopped(mut self, ctx: &RoleContext, tasks: &Tasks) -> anyhow::Result<()> {
-        let listening = ctx.readiness.item("listeners of the router");
+    async fn until_stopped(
+        mut self,
+        ctx: &RoleContext,
+        listening: &ReadyItem,
+        tasks: &Tasks,
+    ) -> anyhow::Result<()> {
         loop {
             tokio::select! {
-                passed = self.passed.recv(), if !ctx.shutdown.is_cancelled() => {
-                    let Some(listeners) = passed else { bail!("nothing passes listeners any more") };
+                Some(listeners) = self.passed.recv() => {
                     self.replace(listeners, &ctx.shutdown);
                     listening.set(true);
                 }

@@ -1,6 +1,7 @@
 //! Sockets at the router's own address: the router binds them, in a namespace or table of its
 //! own, and passes them by `fd.sock`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream as StdTcp, UdpSocket as StdUdp};
 use std::os::fd::OwnedFd;
@@ -158,10 +159,10 @@ impl RouterSockets {
             Ok(connection) => connection,
             Err(error) => return error,
         };
-        self.own.mark_unchanged();
-        if let Err(error) = self.listen(&connection).await {
-            return error;
-        }
+        let mut bound = match self.listen(&connection).await {
+            Ok(bound) => bound,
+            Err(error) => return error,
+        };
         retry.reset();
         self.epoch.send_modify(|epoch| *epoch += 1);
         loop {
@@ -180,9 +181,14 @@ impl RouterSockets {
                     if changed.is_err() {
                         return anyhow::anyhow!("nobody watches the router");
                     }
-                    if let Err(error) = self.listen(&connection).await {
-                        return error;
+                    let own: BTreeSet<IpAddr> = self.own.borrow_and_update().iter().copied().collect();
+                    if own == bound {
+                        continue;
                     }
+                    bound = match self.listen(&connection).await {
+                        Ok(bound) => bound,
+                        Err(error) => return error,
+                    };
                 }
                 end = connection.recv() => return match end {
                     Ok(None) => anyhow::anyhow!("the router closed fd.sock"),
@@ -193,16 +199,24 @@ impl RouterSockets {
         }
     }
 
-    async fn listen(&self, connection: &Connection) -> anyhow::Result<()> {
+    /// Asks for listeners, hands them over, and says where they are bound.
+    async fn listen(&self, connection: &Connection) -> anyhow::Result<BTreeSet<IpAddr>> {
         let descriptors = exchange(connection, Body::Listen(FdListen {})).await?;
         let listeners = adopt(descriptors)?;
-        if listeners.udp.is_empty() {
+        let bound: io::Result<BTreeSet<IpAddr>> = listeners
+            .udp
+            .iter()
+            .map(|socket| Ok(socket.local_addr()?.ip()))
+            .collect();
+        let bound = bound.context("look at a passed socket")?;
+        if bound.is_empty() {
             bail!("the router passed no listening socket");
         }
         self.listeners
             .send(listeners)
             .await
-            .map_err(|_| anyhow::anyhow!("the server stopped"))
+            .map_err(|_| anyhow::anyhow!("the server stopped"))?;
+        Ok(bound)
     }
 }
 

@@ -62,25 +62,16 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Serves a set of sockets until the token is cancelled; connections end on their own.
+    /// Serves a set of sockets until the token is cancelled, then what waits in them;
+    /// connections end on their own.
     pub(crate) fn serve(&self, listeners: Listeners, stop: &CancellationToken) {
         for socket in listeners.udp {
-            let (front, stop) = (self.clone(), stop.clone());
-            self.tasks.spawn_detached("dns udp", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = udp::serve(Arc::new(socket), front) => {}
-                }
-            });
+            let serving = udp::serve(Arc::new(socket), self.clone(), stop.clone());
+            self.tasks.spawn_detached("dns udp", serving);
         }
         for listener in listeners.tcp {
-            let (front, stop) = (self.clone(), stop.clone());
-            self.tasks.spawn_detached("dns tcp", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tcp::serve(listener, front) => {}
-                }
-            });
+            let serving = tcp::serve(listener, self.clone(), stop.clone());
+            self.tasks.spawn_detached("dns tcp", serving);
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use vl3_core::{Backoff, Rng};
+use vl3_runtime::CancellationToken;
 
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
@@ -85,11 +86,17 @@ impl core::ops::Drop for Open {
     }
 }
 
-pub(super) async fn serve(listener: TcpListener, front: Front) {
+/// Runs until `stop` and until what waits then is accepted.
+pub(super) async fn serve(listener: TcpListener, front: Front, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
     let mut rng = Rng::new(rand::random());
     loop {
-        let (stream, client) = match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Descriptors run out, or the client left already: neither may spin.

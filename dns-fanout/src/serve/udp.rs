@@ -1,10 +1,12 @@
 //! One UDP listener.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use vl3_core::{Backoff, Rng};
+use vl3_runtime::CancellationToken;
 
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
@@ -14,46 +16,66 @@ use crate::wire::{Dropped, Parsed, parse};
 /// Larger queries are no questions.
 const QUERY_OCTETS_MAX: usize = 4_096;
 
-/// Runs until the engine is gone.
-pub(super) async fn serve(socket: Arc<UdpSocket>, front: Front) {
+/// Runs until the engine is gone, or until `stop` and what waits then is read: a listener that
+/// is replaced loses no question.
+pub(super) async fn serve(socket: Arc<UdpSocket>, front: Front, stop: CancellationToken) {
     let mut buffer = [0; QUERY_OCTETS_MAX];
     let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(1));
     let mut rng = Rng::new(rand::random());
     loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
+        let received = tokio::select! {
+            biased;
+            received = socket.recv_from(&mut buffer) => received,
+            () = stop.cancelled() => return,
+        };
+        match received {
+            Ok((length, client)) => {
+                backoff.reset();
+                if take(&buffer[..length], client, &socket, &front)
+                    .await
+                    .is_none()
+                {
+                    return;
+                }
+            }
             Err(error) => {
                 // An ICMP error of an earlier reply, or a dead socket, which must not spin.
                 tracing::debug!(%error, "receiving questions failed");
                 tokio::time::sleep(backoff.next(&mut rng)).await;
-                continue;
             }
-        };
-        backoff.reset();
-        match parse(&buffer[..length]) {
-            Parsed::Ask(request) => {
-                front.metrics.request(Proto::udp, request.question.rtype);
-                let responder = Responder::Udp {
-                    socket: Arc::clone(&socket),
-                    client,
-                };
-                let asked = Asked {
-                    source: client.ip(),
-                    request,
-                    responder,
-                };
-                if front.engine.send(Command::Ask(asked)).await.is_err() {
-                    return;
-                }
-            }
-            Parsed::Reply(octets, rcode) => {
-                front.metrics.malformed(rcode);
-                if socket.try_send_to(&octets, client).is_err() {
-                    front.metrics.dropped(Drop::ReplyBlocked);
-                }
-            }
-            Parsed::Drop(Dropped::Short) => front.metrics.dropped(Drop::Short),
-            Parsed::Drop(Dropped::IsReply) => front.metrics.dropped(Drop::IsReply),
         }
     }
+}
+
+/// `None` when the engine is gone.
+async fn take(
+    octets: &[u8],
+    client: SocketAddr,
+    socket: &Arc<UdpSocket>,
+    front: &Front,
+) -> Option<()> {
+    match parse(octets) {
+        Parsed::Ask(request) => {
+            front.metrics.request(Proto::udp, request.question.rtype);
+            let responder = Responder::Udp {
+                socket: Arc::clone(socket),
+                client,
+            };
+            let asked = Asked {
+                source: client.ip(),
+                request,
+                responder,
+            };
+            front.engine.send(Command::Ask(asked)).await.ok()?;
+        }
+        Parsed::Reply(octets, rcode) => {
+            front.metrics.malformed(rcode);
+            if socket.try_send_to(&octets, client).is_err() {
+                front.metrics.dropped(Drop::ReplyBlocked);
+            }
+        }
+        Parsed::Drop(Dropped::Short) => front.metrics.dropped(Drop::Short),
+        Parsed::Drop(Dropped::IsReply) => front.metrics.dropped(Drop::IsReply),
+    }
+    Some(())
 }

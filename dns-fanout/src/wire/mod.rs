@@ -12,3 +12,6 @@ pub(crate) use upstream::{Mismatch, encode_query, parse_reply, reply_id};
 
 /// Octets of a message header (RFC 1035 4.1.1).
 pub(crate) const HEADER_OCTETS: usize = 12;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! The server as a process sees it: a stand-in router with its two sockets, real UDP and TCP on
+//! loopback, servers of other domains that behave and misbehave. Tests are named by their rule.
+
+mod client;
+mod hostile;
+mod lifecycle;
+mod load;
+mod rules;
+mod stage;
+mod transport;
+mod upstream;
