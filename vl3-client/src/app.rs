@@ -191,6 +191,7 @@ impl Shared<'_> {
             rtt: None,
             last_receipt: None,
             attached_after: None,
+            drops: Vec::new(),
             last_error: None,
         });
         let lifetime = config.token_lifetime;

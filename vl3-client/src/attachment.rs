@@ -1,32 +1,31 @@
 //! One attachment: its machine, and the task that moves bytes and time for it.
 
-use std::net::IpAddr;
+mod calls;
+mod install;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use vl3_core::heal::{
-    AttachmentConfig, AttachmentMachine, Effect, Failure, Input, MonitorEvent, RequestKind, State,
-    Timing,
+    AttachmentConfig, AttachmentMachine, Effect, Failure, Input, MonitorEvent, State, Timing,
 };
 use vl3_core::time::Mono;
 use vl3_core::{Machine, Outbox, Ticket};
 use vl3_net::Netlink;
-use vl3_proto::connection::{Connection, Mechanism as WireMechanism, Path};
-use vl3_runtime::grpc::{self, DialUrl};
+use vl3_proto::connection::Connection;
+use vl3_runtime::grpc;
 use vl3_runtime::{ReadyItem, Tasks, clock};
 
-use crate::answer::{Accepted, DataPath};
+use crate::answer::Accepted;
 use crate::config::{Attach, Mechanism};
-use crate::control::{self, Control, Followee, Outcome};
-use crate::host::{HostHandle, Wanted};
-use crate::plan::Joined;
+use crate::control::{Control, Outcome};
+use crate::host::HostHandle;
 use crate::probe::{Prober, Reply};
-use crate::request::{self, Template, Wish};
+use crate::request::Template;
 use crate::status::{Counters, Status};
 use crate::tun::Tun;
 use crate::wireguard::Wireguard;
@@ -307,253 +306,6 @@ impl Attachment {
         }
     }
 
-    /// Starts a call whose answer comes back as an event.
-    fn call(&self, name: &'static str, call: impl Future<Output = Event> + Send + 'static) {
-        let events = self.events.clone();
-        self.parts.tasks.spawn_detached(name, async move {
-            let event = call.await;
-            // The attachment may have ended meanwhile.
-            let _ended = events.send(event).await;
-        });
-    }
-
-    fn find(&mut self, ticket: Ticket) {
-        self.first_dial.get_or_insert_with(clock::mono);
-        let control = self.parts.control.clone();
-        self.call("find", async move {
-            Event::Machine(Input::Found {
-                ticket,
-                result: control.find().await,
-            })
-        });
-    }
-
-    async fn request(&mut self, ticket: Ticket, url: String, kind: RequestKind) {
-        self.first_dial.get_or_insert_with(clock::mono);
-        let preference = self.preference(&url).await;
-        let mut excluded = self.parts.exclude.clone();
-        excluded.extend(self.parts.host.held_by_others(self.parts.position));
-        let addresses = self
-            .accepted
-            .as_ref()
-            .map_or(&[][..], |accepted| &accepted.addresses);
-        let wish = Wish {
-            kind,
-            last: self
-                .last
-                .as_ref()
-                .filter(|(at, _)| *at == url)
-                .map(|(_, last)| last),
-            addresses,
-            excluded: &excluded,
-            preference,
-        };
-        let mut request = self.parts.template.request(&wish);
-        let via = self.via_of(&url);
-        let control = self.parts.control.clone();
-        let (host, position) = (self.parts.host.clone(), self.parts.position);
-        self.call("request", async move {
-            if kind == RequestKind::First {
-                host.earlier_hold(position, EARLIER_LIMIT).await;
-                excluded.extend(host.held_by_others(position));
-                request::exclude(&mut request, &excluded);
-            }
-            let outcome = control.request(&url, via, request, excluded).await;
-            Event::Answered {
-                ticket,
-                url,
-                outcome,
-            }
-        });
-    }
-
-    async fn preference(&self, url: &str) -> WireMechanism {
-        match &self.shell {
-            Shell::Tun(_) => Tun::preference(&self.parts.interface),
-            Shell::Wireguard(plane) => {
-                // The machine's urls come from checked configuration or a checked Find.
-                let url = url.parse().unwrap_or(DialUrl::Unix(url.into()));
-                plane
-                    .preference(&url, &self.parts.interface, &self.parts.netlink)
-                    .await
-            }
-        }
-    }
-
-    fn via_of(&self, url: &str) -> Option<grpc::Connection> {
-        self.via
-            .as_ref()
-            .filter(|(at, _)| at == url)
-            .map(|(_, via)| via.clone())
-    }
-
-    fn close(&mut self, ticket: Ticket, url: String) {
-        let last = self
-            .last
-            .as_ref()
-            .filter(|(at, _)| *at == url)
-            .map(|(_, last)| last.clone());
-        let connection = last.unwrap_or_else(|| Connection {
-            id: self.parts.template.id.clone(),
-            network_service: self.parts.template.network.to_string(),
-            path: Some(Path {
-                index: 0,
-                path_segments: vec![self.parts.template.segment()],
-            }),
-            ..Connection::default()
-        });
-        let via = self.via_of(&url);
-        let control = self.parts.control.clone();
-        self.call("close", async move {
-            let ok = control.close(&url, via, connection).await;
-            Event::Machine(Input::Closed { ticket, ok })
-        });
-    }
-
-    async fn install(&mut self, ticket: Ticket) {
-        let outcome = self.try_install().await;
-        if let Err(error) = &outcome {
-            tracing::warn!(
-                network = %self.parts.template.network,
-                error = format!("{error:#}"),
-                "answer could not be installed"
-            );
-        }
-        let error = outcome.as_ref().err().map(|error| format!("{error:#}"));
-        self.parts
-            .status
-            .send_modify(|status| status.last_error = error);
-        self.machine.handle(
-            Input::Installed {
-                ticket,
-                ok: outcome.is_ok(),
-            },
-            clock::now(),
-            &mut self.out,
-        );
-    }
-
-    async fn try_install(&mut self) -> anyhow::Result<()> {
-        let accepted = self
-            .accepted
-            .clone()
-            .context("there is no answer to install")?;
-        let parts = &self.parts;
-        match (&mut self.shell, &accepted.path) {
-            (Shell::Tun(tun), DataPath::Tun(answer)) => {
-                if !tun.is_attached() {
-                    self.path_epoch += 1;
-                }
-                let (epoch, events) = (self.path_epoch, self.events.clone());
-                tun.install(&parts.interface, answer.as_ref(), &parts.tasks, move || {
-                    // Full: the probes find out, too.
-                    let _full = events.try_send(Event::PathEnded(epoch));
-                })
-                .await?;
-            }
-            (Shell::Wireguard(plane), DataPath::Wireguard { endpoint, key }) => plane.install(
-                &parts.interface,
-                &accepted.addresses,
-                &accepted.routes,
-                accepted.mtu,
-                *endpoint,
-                *key,
-            )?,
-            (Shell::Tun(_), DataPath::Wireguard { .. })
-            | (Shell::Wireguard(_), DataPath::Tun(_)) => {
-                anyhow::bail!("the answer is for another mechanism")
-            }
-        }
-        let wanted = Wanted {
-            joined: Joined {
-                interface: parts.interface.clone(),
-                mtu: accepted.mtu,
-                addresses: accepted.addresses.clone(),
-                routes: accepted.routes.clone(),
-                table: parts.attach.table,
-                spare_table: parts.attach.spare_table,
-            },
-            dns_servers: accepted.dns_servers.clone(),
-            search: accepted.search.clone(),
-        };
-        parts
-            .host
-            .set(parts.position, Some(wanted))
-            .await
-            .context("set the interface up")?;
-        self.aim_prober(&accepted);
-        Ok(())
-    }
-
-    /// Probes go to the router's IPv6 address where it has one: it never collides.
-    fn aim_prober(&mut self, accepted: &Accepted) {
-        let Some((source, target)) = probe_ends(accepted) else {
-            self.prober = None;
-            return;
-        };
-        if self
-            .prober
-            .as_ref()
-            .is_some_and(|prober| prober.runs_between(source, target))
-        {
-            return;
-        }
-        let events = self.events.clone();
-        let started = Prober::start(source, target, &self.parts.tasks, move |reply| {
-            // Full: the next reply says the same.
-            let _full = events.try_send(Event::Replied(reply));
-        });
-        match started {
-            Ok(prober) => self.prober = Some(prober),
-            Err(error) => {
-                tracing::warn!(%error, "no probes: health rests on the workload's own traffic");
-                self.prober = None;
-            }
-        }
-    }
-
-    async fn uninstall(&mut self) {
-        self.stop_followers();
-        self.prober = None;
-        if let Err(error) = self.parts.host.set(self.parts.position, None).await {
-            tracing::warn!(%error, "addresses or routes could not be taken away");
-        }
-        if let Shell::Tun(tun) = &mut self.shell {
-            tun.remove();
-        }
-    }
-
-    fn monitor(&mut self, ticket: Ticket, url: &str) {
-        self.stop_followers();
-        let Some(via) = self.via_of(url) else {
-            let ended = Input::Monitor {
-                ticket,
-                event: MonitorEvent::Ended,
-            };
-            return self.call("monitor", async move { Event::Machine(ended) });
-        };
-        let followee = Followee {
-            name: self.parts.template.name.clone(),
-            id: self.parts.template.id.clone(),
-            server_id: self.server_id.subscribe(),
-        };
-        let followed = control::monitor(via.clone(), followee, ticket, self.events.clone());
-        self.followers
-            .push(self.parts.tasks.spawn_detached("monitor", followed));
-        let documents = self.parts.control.documents.clone();
-        self.followers.push(
-            self.parts
-                .tasks
-                .spawn_detached("document", control::follow_document(via, documents)),
-        );
-    }
-
-    fn stop_followers(&mut self) {
-        for follower in self.followers.drain(..) {
-            follower.abort();
-        }
-    }
-
     fn sample(&mut self) {
         let (last_send, last_receipt) = match &self.shell {
             Shell::Wireguard(plane) => {
@@ -562,9 +314,14 @@ impl Attachment {
             }
             Shell::Tun(_) => (self.last_probe, self.last_reply),
         };
-        self.parts
-            .status
-            .send_modify(|status| status.last_receipt = last_receipt);
+        let drops = match &self.shell {
+            Shell::Wireguard(plane) => plane.drops(),
+            Shell::Tun(_) => Vec::new(),
+        };
+        self.parts.status.send_modify(|status| {
+            status.last_receipt = last_receipt;
+            status.drops = drops;
+        });
         self.machine.handle(
             Input::Traffic {
                 last_send,
@@ -625,19 +382,4 @@ fn server_id(connection: &Connection) -> String {
         .as_ref()
         .and_then(|path| path.path_segments.get(1));
     next.map(|segment| segment.id.clone()).unwrap_or_default()
-}
-
-/// Own and router's address of one family, IPv6 first.
-fn probe_ends(accepted: &Accepted) -> Option<(IpAddr, IpAddr)> {
-    [true, false].into_iter().find_map(|v6| {
-        let own = accepted
-            .addresses
-            .iter()
-            .find(|address| address.is_ipv6() == v6)?;
-        let router = accepted
-            .router_addresses
-            .iter()
-            .find(|address| address.is_ipv6() == v6)?;
-        Some((*own, *router))
-    })
 }

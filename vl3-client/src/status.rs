@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use vl3_core::forward::DropReason;
 use vl3_core::heal::State;
 use vl3_core::time::Mono;
 use vl3_runtime::{Metrics, clock};
@@ -37,6 +38,8 @@ pub struct Status {
     pub last_receipt: Option<Mono>,
     /// From the start of the first dial to the first echo reply of the router.
     pub attached_after: Option<Duration>,
+    /// WIREGUARD: packets that the own data plane dropped.
+    pub drops: Vec<(DropReason, u64)>,
     /// Why the last install failed.
     pub last_error: Option<String>,
 }
@@ -44,6 +47,11 @@ pub struct Status {
 impl Status {
     pub fn to_json(&self) -> Value {
         let now = clock::mono();
+        let drops: Map<String, Value> = self
+            .drops
+            .iter()
+            .map(|(reason, count)| (reason.label().to_owned(), json!(count)))
+            .collect();
         let (state, control, data) = match self.state {
             State::Idle => ("idle", false, false),
             State::Joining => ("joining", false, false),
@@ -74,6 +82,7 @@ impl Status {
             "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             "last_receipt_seconds_ago": self.last_receipt.map(|at| now.saturating_since(at).as_secs_f64()),
             "connect_ms": self.attached_after.map(|after| after.as_secs_f64() * 1e3),
+            "drops": drops,
             "last_error": self.last_error,
         })
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use ipnet::IpNet;
-use vl3_core::forward::{DomainIndex, PortClass, PortId, Route};
+use vl3_core::forward::{DomainIndex, DropReason, PortClass, PortId, Route};
 use vl3_core::ids::PublicKey;
 use vl3_core::time::Mono;
 use vl3_dataplane::{Config, DataPlane, Endpoint, Event, PeerSpec, TunSpec, bind_udp};
@@ -198,6 +198,13 @@ impl Wireguard {
             endpoint,
         });
         Ok(port)
+    }
+
+    /// Packets dropped since the start, by reason.
+    pub(crate) fn drops(&self) -> Vec<(DropReason, u64)> {
+        let mut drops = self.plane.drops();
+        drops.retain(|(_, count)| *count > 0);
+        drops
     }
 
     /// Last data sent and last authentic receipt.

@@ -11,16 +11,15 @@ use crate::time::{Mono, Now};
 use super::health::DataHealth;
 use super::verdict::{Heal, verdict};
 use super::{
-    Answer, AttachmentConfig, Candidate, Effect, Failure, Input, MonitorEvent, RequestKind,
-    refresh_after,
+    Answer, AttachmentConfig, Candidate, Effect, Failure, Input, RequestKind,
 };
 
 /// Urls kept of one Find; the rest is found again when these have failed.
-const TARGETS_MAX: usize = 16;
+pub(super) const TARGETS_MAX: usize = 16;
 /// Router names whose generation is remembered; beyond it the first in order is forgotten.
-const LIVES_MAX: usize = 64;
+pub(super) const LIVES_MAX: usize = 64;
 /// A router may ask for a refresh this often, not more.
-const ASKED_REFRESH_GAP: core::time::Duration = core::time::Duration::from_millis(200);
+pub(super) const ASKED_REFRESH_GAP: core::time::Duration = core::time::Duration::from_millis(200);
 
 /// What the attachment is doing, for status and readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,30 +40,30 @@ pub enum State {
 /// One attachment of one workload to one network. Owned by its shell task, woken by it.
 #[derive(Debug)]
 pub struct AttachmentMachine {
-    config: AttachmentConfig,
-    rng: Rng,
-    tickets: TicketCounter,
-    goal: Goal,
-    call: Option<Call>,
-    held: Option<Held>,
-    monitor: Option<Ticket>,
+    pub(super) config: AttachmentConfig,
+    pub(super) rng: Rng,
+    pub(super) tickets: TicketCounter,
+    pub(super) goal: Goal,
+    pub(super) call: Option<Call>,
+    pub(super) held: Option<Held>,
+    pub(super) monitor: Option<Ticket>,
     /// Index of the candidate to try next, and how many are left before the round ends.
-    cursor: usize,
-    round_left: usize,
+    pub(super) cursor: usize,
+    pub(super) round_left: usize,
     /// Urls found at the registry and not tried yet.
-    targets: VecDeque<String>,
+    pub(super) targets: VecDeque<String>,
     /// Tried last of what the next Find yields.
-    avoid: Option<String>,
-    had_connection: bool,
-    both_down_since: Option<Mono>,
-    remote_backoff: Backoff,
-    local_backoff: Backoff,
-    retry_at: Option<Mono>,
-    lives: BTreeMap<RouterName, Generation>,
+    pub(super) avoid: Option<String>,
+    pub(super) had_connection: bool,
+    pub(super) both_down_since: Option<Mono>,
+    pub(super) remote_backoff: Backoff,
+    pub(super) local_backoff: Backoff,
+    pub(super) retry_at: Option<Mono>,
+    pub(super) lives: BTreeMap<RouterName, Generation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Goal {
+pub(super) enum Goal {
     Idle,
     Attached,
     Stopping,
@@ -72,14 +71,14 @@ enum Goal {
 }
 
 #[derive(Debug)]
-struct Call {
-    ticket: Ticket,
-    deadline: Mono,
-    kind: CallKind,
+pub(super) struct Call {
+    pub(super) ticket: Ticket,
+    pub(super) deadline: Mono,
+    pub(super) kind: CallKind,
 }
 
 #[derive(Debug)]
-enum CallKind {
+pub(super) enum CallKind {
     Find,
     Request { url: String },
     Install,
@@ -88,19 +87,19 @@ enum CallKind {
 
 /// The connection as last answered.
 #[derive(Debug)]
-struct Held {
-    url: String,
-    answer: Answer,
-    requested_at: Mono,
-    refresh_at: Mono,
-    control: bool,
+pub(super) struct Held {
+    pub(super) url: String,
+    pub(super) answer: Answer,
+    pub(super) requested_at: Mono,
+    pub(super) refresh_at: Mono,
+    pub(super) control: bool,
     /// Unset until installed.
-    data: Option<DataHealth>,
-    healthy_since: Option<Mono>,
+    pub(super) data: Option<DataHealth>,
+    pub(super) healthy_since: Option<Mono>,
 }
 
 impl Held {
-    fn data_up(&self) -> bool {
+    pub(super) fn data_up(&self) -> bool {
         self.data.as_ref().is_some_and(DataHealth::is_up)
     }
 
@@ -254,13 +253,18 @@ impl AttachmentMachine {
         out.push(Effect::Request { ticket, url, kind });
     }
 
-    fn close(&mut self, url: String, now: Now, out: &mut Outbox<Effect>) {
+    pub(super) fn close(&mut self, url: String, now: Now, out: &mut Outbox<Effect>) {
         self.stop_monitor(out);
         let ticket = self.call(CallKind::Close, self.config.timing.close_timeout, now);
         out.push(Effect::Close { ticket, url });
     }
 
-    fn call(&mut self, kind: CallKind, timeout: core::time::Duration, now: Now) -> Ticket {
+    pub(super) fn call(
+        &mut self,
+        kind: CallKind,
+        timeout: core::time::Duration,
+        now: Now,
+    ) -> Ticket {
         let ticket = self.tickets.issue();
         self.call = Some(Call {
             ticket,
@@ -277,14 +281,14 @@ impl AttachmentMachine {
             .map(|call| call.kind)
     }
 
-    fn stop_monitor(&mut self, out: &mut Outbox<Effect>) {
+    pub(super) fn stop_monitor(&mut self, out: &mut Outbox<Effect>) {
         if self.monitor.take().is_some() {
             out.push(Effect::StopMonitor);
         }
     }
 
     /// The next candidate is sought; addresses and interface stay until the next answer.
-    fn forget_held(&mut self, out: &mut Outbox<Effect>) {
+    pub(super) fn forget_held(&mut self, out: &mut Outbox<Effect>) {
         self.stop_monitor(out);
         self.both_down_since = None;
         if let Some(held) = self.held.take() {
@@ -297,7 +301,7 @@ impl AttachmentMachine {
     }
 
     /// Waits before the next try, less at a unix socket.
-    fn pause(&mut self, local: bool, now: Now) {
+    pub(super) fn pause(&mut self, local: bool, now: Now) {
         let backoff = if local {
             &mut self.local_backoff
         } else {
@@ -307,7 +311,7 @@ impl AttachmentMachine {
     }
 
     /// The round goes on with the next candidate at once; after a whole round it pauses.
-    fn candidate_failed(&mut self, now: Now) {
+    pub(super) fn candidate_failed(&mut self, now: Now) {
         if !self.targets.is_empty() {
             return;
         }
@@ -322,188 +326,6 @@ impl AttachmentMachine {
                 .any(|candidate| matches!(candidate, Candidate::Url(url) if is_local(url)));
             self.pause(local, now);
         }
-    }
-
-    fn found(&mut self, result: Result<Vec<String>, Failure>, now: Now) {
-        let mut urls = result.unwrap_or_default();
-        urls.dedup();
-        if let Some(avoid) = self.avoid.take() {
-            urls.sort_by_key(|url| *url == avoid);
-        }
-        urls.truncate(TARGETS_MAX);
-        self.targets = urls.into();
-        if self.targets.is_empty() {
-            self.candidate_failed(now);
-        }
-    }
-
-    fn answered(
-        &mut self,
-        url: String,
-        result: Result<Answer, Failure>,
-        now: Now,
-        out: &mut Outbox<Effect>,
-    ) {
-        match result {
-            Ok(answer) if self.is_older_life(&answer) => self.give_back(url, now, out),
-            Ok(answer) => {
-                self.remember_life(&answer);
-                self.hold(url, answer, now);
-                if self.goal == Goal::Attached {
-                    let ticket =
-                        self.call(CallKind::Install, self.config.timing.install_timeout, now);
-                    out.push(Effect::Install { ticket });
-                }
-            }
-            Err(Failure::BadAnswer) => self.give_back(url, now, out),
-            Err(failure) => match &mut self.held {
-                None => self.candidate_failed(now),
-                Some(held) => {
-                    held.control = false;
-                    let data_up = held.data_up();
-                    if failure == Failure::Refused && !data_up {
-                        // The router lives and says no: it is not the one to wait for.
-                        self.forget_held(out);
-                    } else {
-                        self.pause(is_local(&url), now);
-                    }
-                }
-            },
-        }
-    }
-
-    /// Closes a connection that is not to be used, and goes on elsewhere.
-    fn give_back(&mut self, url: String, now: Now, out: &mut Outbox<Effect>) {
-        if self.held.is_some() {
-            self.forget_held(out);
-        } else {
-            self.candidate_failed(now);
-        }
-        self.close(url, now, out);
-    }
-
-    /// Makes `answer` the connection held; data health goes on when it is a refresh.
-    fn hold(&mut self, url: String, answer: Answer, now: Now) {
-        let refresh_at = now.mono + refresh_after(answer.lifetime, answer.segments);
-        self.had_connection = true;
-        let (data, healthy_since) = match self.held.take() {
-            Some(held) if held.url == url && held.data_up() => (held.data, held.healthy_since),
-            Some(_) | None => (None, None),
-        };
-        self.held = Some(Held {
-            url,
-            answer,
-            requested_at: now.mono,
-            refresh_at,
-            control: true,
-            data,
-            healthy_since,
-        });
-    }
-
-    /// No consumer moves to a lower generation of the same router.
-    fn is_older_life(&self, answer: &Answer) -> bool {
-        let known = self.lives.get(&answer.router.name).copied();
-        answer
-            .router
-            .generation
-            .is_some_and(|generation| known.is_some_and(|known| generation < known))
-    }
-
-    fn remember_life(&mut self, answer: &Answer) {
-        let Some(generation) = answer.router.generation else {
-            return;
-        };
-        if self.lives.len() >= LIVES_MAX && !self.lives.contains_key(&answer.router.name) {
-            self.lives.pop_first();
-        }
-        self.lives.insert(answer.router.name.clone(), generation);
-    }
-
-    fn installed(&mut self, ok: bool, now: Now, out: &mut Outbox<Effect>) {
-        let Some(held) = &mut self.held else { return };
-        if !ok {
-            held.control = false;
-            if let Some(data) = &mut held.data {
-                data.lost();
-            }
-            let local = is_local(&held.url);
-            self.both_down_since.get_or_insert(now.mono);
-            return self.pause(local, now);
-        }
-        if held.data.is_none() {
-            held.data = Some(DataHealth::new(self.config.timing, now.mono));
-        }
-        self.round_left = self.config.candidates.len();
-        if self.monitor.is_none() && self.goal == Goal::Attached {
-            let ticket = self.tickets.issue();
-            self.monitor = Some(ticket);
-            out.push(Effect::Monitor {
-                ticket,
-                url: held.url.clone(),
-            });
-        }
-    }
-
-    /// A Close that reached nobody says that control is down too.
-    fn closed(&mut self, ok: bool, now: Now, out: &mut Outbox<Effect>) {
-        let attached = self.goal == Goal::Attached;
-        if let Some(held) = &mut self.held {
-            if attached && !ok {
-                return self.control_lost(now);
-            }
-            let local = is_local(&held.url);
-            self.forget_held(out);
-            if attached {
-                self.pause(local, now);
-            }
-        } else if attached && self.retry_at.is_none() {
-            self.pause(false, now);
-        }
-    }
-
-    fn monitored(&mut self, event: MonitorEvent, now: Now, out: &mut Outbox<Effect>) {
-        let Some(held) = &mut self.held else { return };
-        match event {
-            MonitorEvent::Opened => {
-                held.healthy_since.get_or_insert(now.mono);
-            }
-            MonitorEvent::RefreshRequested => {
-                let soonest = held.requested_at + ASKED_REFRESH_GAP;
-                held.refresh_at = held.refresh_at.min(soonest.max(now.mono));
-            }
-            MonitorEvent::ReselectRequested => {
-                if let Some(data) = &mut held.data {
-                    data.lost();
-                }
-            }
-            MonitorEvent::Gone | MonitorEvent::Down => {
-                self.stop_monitor(out);
-                self.control_lost(now);
-            }
-            MonitorEvent::Ended => {
-                self.monitor = None;
-                self.control_lost(now);
-            }
-        }
-    }
-
-    /// A fault after a steady time starts the back-off anew; a flapping router is met with a
-    /// growing one.
-    fn control_lost(&mut self, now: Now) {
-        let Some(held) = &mut self.held else { return };
-        held.control = false;
-        let steady = self.config.timing.steady_after;
-        if held
-            .healthy_since
-            .take()
-            .is_some_and(|since| now.mono.saturating_since(since) >= steady)
-        {
-            self.remote_backoff.reset();
-            self.local_backoff.reset();
-        }
-        let local = is_local(&held.url);
-        self.pause(local, now);
     }
 
     fn stop(&mut self, now: Now) {
@@ -637,6 +459,6 @@ impl Machine for AttachmentMachine {
 }
 
 /// A unix socket: trying again is cheap.
-fn is_local(url: &str) -> bool {
+pub(super) fn is_local(url: &str) -> bool {
     url.starts_with("unix:")
 }

@@ -15,6 +15,7 @@
 
 mod health;
 mod machine;
+mod outcomes;
 mod verdict;
 
 #[cfg(test)]
