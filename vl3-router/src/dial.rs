@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use nsm_chain::{SvidTokens, client};
 use tokio::task::AbortHandle;
 use tonic::{Code, Request};
@@ -134,7 +135,7 @@ impl Dials {
             .get(&dial.dial)
             .map(|held| (held.transport.clone(), held.last.clone()));
         let (transport, asked) = match known.filter(|_| dial.refresh) {
-            Some((transport, last)) => (transport, client::refresh(&last)),
+            Some((transport, last)) => (transport, refreshed(dial, &last)),
             None => {
                 let transport = self.connect(dial).await?;
                 let asked = self.first(dial, &transport);
@@ -195,30 +196,6 @@ impl Dials {
             mtu: Some(dial.mtu),
             ..WireguardParameters::default()
         };
-        let texts: Vec<String> = dial.addresses.iter().map(ToString::to_string).collect();
-        let route = |prefix: &String| Route {
-            prefix: prefix.clone(),
-            next_hop: String::new(),
-        };
-        let own: Vec<String> = dial
-            .addresses
-            .iter()
-            .filter(|net| net.prefix_len() == net.max_prefix_len())
-            .map(ToString::to_string)
-            .collect();
-        let context = ConnectionContext {
-            ip_context: Some(IpContext {
-                src_ip_addrs: own,
-                dst_routes: texts.iter().map(route).collect(),
-                ..IpContext::default()
-            }),
-            extra_context: BTreeMap::from([(
-                HELLO_KEY.to_owned(),
-                hello::to_wire(dial.hello.clone()).encode(),
-            )]),
-            mtu: u32::from(dial.mtu),
-            ..ConnectionContext::default()
-        };
         NetworkServiceRequest {
             connection: Some(Connection {
                 path: Some(client::first_path(self.own.as_str(), &id)),
@@ -226,7 +203,7 @@ impl Dials {
                 network_service: self.documents.current().name.to_string(),
                 network_service_endpoint_name: dial.router.name.to_string(),
                 payload: "IP".to_owned(),
-                context: Some(context),
+                context: Some(context(dial)),
                 ..Connection::default()
             }),
             mechanism_preferences: vec![mechanism.into_mechanism()],
@@ -257,6 +234,55 @@ impl Dials {
             },
         );
     }
+}
+
+/// A refresh carries what this side says, not what the answer told back: the answer's Hello is
+/// the other router's.
+fn refreshed(dial: &Dial, last: &Connection) -> NetworkServiceRequest {
+    let mut request = client::refresh(last);
+    if let Some(connection) = &mut request.connection {
+        connection.context = Some(context(dial));
+    }
+    request
+}
+
+/// Who this router is, in the overlay.
+fn context(dial: &Dial) -> ConnectionContext {
+    let is_host = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
+    let own = dial
+        .addresses
+        .iter()
+        .filter(is_host)
+        .map(IpNet::to_string)
+        .collect();
+    let route = |net: &IpNet| Route {
+        prefix: net.to_string(),
+        next_hop: String::new(),
+    };
+    let hello = hello::to_wire(dial.hello.clone()).encode();
+    ConnectionContext {
+        ip_context: Some(IpContext {
+            src_ip_addrs: own,
+            dst_routes: dial.addresses.iter().map(route).collect(),
+            ..IpContext::default()
+        }),
+        extra_context: BTreeMap::from([(HELLO_KEY.to_owned(), hello)]),
+        mtu: u32::from(dial.mtu),
+        ..ConnectionContext::default()
+    }
+}
+
+/// The connection as last answered, with our own Hello in place of the other router's.
+fn refresh(last: &Connection, dial: &Dial) -> NetworkServiceRequest {
+    let mut request = client::refresh(last);
+    if let Some(connection) = &mut request.connection {
+        let context = connection.context.get_or_insert_default();
+        context.extra_context.insert(
+            HELLO_KEY.to_owned(),
+            hello::to_wire(dial.hello.clone()).encode(),
+        );
+    }
+    request
 }
 
 fn failure(status: &tonic::Status) -> DialFailure {
@@ -360,4 +386,63 @@ async fn follow_once(
         handle.tell(Input::Dial { dial, event: told }).await;
     }
     anyhow::bail!("the stream ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use vl3_core::ids::{Generation, InstanceId, NetworkUid, PublicKey};
+    use vl3_core::router::{self, RouterId};
+
+    use super::*;
+
+    fn dial() -> Dial {
+        let domain: vl3_core::ids::DomainName = "east".parse().unwrap();
+        Dial {
+            dial: DialId(1),
+            router: RouterId {
+                name: "red-west".parse().unwrap(),
+                domain: "west".parse().unwrap(),
+            },
+            address: "192.0.2.1:5010".parse().unwrap(),
+            trust_domain: "west.test".into(),
+            hello: router::Hello {
+                version_min: 1,
+                version_max: 1,
+                uid: NetworkUid([1; 16]),
+                domain,
+                name: "red-east".into(),
+                instance: InstanceId([2; 16]),
+                generation: Generation(3),
+                dials_only: false,
+                role: router::HelloRole::Router,
+            },
+            public_key: PublicKey([4; 32]),
+            udp_port: 51820,
+            mtu: 1420,
+            addresses: vec![
+                "10.9.0.0/32".parse().unwrap(),
+                "10.9.0.0/26".parse().unwrap(),
+            ],
+            refresh: true,
+        }
+    }
+
+    #[test]
+    fn a_refresh_says_who_we_are_not_who_answered() {
+        let mut theirs = hello::to_wire(dial().hello);
+        theirs.name = "red-west".into();
+        let mut last = Connection {
+            context: Some(context(&dial())),
+            ..Connection::default()
+        };
+        let extra = &mut last.context.as_mut().unwrap().extra_context;
+        extra.insert(HELLO_KEY.to_owned(), theirs.encode());
+        let request = refreshed(&dial(), &last);
+        let context = request.connection.unwrap().context.unwrap();
+        let said = Hello::from_extra_context(&context.extra_context)
+            .unwrap()
+            .unwrap();
+        assert_eq!(said.name, "red-east");
+        assert_eq!(context.ip_context.unwrap().src_ip_addrs, ["10.9.0.0/32"]);
+    }
 }
