@@ -2,8 +2,12 @@
 //! Everything that a peer says is checked against it.
 
 mod chain;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod signing;
 mod store;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use chain::{Chain, ChainError, LINKS_MAX, SIGNATURES_MAX, SignedDocument};
