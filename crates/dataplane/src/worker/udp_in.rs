@@ -40,6 +40,10 @@ impl Worker {
                     batch.shared.drops.count(DropReason::Malformed, 1);
                     continue;
                 }
+                if received.bytes.is_empty() {
+                    batch.shared.drops.count(DropReason::Unauthentic, 1);
+                    continue;
+                }
                 let from = Endpoint {
                     remote: received.remote,
                     local: received.local,

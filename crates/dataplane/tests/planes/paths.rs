@@ -8,7 +8,7 @@ use vl3_net::Namespace;
 const MIB: usize = 1 << 20;
 
 /// Two hosts behind two routers; the first dials.
-fn pair(workers: usize) -> (Router, Host, Router, Host) {
+pub(crate) fn pair(workers: usize) -> (Router, Host, Router, Host) {
     let underlay = Namespace::new().expect("tests run as root");
     let (a, b) = (
         Router::start(&underlay, 1, workers),

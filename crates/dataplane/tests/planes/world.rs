@@ -29,6 +29,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) struct Router {
     pub(crate) plane: DataPlane,
     pub(crate) address: SocketAddr,
+    pub(crate) underlay: Namespace,
     events: Mutex<Receiver<Event>>,
 }
 
@@ -58,6 +59,7 @@ impl Router {
         Self {
             plane,
             address,
+            underlay: underlay.clone(),
             events: Mutex::new(events),
         }
     }
