@@ -15,6 +15,8 @@ use crate::output::{Output, table};
 const RUN_DIR: &str = "/run/vl3";
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// What a common terminal shows without breaking lines.
+const WIDTH_MAX: usize = 150;
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -168,17 +170,37 @@ fn show_details(details: &Map<String, Value>, out: &Output) {
     }
     for (key, value) in details {
         let Some(rows) = rows(value).filter(|rows| !rows.is_empty()) else { continue };
-        let columns = columns(&rows);
-        let mut table = table(&columns);
-        for row in rows {
-            table.add_row(columns.iter().map(|column| row.get(column).map(cell).unwrap_or_default()));
-        }
         out.line("");
         out.heading(&format!("  {}", key.replace('_', " ")));
-        for line in table.to_string().lines() {
-            out.line(&format!("  {}", line.trim_end()));
+        for line in render(&rows) {
+            out.line(&format!("  {line}"));
         }
     }
+}
+
+/// A table; rows too wide for a screen are written one field per line.
+fn render(rows: &[Map<String, Value>]) -> Vec<String> {
+    let columns = columns(rows);
+    let mut wide = table(&columns);
+    for row in rows {
+        wide.add_row(columns.iter().map(|column| row.get(column).map(cell).unwrap_or_default()));
+    }
+    let lines: Vec<String> = wide.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+    if lines.iter().all(|line| line.chars().count() <= WIDTH_MAX) {
+        return lines;
+    }
+    let width = columns.iter().map(String::len).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for row in rows {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        for column in &columns {
+            let text = row.get(column).map(cell).unwrap_or_default();
+            lines.push(format!(" {:width$}  {text}", column.to_uppercase()).trim_end().to_owned());
+        }
+    }
+    lines
 }
 
 /// A list of objects, or an object of objects with its key as `name`.
@@ -219,6 +241,43 @@ fn cell(value: &Value) -> String {
         Value::Object(entries) => {
             entries.iter().map(|(key, value)| format!("{key}={}", cell(value))).collect::<Vec<_>>().join(" ")
         }
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().map_or_else(|| number.to_string(), |float| format!("{float:.2}"))
+        }
         Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn lines(value: &Value) -> Vec<String> {
+        render(&rows(value).unwrap())
+    }
+
+    #[test]
+    fn lists_of_objects_are_tables_with_the_name_first() {
+        let peers = json!([{ "class": "Own", "name": "a", "rtt": 1.23456 }, { "name": "b", "mtu": 1420 }]);
+        let lines = lines(&peers);
+        assert!(lines[0].trim_start().starts_with("NAME"), "{lines:?}");
+        assert!(lines[1].contains("1.23") && !lines[1].contains("1.234"), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn maps_of_objects_are_tables_with_the_key_as_name() {
+        assert!(lines(&json!({ "red": { "uid": "ab" } }))[1].contains("red"));
+        assert!(rows(&json!({ "mtu": 1420 })).is_none());
+        assert!(rows(&json!("text")).is_none());
+    }
+
+    #[test]
+    fn a_row_wider_than_a_screen_is_written_one_field_per_line() {
+        let lines = lines(&json!([{ "name": "a", "long": "x".repeat(WIDTH_MAX) }]));
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], " NAME  a");
     }
 }

@@ -11,9 +11,6 @@ use vl3_identity::Source;
 use crate::config::{IdentitySource, Loaded};
 use crate::{Retry, RoleContext, admin, rundir, telemetry};
 
-/// How long tasks may take to end after a role returned.
-const DRAIN_LIMIT: Duration = Duration::from_secs(3);
-
 /// Runs a role until it ends, fails, or a signal stops it: telemetry, directories, identity,
 /// admin endpoint, the role, drain. A second signal ends the process at once.
 pub async fn run_role<C, F, R>(loaded: Loaded<C>, run: F) -> anyhow::Result<()>
@@ -56,14 +53,8 @@ where
         () = signals => Err(anyhow::anyhow!("stopped by a second signal")),
     };
     ctx.shutdown.cancel();
-    // The admin endpoint's tasks never end by themselves; the role's have had their turn.
-    ctx.tasks
-        .drain(if outcome.is_ok() {
-            Duration::ZERO
-        } else {
-            DRAIN_LIMIT
-        })
-        .await;
+    // The role has had its turn, and the admin endpoint never ends by itself.
+    ctx.tasks.drain(Duration::ZERO).await;
     // Gone already: somebody cleaned up.
     let _gone = std::fs::remove_file(ctx.run_path("admin.sock"));
     tracing::info!(role = ctx.common.role, name = ctx.common.name, "stopped");
