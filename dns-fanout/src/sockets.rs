@@ -13,6 +13,8 @@ use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
 use prost::Message as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use vl3_core::{Backoff, Rng};
 use vl3_net::fdpass::Connection;
 use vl3_proto::vl3::router::v1::{FdDial, FdListen, FdReply, FdRequest, fd_request::Body};
 use vl3_runtime::{CancellationToken, Retry};
@@ -102,6 +104,17 @@ fn unspecified(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
 }
 
+/// Why a request on `fd.sock` gave nothing.
+#[derive(Debug, thiserror::Error)]
+enum FdError {
+    /// The router says no; it may say yes later, on the same connection.
+    #[error("the router refused: {0}")]
+    Refused(String),
+    /// The connection is of no more use.
+    #[error(transparent)]
+    Broken(#[from] anyhow::Error),
+}
+
 /// One end of the task that owns the connection to `fd.sock`.
 pub(crate) struct RouterSockets {
     path: PathBuf,
@@ -138,11 +151,17 @@ impl RouterSockets {
     /// serves on.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut said = String::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 error = self.connected(&mut retry) => {
-                    tracing::info!(path = %self.path.display(), error = format!("{error:#}"), "no sockets from the router; trying again");
+                    let error = format!("{error:#}");
+                    // The same reason again and again is one event.
+                    if error != said {
+                        tracing::info!(path = %self.path.display(), error, "no sockets from the router; trying again");
+                        said = error;
+                    }
                 }
             }
             tokio::select! {
@@ -153,28 +172,50 @@ impl RouterSockets {
         }
     }
 
-    /// One life of the connection; returns why it ended.
+    /// One life of the connection; returns why it ended. Listeners that the router cannot bind
+    /// (it has no address yet) are asked for again, while dials go on.
     async fn connected(&mut self, retry: &mut Retry) -> anyhow::Error {
         let connection = match Connection::connect(&self.path).context("connect to fd.sock") {
             Ok(connection) => connection,
             Err(error) => return error,
         };
-        let mut bound = match self.listen(&connection).await {
-            Ok(bound) => bound,
-            Err(error) => return error,
-        };
-        retry.reset();
         self.epoch.send_modify(|epoch| *epoch += 1);
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut rng = Rng::new(rand::random());
+        let mut listen_at = Instant::now();
+        let mut bound = None;
+        let mut said = String::new();
         loop {
+            if bound.is_none() && Instant::now() >= listen_at {
+                match self.listen(&connection).await {
+                    Ok(addresses) => {
+                        retry.reset();
+                        backoff.reset();
+                        bound = Some(addresses);
+                    }
+                    Err(FdError::Refused(reason)) => {
+                        listen_at = Instant::now() + backoff.next(&mut rng);
+                        if reason != said {
+                            tracing::info!(reason, "the router passes no listeners; asking again");
+                            said = reason;
+                        }
+                    }
+                    Err(FdError::Broken(error)) => return error,
+                }
+            }
             tokio::select! {
                 request = self.requests.recv() => {
                     let Some(request) = request else { return anyhow::anyhow!("nobody dials") };
                     let dialled = dial(&connection, request.wanted).await;
-                    let broken = dialled.is_err();
+                    let (answer, broken) = match dialled {
+                        Ok(descriptor) => (Ok(descriptor), None),
+                        Err(FdError::Refused(reason)) => (Err(io::Error::other(reason)), None),
+                        Err(FdError::Broken(error)) => (Err(io::Error::other(format!("{error:#}"))), Some(error)),
+                    };
                     // Nobody waits: the descriptor closes.
-                    let _gone = request.reply.send(dialled.map_err(|error| io::Error::other(format!("{error:#}"))));
-                    if broken {
-                        return anyhow::anyhow!("the router did not dial");
+                    let _gone = request.reply.send(answer);
+                    if let Some(error) = broken {
+                        return error;
                     }
                 }
                 changed = self.own.changed() => {
@@ -182,14 +223,9 @@ impl RouterSockets {
                         return anyhow::anyhow!("nobody watches the router");
                     }
                     let own: BTreeSet<IpAddr> = self.own.borrow_and_update().iter().copied().collect();
-                    if own == bound {
-                        continue;
-                    }
-                    bound = match self.listen(&connection).await {
-                        Ok(bound) => bound,
-                        Err(error) => return error,
-                    };
+                    bound = bound.filter(|bound| *bound == own);
                 }
+                () = tokio::time::sleep_until(listen_at), if bound.is_none() => {}
                 end = connection.recv() => return match end {
                     Ok(None) => anyhow::anyhow!("the router closed fd.sock"),
                     Ok(Some(_)) => anyhow::anyhow!("the router sent what nobody asked for"),
@@ -200,7 +236,7 @@ impl RouterSockets {
     }
 
     /// Asks for listeners, hands them over, and says where they are bound.
-    async fn listen(&self, connection: &Connection) -> anyhow::Result<BTreeSet<IpAddr>> {
+    async fn listen(&self, connection: &Connection) -> Result<BTreeSet<IpAddr>, FdError> {
         let descriptors = exchange(connection, Body::Listen(FdListen {})).await?;
         let listeners = adopt(descriptors)?;
         let bound: io::Result<BTreeSet<IpAddr>> = listeners
@@ -210,12 +246,10 @@ impl RouterSockets {
             .collect();
         let bound = bound.context("look at a passed socket")?;
         if bound.is_empty() {
-            bail!("the router passed no listening socket");
+            return Err(FdError::Refused("it passed no listening socket".to_owned()));
         }
-        self.listeners
-            .send(listeners)
-            .await
-            .map_err(|_| anyhow::anyhow!("the server stopped"))?;
+        let stopped = |_| FdError::Broken(anyhow::anyhow!("the server stopped"));
+        self.listeners.send(listeners).await.map_err(stopped)?;
         Ok(bound)
     }
 }
@@ -230,15 +264,17 @@ async fn refuse(requests: &mut mpsc::Receiver<DialRequest>) {
     std::future::pending().await
 }
 
-async fn dial(connection: &Connection, wanted: FdDial) -> anyhow::Result<OwnedFd> {
+async fn dial(connection: &Connection, wanted: FdDial) -> Result<OwnedFd, FdError> {
     let mut descriptors = exchange(connection, Body::Dial(wanted)).await?;
     match (descriptors.pop(), descriptors.len()) {
         (Some(descriptor), 0) => Ok(descriptor),
-        (_, others) => bail!("the router passed {others} more descriptors than one"),
+        (_, others) => Err(FdError::Refused(format!(
+            "it passed {others} more descriptors than one"
+        ))),
     }
 }
 
-async fn exchange(connection: &Connection, body: Body) -> anyhow::Result<Vec<OwnedFd>> {
+async fn exchange(connection: &Connection, body: Body) -> Result<Vec<OwnedFd>, FdError> {
     let request = FdRequest { body: Some(body) }.encode_to_vec();
     let exchange = async {
         connection
@@ -255,10 +291,11 @@ async fn exchange(connection: &Connection, body: Body) -> anyhow::Result<Vec<Own
         .await
         .context("the router did not answer on fd.sock")??;
     let reply = FdReply::decode(message.as_slice()).context("read the router's answer")?;
-    if !reply.ok {
-        bail!("the router refused: {}", reply.reason);
+    if reply.ok {
+        Ok(descriptors)
+    } else {
+        Err(FdError::Refused(reply.reason))
     }
-    Ok(descriptors)
 }
 
 fn adopt(descriptors: Vec<OwnedFd>) -> anyhow::Result<Listeners> {

@@ -13,6 +13,9 @@ const NAMES_MAX: usize = 65_536;
 /// Servers and client prefixes.
 const LIST_MAX: usize = 16_384;
 
+/// Stands for "no router" in a server without addresses.
+const NOBODY: &str = "-";
+
 /// Why a state was not taken: the one before stays (R7.4).
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
@@ -69,12 +72,19 @@ pub(crate) fn from_wire(
     })
 }
 
+/// A domain that is known while none of its routers lives comes without a router's name.
 fn server(server: &wire::DomainServer) -> Result<DomainServer, StateError> {
     let name = |field, source| StateError::Name { field, source };
+    let addresses: Vec<IpAddr> = addresses("servers.addresses", &server.addresses)?;
+    let router = if server.router.is_empty() && addresses.is_empty() {
+        NOBODY
+    } else {
+        &server.router
+    };
     Ok(DomainServer {
         domain: DomainName::new(&server.domain).map_err(|source| name("servers.domain", source))?,
-        router: RouterName::new(&server.router).map_err(|source| name("servers.router", source))?,
-        addresses: addresses("servers.addresses", &server.addresses)?,
+        router: RouterName::new(router).map_err(|source| name("servers.router", source))?,
+        addresses,
         sibling: server.sibling,
     })
 }

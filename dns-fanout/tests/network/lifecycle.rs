@@ -68,6 +68,31 @@ async fn a_wrong_state_is_refused_and_the_one_before_stands() {
 }
 
 #[tokio::test]
+async fn a_domain_without_a_router_is_known_and_missing() {
+    let stage = Stage::new(vec![honest(WEST), silent()]).await;
+    stage.change(|state| {
+        state.servers[0].router.clear();
+        state.servers[0].addresses.clear();
+        state.names.clear();
+    });
+    eventually_true("the state is taken", || async {
+        ask(&stage, "web.east.red.test.", T::A)
+            .await
+            .metadata
+            .response_code
+            == ResponseCode::NXDomain
+    })
+    .await;
+    assert_eq!(
+        ask(&stage, "db.west.red.test.", T::A)
+            .await
+            .metadata
+            .response_code,
+        ResponseCode::ServFail
+    );
+}
+
+#[tokio::test]
 async fn another_networks_state_is_never_believed() {
     let stage = Stage::new(vec![honest(WEST), silent()]).await;
     let mut other = vl3_proto::document::encode_chain(&chain());

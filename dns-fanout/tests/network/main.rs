@@ -1,5 +1,9 @@
 //! The server as a process sees it: a stand-in router with its two sockets, real UDP and TCP on
 //! loopback, servers of other domains that behave and misbehave. Tests are named by their rule.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod client;
 mod hostile;
