@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: measures the release binary, writes `target/bench/NAME.json` and
 //! prints the same as a table. A bench fails when a mark is missed.
 
+mod attach;
 mod dataplane;
 pub(crate) mod report;
 
@@ -25,7 +26,7 @@ pub(crate) struct Bench {
 type Run = fn(&Bench, &mut Report) -> anyhow::Result<()>;
 
 /// Each bench is one file beside this one.
-const BENCHES: &[(&str, Run)] = &[("dataplane", dataplane::run)];
+const BENCHES: &[(&str, Run)] = &[("attach", attach::run), ("dataplane", dataplane::run)];
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let names: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();
