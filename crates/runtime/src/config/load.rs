@@ -109,14 +109,9 @@ fn load_with<T>(
 
     for (key, given) in &shared.overrides {
         let used = shared.used_overrides.borrow().contains(key);
-        // Names of NSM and SPIFFE are set for whole pods; one that this role has no use for is
-        // no mistake.
-        let foreign = ["environment NSM_", "environment SPIFFE_"];
-        if !used
-            && !foreign
-                .iter()
-                .any(|prefix| given.origin.starts_with(prefix))
-        {
+        // The environment is shared by whole pods and sessions: what this role has no use for
+        // is no mistake. A flag was meant for it.
+        if !used && given.origin.starts_with("flag ") {
             shared.problems.borrow_mut().push(Problem {
                 key: key.clone(),
                 value: Some(given.text.clone()),
