@@ -41,17 +41,28 @@ impl Allocator {
             return Err(Refusal::Exhausted { what, wanted });
         }
 
-        let scope = Scope { allocator: self, document, member, acquire, exclusions: &exclusions };
+        let scope = Scope {
+            allocator: self,
+            document,
+            member,
+            acquire,
+            exclusions: &exclusions,
+        };
         let newer = |held: &&Lease| own.is_none_or(|own| held.generation > own.lease.generation);
         let presented = acquire.held.as_ref().filter(newer);
         let (prefixes, kept) = scope.choose(own, presented, len4, now)?;
 
         // The same holder, the same prefixes: the same round. Everything else is a new one.
         let own_generation = own.map_or(self.floor, |own| own.lease.generation);
-        let presented_generation = acquire.held.as_ref().map_or(Generation(0), |held| held.generation);
+        let presented_generation = acquire
+            .held
+            .as_ref()
+            .map_or(Generation(0), |held| held.generation);
         let highest = own_generation.max(presented_generation);
         let same_instance = match (own, presented) {
-            (_, Some(held)) => held.instance == acquire.instance && held.generation > own_generation,
+            (_, Some(held)) => {
+                held.instance == acquire.instance && held.generation > own_generation
+            }
             (Some(own), None) => own.lease.instance == acquire.instance,
             (None, None) => false,
         };
@@ -69,15 +80,32 @@ impl Allocator {
             prefix6: prefixes.1,
         };
         let unchanged = own.is_some_and(|own| own.lease == lease && own.exclusions == exclusions);
-        let granted = Granted { lease: lease.clone(), renew_after: self.config.renew_after };
-        let record = LeaseRecord::Granted { lease, holder: holder.clone(), exclusions };
+        let granted = Granted {
+            lease: lease.clone(),
+            renew_after: self.config.renew_after,
+        };
+        let record = LeaseRecord::Granted {
+            lease,
+            holder: holder.clone(),
+            exclusions,
+        };
         Ok((if unchanged { Vec::new() } else { vec![record] }, granted))
     }
 
     /// A sign of life. Changes nothing durable; the caller touches the lease on success.
-    pub fn renew(&self, lease: &Lease, holder: &SpiffeId, member: &Member) -> Result<Granted, Refusal> {
-        let again = |reason: &str| Refusal::AcquireAgain { reason: reason.to_owned() };
-        let own = self.leases.get(&lease.router).ok_or_else(|| again("unknown here"))?;
+    pub fn renew(
+        &self,
+        lease: &Lease,
+        holder: &SpiffeId,
+        member: &Member,
+    ) -> Result<Granted, Refusal> {
+        let again = |reason: &str| Refusal::AcquireAgain {
+            reason: reason.to_owned(),
+        };
+        let own = self
+            .leases
+            .get(&lease.router)
+            .ok_or_else(|| again("unknown here"))?;
         Self::admit_holder(own, holder)?;
         Self::admit_round(own, lease)?;
         if lease != &own.lease {
@@ -86,21 +114,33 @@ impl Allocator {
         if lease.prefixes().any(|prefix| !member.owns(&prefix)) {
             return Err(again("outside of the domain's blocks"));
         }
-        Ok(Granted { lease: own.lease.clone(), renew_after: self.config.renew_after })
+        Ok(Granted {
+            lease: own.lease.clone(),
+            renew_after: self.config.renew_after,
+        })
     }
 
     /// Gives a lease back. Unknown or given back already: nothing to do.
     pub fn release(&self, lease: &Lease, holder: &SpiffeId) -> Result<Vec<LeaseRecord>, Refusal> {
-        let Some(own) = self.leases.get(&lease.router) else { return Ok(Vec::new()) };
+        let Some(own) = self.leases.get(&lease.router) else {
+            return Ok(Vec::new());
+        };
         Self::admit_holder(own, holder)?;
         Self::admit_round(own, lease)?;
-        Ok(vec![LeaseRecord::Ended { router: lease.router.clone() }])
+        Ok(vec![LeaseRecord::Ended {
+            router: lease.router.clone(),
+        }])
     }
 
     /// Ends a lease without its holder: an operator's word, or silence.
     pub fn end(&self, router: &RouterName) -> Vec<LeaseRecord> {
         let known = self.leases.contains_key(router);
-        known.then(|| LeaseRecord::Ended { router: router.clone() }).into_iter().collect()
+        known
+            .then(|| LeaseRecord::Ended {
+                router: router.clone(),
+            })
+            .into_iter()
+            .collect()
     }
 
     /// An operator excludes a range from new grants.
@@ -110,8 +150,14 @@ impl Allocator {
             return Ok(Vec::new());
         }
         if self.exclusions.len() >= self.config.exclusions_max {
-            let what = format!("the list of excluded ranges ({})", self.config.exclusions_max);
-            return Err(Refusal::Exhausted { what, wanted: "range".to_owned() });
+            let what = format!(
+                "the list of excluded ranges ({})",
+                self.config.exclusions_max
+            );
+            return Err(Refusal::Exhausted {
+                what,
+                wanted: "range".to_owned(),
+            });
         }
         self.refuse_collision(&range)?;
         Ok(vec![LeaseRecord::Excluded { range }])
@@ -120,18 +166,25 @@ impl Allocator {
     pub fn include(&self, range: IpNet) -> Vec<LeaseRecord> {
         let range = range.trunc();
         let known = self.exclusions.contains(&range);
-        known.then_some(LeaseRecord::Included { range }).into_iter().collect()
+        known
+            .then_some(LeaseRecord::Included { range })
+            .into_iter()
+            .collect()
     }
 
     fn refuse_while_readopting(&self, now: Mono) -> Result<(), Refusal> {
         match self.readopt_only_until.filter(|until| now < *until) {
-            Some(until) => Err(Refusal::ReadoptOnly { seconds: until.saturating_since(now).as_secs() + 1 }),
+            Some(until) => Err(Refusal::ReadoptOnly {
+                seconds: until.saturating_since(now).as_secs() + 1,
+            }),
             None => Ok(()),
         }
     }
 
     fn prefix_len4(&self, acquire: &Acquire, member: &Member) -> Result<Option<u8>, Refusal> {
-        let Some(block) = member.block4 else { return Ok(None) };
+        let Some(block) = member.block4 else {
+            return Ok(None);
+        };
         let shortest = block.prefix_len();
         match acquire.prefix_len4 {
             None => {
@@ -160,23 +213,36 @@ impl Allocator {
         let mut exclusions: Vec<_> = acquire.exclusions.iter().map(IpNet::trunc).collect();
         exclusions.sort_unstable();
         exclusions.dedup();
-        exclusions.iter().try_for_each(|exclusion| self.refuse_collision(exclusion))?;
+        exclusions
+            .iter()
+            .try_for_each(|exclusion| self.refuse_collision(exclusion))?;
         Ok(exclusions)
     }
 
     fn refuse_collision(&self, exclusion: &IpNet) -> Result<(), Refusal> {
-        let mut leased = self.leases().flat_map(|lease| lease.prefixes().map(move |prefix| (lease, prefix)));
-        leased.find(|(_, prefix)| overlap(prefix, exclusion)).map_or(Ok(()), |(lease, range)| {
-            let whose = format!("the prefix of {}, which holds it", lease.router);
-            Err(Refusal::Collision { exclusion: *exclusion, range, whose })
-        })
+        let mut leased = self
+            .leases()
+            .flat_map(|lease| lease.prefixes().map(move |prefix| (lease, prefix)));
+        leased
+            .find(|(_, prefix)| overlap(prefix, exclusion))
+            .map_or(Ok(()), |(lease, range)| {
+                let whose = format!("the prefix of {}, which holds it", lease.router);
+                Err(Refusal::Collision {
+                    exclusion: *exclusion,
+                    range,
+                    whose,
+                })
+            })
     }
 
     fn admit_holder(own: &Entry, holder: &SpiffeId) -> Result<(), Refusal> {
         if own.holder == *holder {
             return Ok(());
         }
-        Err(Refusal::HeldByOther { router: own.lease.router.clone(), holder: own.holder.clone() })
+        Err(Refusal::HeldByOther {
+            router: own.lease.router.clone(),
+            holder: own.holder.clone(),
+        })
     }
 
     /// A lease of a lower round, or of another instance in the same one, is fenced.
@@ -185,18 +251,32 @@ impl Allocator {
         if lease.generation < held.generation
             || (lease.generation == held.generation && lease.instance != held.instance)
         {
-            return Err(Refusal::Fenced { router: held.router.clone(), generation: held.generation });
+            return Err(Refusal::Fenced {
+                router: held.router.clone(),
+                generation: held.generation,
+            });
         }
         Ok(())
     }
 
     /// A fresh instance takes the name over; one that remembers an older round is fenced.
-    fn admit_instance(&self, own: &Entry, acquire: &Acquire, holder: &SpiffeId) -> Result<(), Refusal> {
+    fn admit_instance(
+        &self,
+        own: &Entry,
+        acquire: &Acquire,
+        holder: &SpiffeId,
+    ) -> Result<(), Refusal> {
         Self::admit_holder(own, holder)?;
-        let stale = acquire.held.as_ref().is_some_and(|held| held.generation < own.lease.generation);
+        let stale = acquire
+            .held
+            .as_ref()
+            .is_some_and(|held| held.generation < own.lease.generation);
         if stale && acquire.instance != own.lease.instance {
             let generation = own.lease.generation;
-            return Err(Refusal::Fenced { router: own.lease.router.clone(), generation });
+            return Err(Refusal::Fenced {
+                router: own.lease.router.clone(),
+                generation,
+            });
         }
         Ok(())
     }
@@ -240,7 +320,9 @@ impl Scope<'_> {
         match (prefix4, prefix6) {
             (None, IpNet::V6(prefix6)) => Ok(((None, prefix6), false)),
             (Some(IpNet::V4(prefix4)), IpNet::V6(prefix6)) => Ok(((Some(prefix4), prefix6), false)),
-            (_, other) => Err(Refusal::AcquireAgain { reason: format!("{other} is of the wrong family") }),
+            (_, other) => Err(Refusal::AcquireAgain {
+                reason: format!("{other} is of the wrong family"),
+            }),
         }
     }
 
@@ -248,10 +330,18 @@ impl Scope<'_> {
     fn is_free(&self, held: &Lease, len4: Option<u8>) -> bool {
         let lengths = held.prefix6.prefix_len() == PREFIX_LEN6
             && held.prefix4.is_some() == len4.is_some()
-            && held.prefix4.is_none_or(|prefix| prefix.prefix_len() <= PREFIX_LEN4_MAX);
-        let canonical = held.prefixes().all(|prefix| prefix.trunc() == prefix && self.member.owns(&prefix));
+            && held
+                .prefix4
+                .is_none_or(|prefix| prefix.prefix_len() <= PREFIX_LEN4_MAX);
+        let canonical = held
+            .prefixes()
+            .all(|prefix| prefix.trunc() == prefix && self.member.owns(&prefix));
         let taken = self.taken();
-        lengths && canonical && !held.prefixes().any(|prefix| taken.iter().any(|range| overlap(range, &prefix)))
+        lengths
+            && canonical
+            && !held
+                .prefixes()
+                .any(|prefix| taken.iter().any(|range| overlap(range, &prefix)))
     }
 
     fn cut(&self, block: IpNet, len: u8) -> Result<IpNet, Refusal> {
@@ -264,7 +354,12 @@ impl Scope<'_> {
     /// Everything that a new grant must not touch: others' leases, and exclusions of the
     /// document, the operator, the router itself and the routers that hold leases.
     fn taken(&self) -> Vec<IpNet> {
-        let others = || self.allocator.leases.values().filter(|entry| entry.lease.router != self.acquire.router);
+        let others = || {
+            self.allocator
+                .leases
+                .values()
+                .filter(|entry| entry.lease.router != self.acquire.router)
+        };
         let leased = others().flat_map(|entry| entry.lease.prefixes());
         // The planted bug: a lease is avoided by its first address only.
         #[cfg(feature = "plant-allocator")]
@@ -272,6 +367,11 @@ impl Scope<'_> {
         let excluded = others().flat_map(|entry| entry.exclusions.iter().copied());
         let operator = self.allocator.exclusions.iter().copied();
         let policy = self.document.policy.exclusions.iter().copied();
-        leased.chain(excluded).chain(operator).chain(policy).chain(self.exclusions.iter().copied()).collect()
+        leased
+            .chain(excluded)
+            .chain(operator)
+            .chain(policy)
+            .chain(self.exclusions.iter().copied())
+            .collect()
     }
 }

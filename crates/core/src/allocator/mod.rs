@@ -73,9 +73,18 @@ impl Allocator {
     /// Takes one record, when it is decided and when it is replayed. `now` starts the lifetime.
     pub fn apply(&mut self, record: LeaseRecord, now: Mono) {
         match record {
-            LeaseRecord::Granted { lease, holder, exclusions } => {
+            LeaseRecord::Granted {
+                lease,
+                holder,
+                exclusions,
+            } => {
                 let deadline = now + self.config.lifetime;
-                let entry = Entry { lease, holder, exclusions, deadline };
+                let entry = Entry {
+                    lease,
+                    holder,
+                    exclusions,
+                    deadline,
+                };
                 self.leases.insert(entry.lease.router.clone(), entry);
             }
             LeaseRecord::Ended { router } => {
@@ -102,8 +111,13 @@ impl Allocator {
 
     /// The records that bring an empty allocator to this state.
     pub fn snapshot(&self) -> Vec<LeaseRecord> {
-        let floor = [LeaseRecord::Floor { generation: self.floor }];
-        let excluded = self.exclusions.iter().map(|range| LeaseRecord::Excluded { range: *range });
+        let floor = [LeaseRecord::Floor {
+            generation: self.floor,
+        }];
+        let excluded = self
+            .exclusions
+            .iter()
+            .map(|range| LeaseRecord::Excluded { range: *range });
         let granted = self.leases.values().map(|entry| LeaseRecord::Granted {
             lease: entry.lease.clone(),
             holder: entry.holder.clone(),
@@ -122,7 +136,9 @@ impl Allocator {
 
     /// Who holds the name, and until when without a sign of life.
     pub fn holder(&self, router: &RouterName) -> Option<(&SpiffeId, Mono)> {
-        self.leases.get(router).map(|entry| (&entry.holder, entry.deadline))
+        self.leases
+            .get(router)
+            .map(|entry| (&entry.holder, entry.deadline))
     }
 
     pub fn exclusions(&self) -> impl Iterator<Item = IpNet> + '_ {
@@ -131,7 +147,10 @@ impl Allocator {
 
     /// Leases whose holder was silent for a lifetime.
     pub fn expired(&self, now: Mono) -> Vec<RouterName> {
-        let silent = self.leases.iter().filter(|(_, entry)| entry.deadline <= now);
+        let silent = self
+            .leases
+            .iter()
+            .filter(|(_, entry)| entry.deadline <= now);
         silent.map(|(router, _)| router.clone()).collect()
     }
 

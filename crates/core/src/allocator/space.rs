@@ -10,7 +10,10 @@ pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
 /// The first and last address of a range, as numbers of one width.
 fn bounds(range: &IpNet) -> (u128, u128) {
     match range {
-        IpNet::V4(net) => (u32::from(net.network()).into(), u32::from(net.broadcast()).into()),
+        IpNet::V4(net) => (
+            u32::from(net.network()).into(),
+            u32::from(net.broadcast()).into(),
+        ),
         IpNet::V6(net) => (net.network().into(), net.broadcast().into()),
     }
 }
@@ -18,12 +21,21 @@ fn bounds(range: &IpNet) -> (u128, u128) {
 /// The lowest prefix of `len` in `block` that touches none of `taken`. Steps over a taken
 /// range at once, so it takes at most `taken.len() + 1` rounds.
 pub fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
-    let width: u32 = if matches!(block, IpNet::V4(_)) { 32 } else { 128 };
+    let width: u32 = if matches!(block, IpNet::V4(_)) {
+        32
+    } else {
+        128
+    };
     let size_bits = width.checked_sub(u32::from(len))?;
     let (first, last) = bounds(&block);
     let mut taken: Vec<_> = taken
         .iter()
-        .filter(|range| matches!((range, &block), (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))))
+        .filter(|range| {
+            matches!(
+                (range, &block),
+                (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
+            )
+        })
         .map(bounds)
         .collect();
     taken.sort_unstable();
@@ -68,7 +80,10 @@ mod tests {
     fn the_lowest_free_prefix_steps_over_what_is_taken() {
         let block = net("10.0.0.0/22");
         assert_eq!(first_free(block, 24, &[]), Some(net("10.0.0.0/24")));
-        assert_eq!(first_free(block, 24, &[net("10.0.0.9/32")]), Some(net("10.0.1.0/24")));
+        assert_eq!(
+            first_free(block, 24, &[net("10.0.0.9/32")]),
+            Some(net("10.0.1.0/24"))
+        );
         let taken = [net("10.0.1.128/25"), net("10.0.0.0/24"), net("10.0.2.0/30")];
         assert_eq!(first_free(block, 24, &taken), Some(net("10.0.3.0/24")));
         assert_eq!(first_free(block, 25, &taken), Some(net("10.0.1.0/25")));
@@ -79,7 +94,10 @@ mod tests {
     #[test]
     fn the_ends_of_the_number_space_are_no_trap() {
         let v4 = net("255.255.255.0/24");
-        assert_eq!(first_free(v4, 25, &[net("255.255.255.0/25")]), Some(net("255.255.255.128/25")));
+        assert_eq!(
+            first_free(v4, 25, &[net("255.255.255.0/25")]),
+            Some(net("255.255.255.128/25"))
+        );
         assert_eq!(first_free(v4, 25, &[net("255.255.255.0/24")]), None);
         let v6 = net("ffff:ffff:ffff:ffff:ffff::/80");
         assert_eq!(first_free(v6, 96, &[v6]), None);

@@ -42,7 +42,12 @@ impl Bench {
     fn new() -> Self {
         let document = document(&["east"]);
         let allocator = Allocator::new(document.uid, domain("east"), Config::default());
-        Self { document, allocator, journal: Vec::new(), now: Mono::from_secs(1) }
+        Self {
+            document,
+            allocator,
+            journal: Vec::new(),
+            now: Mono::from_secs(1),
+        }
     }
 
     fn member(&self) -> &Member {
@@ -57,15 +62,21 @@ impl Bench {
     }
 
     fn acquire(&mut self, acquire: &Acquire, number: u8) -> Result<Lease, Refusal> {
-        let (records, granted) =
-            self.allocator.acquire(acquire, &holder(number), &self.document, self.member(), self.now)?;
+        let (records, granted) = self.allocator.acquire(
+            acquire,
+            &holder(number),
+            &self.document,
+            self.member(),
+            self.now,
+        )?;
         self.commit(records);
         self.allocator.touch(&acquire.router, self.now);
         Ok(granted.lease)
     }
 
     fn renew(&mut self, lease: &Lease, number: u8) -> Result<(), Refusal> {
-        self.allocator.renew(lease, &holder(number), self.member())?;
+        self.allocator
+            .renew(lease, &holder(number), self.member())?;
         self.allocator.touch(&lease.router, self.now);
         Ok(())
     }
@@ -85,7 +96,9 @@ impl Bench {
 
     fn replayed(&self) -> Allocator {
         let mut replayed = Allocator::new(self.document.uid, domain("east"), Config::default());
-        self.journal.iter().for_each(|record| replayed.apply(record.clone(), self.now));
+        self.journal
+            .iter()
+            .for_each(|record| replayed.apply(record.clone(), self.now));
         replayed
     }
 }
@@ -99,7 +112,10 @@ fn one_lease_covers_both_families_and_stays_with_its_instance() {
     assert_eq!(lease.generation, Generation(1));
     assert_eq!(bench.acquire(&acquire(1, 1), 1).unwrap(), lease);
     assert_eq!(bench.journal.len(), 1, "the same again is no record");
-    let addresses: Vec<_> = lease.addresses().map(|address| address.to_string()).collect();
+    let addresses: Vec<_> = lease
+        .addresses()
+        .map(|address| address.to_string())
+        .collect();
     assert_eq!(addresses, ["10.80.4.0", "fd00:1:2:3:1::"]);
 }
 
@@ -108,12 +124,33 @@ fn another_instance_takes_over_with_a_higher_generation_and_fences_the_old_one()
     let mut bench = Bench::new();
     let old = bench.acquire(&acquire(1, 1), 1).unwrap();
     let new = bench.acquire(&acquire(1, 2), 1).unwrap();
-    assert_eq!((new.prefix4, new.prefix6, new.generation), (old.prefix4, old.prefix6, Generation(2)));
-    assert!(matches!(bench.renew(&old, 1), Err(Refusal::Fenced { generation: Generation(2), .. })));
-    assert!(matches!(bench.release(&old, 1), Err(Refusal::Fenced { .. })));
-    let again = Acquire { held: Some(old), ..acquire(1, 1) };
-    assert!(matches!(bench.acquire(&again, 1), Err(Refusal::Fenced { .. })));
-    assert!(matches!(bench.acquire(&acquire(1, 3), 2), Err(Refusal::HeldByOther { .. })));
+    assert_eq!(
+        (new.prefix4, new.prefix6, new.generation),
+        (old.prefix4, old.prefix6, Generation(2))
+    );
+    assert!(matches!(
+        bench.renew(&old, 1),
+        Err(Refusal::Fenced {
+            generation: Generation(2),
+            ..
+        })
+    ));
+    assert!(matches!(
+        bench.release(&old, 1),
+        Err(Refusal::Fenced { .. })
+    ));
+    let again = Acquire {
+        held: Some(old),
+        ..acquire(1, 1)
+    };
+    assert!(matches!(
+        bench.acquire(&again, 1),
+        Err(Refusal::Fenced { .. })
+    ));
+    assert!(matches!(
+        bench.acquire(&acquire(1, 3), 2),
+        Err(Refusal::HeldByOther { .. })
+    ));
     bench.renew(&new, 1).unwrap();
 }
 
@@ -122,17 +159,44 @@ fn a_presented_lease_that_is_free_is_taken_back() {
     let mut bench = Bench::new();
     let lease = bench.acquire(&acquire(1, 1), 1).unwrap();
     let mut restored = Bench::new();
-    let presented = Acquire { held: Some(Lease { generation: Generation(7), ..lease.clone() }), ..acquire(1, 1) };
+    let presented = Acquire {
+        held: Some(Lease {
+            generation: Generation(7),
+            ..lease.clone()
+        }),
+        ..acquire(1, 1)
+    };
     let taken_back = restored.acquire(&presented, 1).unwrap();
-    assert_eq!((taken_back.prefix4, taken_back.generation), (lease.prefix4, Generation(7)));
+    assert_eq!(
+        (taken_back.prefix4, taken_back.generation),
+        (lease.prefix4, Generation(7))
+    );
     // Somebody else presents the same: it is taken.
-    let other = Acquire { held: Some(Lease { router: router(2), ..lease.clone() }), ..acquire(2, 2) };
+    let other = Acquire {
+        held: Some(Lease {
+            router: router(2),
+            ..lease
+        }),
+        ..acquire(2, 2)
+    };
     let other = restored.acquire(&other, 2).unwrap();
     assert_ne!(other.prefix6, lease.prefix6);
     assert_eq!(other.generation, Generation(2), "above what was presented");
     // What lies outside of the block is not taken back.
-    let foreign = Lease { prefix6: "fd00:1:2:3:9::/96".parse().unwrap(), router: router(3), ..lease };
-    let own = restored.acquire(&Acquire { held: Some(foreign), ..acquire(3, 3) }, 3).unwrap();
+    let foreign = Lease {
+        prefix6: "fd00:1:2:3:9::/96".parse().unwrap(),
+        router: router(3),
+        ..lease
+    };
+    let own = restored
+        .acquire(
+            &Acquire {
+                held: Some(foreign),
+                ..acquire(3, 3)
+            },
+            3,
+        )
+        .unwrap();
     assert!(restored.member().owns(&IpNet::V6(own.prefix6)));
 }
 
@@ -140,10 +204,24 @@ fn a_presented_lease_that_is_free_is_taken_back() {
 fn after_a_restore_only_presented_leases_are_given() {
     let mut bench = Bench::new();
     bench.allocator.restored_from_backup(bench.now);
-    assert!(matches!(bench.acquire(&acquire(1, 1), 1), Err(Refusal::ReadoptOnly { .. })));
+    assert!(matches!(
+        bench.acquire(&acquire(1, 1), 1),
+        Err(Refusal::ReadoptOnly { .. })
+    ));
     let lease = Bench::new().acquire(&acquire(1, 1), 1).unwrap();
-    bench.acquire(&Acquire { held: Some(lease), ..acquire(1, 1) }, 1).unwrap();
-    assert!(matches!(bench.acquire(&acquire(1, 2), 1), Err(Refusal::ReadoptOnly { .. })));
+    bench
+        .acquire(
+            &Acquire {
+                held: Some(lease),
+                ..acquire(1, 1)
+            },
+            1,
+        )
+        .unwrap();
+    assert!(matches!(
+        bench.acquire(&acquire(1, 2), 1),
+        Err(Refusal::ReadoptOnly { .. })
+    ));
     bench.now = bench.now + Config::default().renew_after * 2;
     bench.acquire(&acquire(2, 2), 2).unwrap();
 }
@@ -152,15 +230,31 @@ fn after_a_restore_only_presented_leases_are_given() {
 fn exclusions_bind_new_grants_and_a_collision_refuses_the_newcomer() {
     let mut bench = Bench::new();
     bench.document.policy.exclusions = vec![net("10.80.4.0/24")];
-    let excluding = Acquire { exclusions: vec![net("10.80.5.7/26")], ..acquire(1, 1) };
+    let excluding = Acquire {
+        exclusions: vec![net("10.80.5.7/26")],
+        ..acquire(1, 1)
+    };
     let lease = bench.acquire(&excluding, 1).unwrap();
     assert_eq!(lease.prefix4.map(IpNet::V4), Some(net("10.80.6.0/24")));
     let other = bench.acquire(&acquire(2, 2), 2).unwrap();
-    assert_eq!(other.prefix4.map(IpNet::V4), Some(net("10.80.7.0/24")), "the first one's exclusion binds");
-    let collision = Acquire { exclusions: vec![net("10.80.0.0/16")], ..acquire(3, 3) };
+    assert_eq!(
+        other.prefix4.map(IpNet::V4),
+        Some(net("10.80.7.0/24")),
+        "the first one's exclusion binds"
+    );
+    let collision = Acquire {
+        exclusions: vec![net("10.80.0.0/16")],
+        ..acquire(3, 3)
+    };
     let refused = bench.acquire(&collision, 3).unwrap_err().to_string();
-    assert!(refused.contains("10.80.0.0/16 overlaps 10.80.6.0/24"), "{refused}");
-    assert!(matches!(bench.allocator.exclude(net("10.80.7.128/25")), Err(Refusal::Collision { .. })));
+    assert!(
+        refused.contains("10.80.0.0/16 overlaps 10.80.6.0/24"),
+        "{refused}"
+    );
+    assert!(matches!(
+        bench.allocator.exclude(net("10.80.7.128/25")),
+        Err(Refusal::Collision { .. })
+    ));
     // A later policy moves nobody.
     bench.document.policy.exclusions.push(net("10.80.6.0/24"));
     bench.renew(&lease, 1).unwrap();
@@ -174,10 +268,22 @@ fn a_full_block_and_bad_wishes_are_clear_errors() {
         bench.acquire(&acquire(number, number), number).unwrap();
     }
     let refused = bench.acquire(&acquire(9, 9), 9).unwrap_err().to_string();
-    assert!(refused.contains("block 10.80.4.0/22 of domain east"), "{refused}");
+    assert!(
+        refused.contains("block 10.80.4.0/22 of domain east"),
+        "{refused}"
+    );
     for len in [21, 31] {
-        let wish = Acquire { prefix_len4: Some(len), ..acquire(9, 9) };
-        assert!(matches!(bench.acquire(&wish, 9), Err(Refusal::Invalid { field: "prefix_len4", .. })));
+        let wish = Acquire {
+            prefix_len4: Some(len),
+            ..acquire(9, 9)
+        };
+        assert!(matches!(
+            bench.acquire(&wish, 9),
+            Err(Refusal::Invalid {
+                field: "prefix_len4",
+                ..
+            })
+        ));
     }
 }
 
@@ -189,14 +295,26 @@ fn a_silent_lease_ends_and_its_name_comes_back_with_a_higher_generation() {
     bench.now = bench.now + Config::default().lifetime;
     bench.expire();
     assert_eq!(bench.allocator.leases().count(), 0);
-    assert!(matches!(bench.renew(&lease, 1), Err(Refusal::AcquireAgain { .. })));
-    assert_eq!(bench.acquire(&acquire(1, 1), 1).unwrap().generation, Generation(3));
+    assert!(matches!(
+        bench.renew(&lease, 1),
+        Err(Refusal::AcquireAgain { .. })
+    ));
+    assert_eq!(
+        bench.acquire(&acquire(1, 1), 1).unwrap().generation,
+        Generation(3)
+    );
 }
 
 /// What routers and operators may do, in any order.
 #[derive(Clone, Debug)]
 enum Step {
-    Acquire { number: u8, instance: u8, present: bool, len: Option<u8>, exclusion: Option<u8> },
+    Acquire {
+        number: u8,
+        instance: u8,
+        present: bool,
+        len: Option<u8>,
+        exclusion: Option<u8>,
+    },
     Renew(u8),
     Release(u8),
     Exclude(u8),
@@ -210,9 +328,22 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let len = prop_oneof![Just(None), (24_u8..=30).prop_map(Some)];
-    let acquire = (0..6_u8, 0..3_u8, any::<bool>(), len, proptest::option::weighted(0.3, any::<u8>())).prop_map(
-        |(number, instance, present, len, exclusion)| Step::Acquire { number, instance, present, len, exclusion },
-    );
+    let acquire = (
+        0..6_u8,
+        0..3_u8,
+        any::<bool>(),
+        len,
+        proptest::option::weighted(0.3, any::<u8>()),
+    )
+        .prop_map(
+            |(number, instance, present, len, exclusion)| Step::Acquire {
+                number,
+                instance,
+                present,
+                len,
+                exclusion,
+            },
+        );
     let step = prop_oneof![
         6 => acquire,
         2 => (0..6_u8).prop_map(Step::Renew),
@@ -227,7 +358,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn range(number: u8) -> IpNet {
-    let text = format!("10.80.{}.{}/28", 4 + number % 4, u16::from(number) / 4 * 16 % 256);
+    let text = format!(
+        "10.80.{}.{}/28",
+        4 + number % 4,
+        u16::from(number) / 4 * 16 % 256
+    );
     net(&text).trunc()
 }
 
@@ -235,14 +370,28 @@ fn range(number: u8) -> IpNet {
 fn step(bench: &mut Bench, told: &mut [Option<Lease>], step: Step) {
     // Refusals are the allocator's right; the invariants are checked after each step.
     match step {
-        Step::Acquire { number, instance, present, len, exclusion } => {
+        Step::Acquire {
+            number,
+            instance,
+            present,
+            len,
+            exclusion,
+        } => {
             let held = told[usize::from(number)].clone().filter(|_| present);
             let exclusions = exclusion.map(range).into_iter().collect();
-            let wish = Acquire { held, prefix_len4: len, exclusions, ..acquire(number, instance) };
+            let wish = Acquire {
+                held,
+                prefix_len4: len,
+                exclusions,
+                ..acquire(number, instance)
+            };
             if let Ok(lease) = bench.acquire(&wish, number) {
                 let before = told[usize::from(number)].replace(lease.clone());
                 if let Some(before) = before {
-                    assert!(before.generation <= lease.generation, "{before:?} then {lease:?}");
+                    assert!(
+                        before.generation <= lease.generation,
+                        "{before:?} then {lease:?}"
+                    );
                     assert!(
                         before.generation < lease.generation || before == lease,
                         "one round, two leases: {before:?} and {lease:?}"
@@ -285,14 +434,21 @@ fn check(bench: &Bench) {
             assert_eq!(prefix, prefix.trunc(), "canonical");
             assert!(bench.member().owns(&prefix), "inside the block");
             for other in &leases[at + 1..] {
-                assert!(!other.prefixes().any(|other| overlap(&other, &prefix)), "{lease:?} and {other:?}");
+                assert!(
+                    !other.prefixes().any(|other| overlap(&other, &prefix)),
+                    "{lease:?} and {other:?}"
+                );
             }
             for exclusion in bench.allocator.exclusions() {
                 assert!(!overlap(&exclusion, &prefix), "{lease:?} in {exclusion}");
             }
         }
     }
-    assert_eq!(bench.replayed().snapshot(), bench.allocator.snapshot(), "replay equals what runs");
+    assert_eq!(
+        bench.replayed().snapshot(),
+        bench.allocator.snapshot(),
+        "replay equals what runs"
+    );
 }
 
 proptest! {

@@ -23,7 +23,10 @@ pub struct Lease {
 
 impl Lease {
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.prefix4.map(IpNet::V4).into_iter().chain([IpNet::V6(self.prefix6)])
+        self.prefix4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain([IpNet::V6(self.prefix6)])
     }
 
     /// The router's own addresses: the first of each prefix.
@@ -64,12 +67,24 @@ pub struct Granted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseRecord {
     /// New, or replaces the lease of that router name.
-    Granted { lease: Lease, holder: SpiffeId, exclusions: Vec<IpNet> },
-    Ended { router: RouterName },
+    Granted {
+        lease: Lease,
+        holder: SpiffeId,
+        exclusions: Vec<IpNet>,
+    },
+    Ended {
+        router: RouterName,
+    },
     /// Every new lease has a higher generation.
-    Floor { generation: Generation },
-    Excluded { range: IpNet },
-    Included { range: IpNet },
+    Floor {
+        generation: Generation,
+    },
+    Excluded {
+        range: IpNet,
+    },
+    Included {
+        range: IpNet,
+    },
 }
 
 /// Limits and durations; the defaults are the design's.
@@ -105,16 +120,30 @@ impl Default for Config {
 pub enum Refusal {
     /// Fix the request.
     #[error("{field}: {value} is not allowed, {allowed}")]
-    Invalid { field: &'static str, value: String, allowed: String },
+    Invalid {
+        field: &'static str,
+        value: String,
+        allowed: String,
+    },
     /// Change the configuration: two ranges collide.
     #[error("exclusions: {exclusion} overlaps {range}, {whose}")]
-    Collision { exclusion: IpNet, range: IpNet, whose: String },
+    Collision {
+        exclusion: IpNet,
+        range: IpNet,
+        whose: String,
+    },
     /// Another identity holds the name.
     #[error("router: {router} is held by {holder}")]
-    HeldByOther { router: RouterName, holder: SpiffeId },
+    HeldByOther {
+        router: RouterName,
+        holder: SpiffeId,
+    },
     /// Stop: somebody newer acts under this name.
     #[error("router: {router} is fenced, generation {generation} is held by another instance")]
-    Fenced { router: RouterName, generation: Generation },
+    Fenced {
+        router: RouterName,
+        generation: Generation,
+    },
     /// Acquire again: the lease is not known here in this form.
     #[error("lease: {reason}; acquire again")]
     AcquireAgain { reason: String },
@@ -122,6 +151,8 @@ pub enum Refusal {
     #[error("{what} has no room for another {wanted}")]
     Exhausted { what: String, wanted: String },
     /// Try again later.
-    #[error("restored from a backup: only leases that are presented are taken back for {seconds} s more")]
+    #[error(
+        "restored from a backup: only leases that are presented are taken back for {seconds} s more"
+    )]
     ReadoptOnly { seconds: u64 },
 }

@@ -37,14 +37,30 @@ pub enum ChainError {
     #[error("the first version of the chain is {version}, it must be 1")]
     FirstVersion { version: u64 },
     #[error("version {version}: uid {uid} does not belong to its nonce and admin keys ({derived})")]
-    Uid { version: u64, uid: NetworkUid, derived: NetworkUid },
+    Uid {
+        version: u64,
+        uid: NetworkUid,
+        derived: NetworkUid,
+    },
     #[error("version {version} is of network {found}, the chain is of {expected}")]
-    OtherNetwork { version: u64, found: NetworkUid, expected: NetworkUid },
+    OtherNetwork {
+        version: u64,
+        found: NetworkUid,
+        expected: NetworkUid,
+    },
     #[error("version {version} follows version {before}, versions must grow")]
     Order { version: u64, before: u64 },
-    #[error("version {version} is not signed by an admin key of version {before} ({signatures} signatures)")]
-    Unsigned { version: u64, before: u64, signatures: usize },
-    #[error("version {version} changes no admin key and is not the newest: it does not belong into the chain")]
+    #[error(
+        "version {version} is not signed by an admin key of version {before} ({signatures} signatures)"
+    )]
+    Unsigned {
+        version: u64,
+        before: u64,
+        signatures: usize,
+    },
+    #[error(
+        "version {version} changes no admin key and is not the newest: it does not belong into the chain"
+    )]
     Superfluous { version: u64 },
     #[error("version {version}: {problems}")]
     Invalid { version: u64, problems: Problems },
@@ -54,7 +70,11 @@ impl SignedDocument {
     /// Signs `bytes`, which must be the encoding of `document`.
     pub fn sign(bytes: Vec<u8>, document: Document, secrets: &[&super::AdminSecret]) -> Self {
         let signatures = secrets.iter().map(|secret| secret.sign(&bytes)).collect();
-        Self { bytes, document: Arc::new(document), signatures }
+        Self {
+            bytes,
+            document: Arc::new(document),
+            signatures,
+        }
     }
 
     fn is_signed_by_one_of(&self, keys: &std::collections::BTreeSet<AdminKey>) -> bool {
@@ -74,11 +94,17 @@ impl Chain {
         }
         let root = &first.document;
         if root.version != 1 {
-            return Err(ChainError::FirstVersion { version: root.version });
+            return Err(ChainError::FirstVersion {
+                version: root.version,
+            });
         }
         let derived = NetworkUid::derive(&root.nonce, &root.admin_keys);
         if derived != root.uid {
-            return Err(ChainError::Uid { version: 1, uid: root.uid, derived });
+            return Err(ChainError::Uid {
+                version: 1,
+                uid: root.uid,
+                derived,
+            });
         }
         let unsigned = |link: &SignedDocument, before: u64| ChainError::Unsigned {
             version: link.document.version,
@@ -92,23 +118,36 @@ impl Chain {
             let (before, link) = (&pair[0].document, &pair[1].document);
             if link.uid != root.uid {
                 let (found, expected) = (link.uid, root.uid);
-                return Err(ChainError::OtherNetwork { version: link.version, found, expected });
+                return Err(ChainError::OtherNetwork {
+                    version: link.version,
+                    found,
+                    expected,
+                });
             }
             if link.version <= before.version {
-                return Err(ChainError::Order { version: link.version, before: before.version });
+                return Err(ChainError::Order {
+                    version: link.version,
+                    before: before.version,
+                });
             }
             if !pair[1].is_signed_by_one_of(&before.admin_keys) {
                 return Err(unsigned(&pair[1], before.version));
             }
             let newest = index + 2 == links.len();
             if !newest && link.admin_keys == before.admin_keys {
-                return Err(ChainError::Superfluous { version: link.version });
+                return Err(ChainError::Superfluous {
+                    version: link.version,
+                });
             }
         }
-        let chain = Self { links: links.into() };
+        let chain = Self {
+            links: links.into(),
+        };
         let newest = chain.document();
-        validate(newest)
-            .map_err(|problems| ChainError::Invalid { version: newest.version, problems })?;
+        validate(newest).map_err(|problems| ChainError::Invalid {
+            version: newest.version,
+            problems,
+        })?;
         Ok(chain)
     }
 
@@ -119,7 +158,10 @@ impl Chain {
         // Whatever lies between must not be skipped: the new version follows the newest one.
         let before = self.document().version;
         if next.document.version <= before {
-            return Err(ChainError::Order { version: next.document.version, before });
+            return Err(ChainError::Order {
+                version: next.document.version,
+                before,
+            });
         }
         links.push(next);
         Self::verify(links)
@@ -135,7 +177,9 @@ impl Chain {
     }
 
     pub fn newest(&self) -> &SignedDocument {
-        self.links.last().expect("a verified chain has a first version")
+        self.links
+            .last()
+            .expect("a verified chain has a first version")
     }
 
     pub fn links(&self) -> &[SignedDocument] {
@@ -145,8 +189,8 @@ impl Chain {
     /// The versions in which the admin keys changed, version 1 included.
     pub fn key_changes(&self) -> impl Iterator<Item = &SignedDocument> + '_ {
         self.links.iter().enumerate().filter_map(|(index, link)| {
-            let changed = index == 0
-                || self.links[index - 1].document.admin_keys != link.document.admin_keys;
+            let changed =
+                index == 0 || self.links[index - 1].document.admin_keys != link.document.admin_keys;
             changed.then_some(link)
         })
     }

@@ -38,7 +38,9 @@ pub(crate) fn member(name: &str, number: u16) -> Member {
 pub(crate) fn document(members: &[&str]) -> Document {
     let admin_keys = BTreeSet::from([admin(1).public()]);
     let nonce = vec![9; 32];
-    let members = (1..).zip(members).map(|(number, name)| (domain(name), member(name, number)));
+    let members = (1..)
+        .zip(members)
+        .map(|(number, name)| (domain(name), member(name, number)));
     Document {
         uid: NetworkUid::derive(&nonce, &admin_keys),
         nonce,

@@ -134,7 +134,11 @@ impl Member {
     /// Whether `id` may act as `role` for this domain. The trust domain must be the member's.
     pub fn grants(&self, role: Role, id: &SpiffeId) -> bool {
         id.trust_domain() == self.trust_domain
-            && self.roles.patterns(role).iter().any(|pattern| id.matches(pattern))
+            && self
+                .roles
+                .patterns(role)
+                .iter()
+                .any(|pattern| id.matches(pattern))
     }
 
     /// Whether `prefix` lies inside this domain's blocks.
@@ -150,28 +154,38 @@ impl Member {
     }
 
     pub fn blocks(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.block4.map(IpNet::V4).into_iter().chain([IpNet::V6(self.block6)])
+        self.block4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain([IpNet::V6(self.block6)])
     }
 }
 
 impl Document {
     /// The live member with that domain name.
     pub fn member(&self, domain: &DomainName, wall: Wall) -> Option<&Member> {
-        self.members.get(domain).filter(|member| member.is_live(wall))
+        self.members
+            .get(domain)
+            .filter(|member| member.is_live(wall))
     }
 
     pub fn live_members(&self, wall: Wall) -> impl Iterator<Item = &Member> + '_ {
-        self.members.values().filter(move |member| member.is_live(wall))
+        self.members
+            .values()
+            .filter(move |member| member.is_live(wall))
     }
 
     /// Which live member an identity may speak for in that role.
     pub fn speaker(&self, role: Role, id: &SpiffeId, wall: Wall) -> Option<&Member> {
-        self.live_members(wall).find(|member| member.grants(role, id))
+        self.live_members(wall)
+            .find(|member| member.grants(role, id))
     }
 
     /// The member (live or not) whose block holds the address.
     pub fn holder(&self, address: IpAddr) -> Option<&Member> {
-        self.members.values().find(|member| member.owns_address(address))
+        self.members
+            .values()
+            .find(|member| member.owns_address(address))
     }
 
     /// Whether the domain may contribute to shared names.

@@ -41,7 +41,10 @@ impl AdminSecret {
     }
 
     pub fn sign(&self, bytes: &[u8]) -> Signature {
-        Signature { key: self.public(), signature: self.0.sign(bytes).to_bytes() }
+        Signature {
+            key: self.public(),
+            signature: self.0.sign(bytes).to_bytes(),
+        }
     }
 }
 

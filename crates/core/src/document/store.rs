@@ -50,12 +50,17 @@ impl DocumentStore {
     /// Judges a chain that somebody offered; changes nothing.
     pub fn decide(&self, offered: &Chain) -> Offer {
         if offered.uid() != self.uid() {
-            return Offer::OtherNetwork { offered: offered.uid() };
+            return Offer::OtherNetwork {
+                offered: offered.uid(),
+            };
         }
         // A version that both chains show must be the same bytes.
         for held in self.chain.links() {
             let version = held.document.version;
-            let other = offered.links().iter().find(|link| link.document.version == version);
+            let other = offered
+                .links()
+                .iter()
+                .find(|link| link.document.version == version);
             if other.is_some_and(|other| other.bytes != held.bytes) {
                 return Offer::Conflict { version };
             }
@@ -65,13 +70,18 @@ impl DocumentStore {
             return Offer::Same;
         }
         if version < held {
-            return Offer::Older { held, offered: version };
+            return Offer::Older {
+                held,
+                offered: version,
+            };
         }
         // A higher version must rest on every key change that is known: else a key that was
         // taken away could still sign.
         for change in self.chain.key_changes() {
             if !offered.key_changes().any(|link| link.bytes == change.bytes) {
-                return Offer::Conflict { version: change.document.version };
+                return Offer::Conflict {
+                    version: change.document.version,
+                };
             }
         }
         Offer::Newer(offered.clone())

@@ -10,10 +10,16 @@ fn the_uid_binds_the_nonce_and_the_first_admin_keys() {
     let uid = NetworkUid::derive(b"nonce", &keys);
     assert_eq!(uid, NetworkUid::derive(b"nonce", &keys));
     assert_ne!(uid, NetworkUid::derive(b"other", &keys));
-    assert_ne!(uid, NetworkUid::derive(b"nonce", &BTreeSet::from([admin(1).public()])));
+    assert_ne!(
+        uid,
+        NetworkUid::derive(b"nonce", &BTreeSet::from([admin(1).public()]))
+    );
     let mut forged = document(&["east"]);
     forged.uid = NetworkUid([1; 16]);
-    assert!(matches!(Chain::verify(vec![signed(forged, &[1])]), Err(ChainError::Uid { .. })));
+    assert!(matches!(
+        Chain::verify(vec![signed(forged, &[1])]),
+        Err(ChainError::Uid { .. })
+    ));
 }
 
 #[test]
@@ -21,17 +27,30 @@ fn every_version_is_signed_by_an_admin_of_the_one_before() {
     let first = chain(&["east"]);
     let mut second = Document::clone(first.document());
     second.version = 2;
-    assert!(matches!(first.extend(signed(second.clone(), &[])), Err(ChainError::Unsigned { .. })));
-    assert!(matches!(first.extend(signed(second.clone(), &[2])), Err(ChainError::Unsigned { .. })));
+    assert!(matches!(
+        first.extend(signed(second.clone(), &[])),
+        Err(ChainError::Unsigned { .. })
+    ));
+    assert!(matches!(
+        first.extend(signed(second.clone(), &[2])),
+        Err(ChainError::Unsigned { .. })
+    ));
     assert!(first.extend(signed(second.clone(), &[2, 1])).is_ok());
 
     // A key that is handed over signs from the next version on, the old one no longer.
     second.admin_keys = BTreeSet::from([admin(2).public()]);
     let handed_over = first.extend(signed(second.clone(), &[1])).unwrap();
-    let third = Document { version: 3, ..second };
+    let third = Document {
+        version: 3,
+        ..second
+    };
     assert!(handed_over.extend(signed(third.clone(), &[1])).is_err());
     let third = handed_over.extend(signed(third, &[2])).unwrap();
-    assert_eq!(third.links().len(), 3, "the first, the change of keys, the newest");
+    assert_eq!(
+        third.links().len(),
+        3,
+        "the first, the change of keys, the newest"
+    );
     assert_eq!(third.key_changes().count(), 2);
 }
 
@@ -42,9 +61,18 @@ fn a_chain_has_no_gap_at_its_start_and_nothing_superfluous() {
     let second = next(&first, |_| {});
     let third = next(&second, |_| {});
     let links = |chains: &[&Chain]| chains.iter().map(|chain| chain.newest().clone()).collect();
-    assert!(matches!(Chain::verify(links(&[&second])), Err(ChainError::FirstVersion { version: 2 })));
-    assert!(matches!(Chain::verify(links(&[&first, &third, &second])), Err(ChainError::Superfluous { .. } | ChainError::Order { .. })));
-    assert!(matches!(Chain::verify(links(&[&first, &second, &third])), Err(ChainError::Superfluous { version: 2 })));
+    assert!(matches!(
+        Chain::verify(links(&[&second])),
+        Err(ChainError::FirstVersion { version: 2 })
+    ));
+    assert!(matches!(
+        Chain::verify(links(&[&first, &third, &second])),
+        Err(ChainError::Superfluous { .. } | ChainError::Order { .. })
+    ));
+    assert!(matches!(
+        Chain::verify(links(&[&first, &second, &third])),
+        Err(ChainError::Superfluous { version: 2 })
+    ));
     assert_eq!(Chain::verify(links(&[&first, &third])).unwrap(), third);
 }
 
@@ -59,7 +87,13 @@ fn the_highest_valid_version_wins_and_another_content_changes_nothing() {
     assert_eq!(store.decide(&second), Offer::Newer(second.clone()));
     store.apply(second.clone());
     assert_eq!(store.decide(&second), Offer::Same);
-    assert_eq!(store.decide(&first), Offer::Older { held: 2, offered: 1 });
+    assert_eq!(
+        store.decide(&first),
+        Offer::Older {
+            held: 2,
+            offered: 1
+        }
+    );
     assert_eq!(store.decide(&other), Offer::Conflict { version: 2 });
     assert!(matches!(store.decide(&third), Offer::Newer(_)));
     store.apply(first);
@@ -70,7 +104,10 @@ fn the_highest_valid_version_wins_and_another_content_changes_nothing() {
         document.uid = NetworkUid::derive(&document.nonce, &document.admin_keys);
         signed(document, &[1])
     }]);
-    assert!(matches!(store.decide(&elsewhere.unwrap()), Offer::OtherNetwork { .. }));
+    assert!(matches!(
+        store.decide(&elsewhere.unwrap()),
+        Offer::OtherNetwork { .. }
+    ));
 }
 
 #[test]
@@ -91,7 +128,10 @@ fn all_problems_are_named_at_once() {
     let mut bad = document(&["east", "west", "com"]);
     bad.zone = "Red..".to_owned();
     bad.pool4 = Some("10.80.0.0/21".parse().unwrap());
-    bad.policy.exclusions = vec!["10.80.4.0/22".parse().unwrap(), "10.9.9.9/8".parse().unwrap()];
+    bad.policy.exclusions = vec![
+        "10.80.4.0/22".parse().unwrap(),
+        "10.9.9.9/8".parse().unwrap(),
+    ];
     bad.policy.shared_names.insert(domain("north"));
     let east = bad.members.get_mut(&domain("east")).unwrap();
     east.contacts.push("nowhere".to_owned());
@@ -124,11 +164,23 @@ fn bad_pools_are_refused() {
     for pool6 in ["fd00::/48", "2001:db8::/64", "fd00::1/64"] {
         let mut bad = document(&[]);
         bad.pool6 = pool6.parse().unwrap();
-        assert!(validate(&bad).unwrap_err().to_string().contains("pool6"), "{pool6}");
+        assert!(
+            validate(&bad).unwrap_err().to_string().contains("pool6"),
+            "{pool6}"
+        );
     }
-    for pool4 in ["127.0.0.0/16", "224.0.0.0/8", "10.0.0.1/16", "10.0.0.0/30", "0.0.0.0/0"] {
+    for pool4 in [
+        "127.0.0.0/16",
+        "224.0.0.0/8",
+        "10.0.0.1/16",
+        "10.0.0.0/30",
+        "0.0.0.0/0",
+    ] {
         let mut bad = document(&[]);
         bad.pool4 = Some(pool4.parse().unwrap());
-        assert!(validate(&bad).unwrap_err().to_string().contains("pool4"), "{pool4}");
+        assert!(
+            validate(&bad).unwrap_err().to_string().contains("pool4"),
+            "{pool4}"
+        );
     }
 }

@@ -47,38 +47,61 @@ impl std::error::Error for Problems {}
 pub fn validate(document: &Document) -> Result<(), Problems> {
     let mut problems = Vec::new();
     let mut say = |field: &str, message: String| {
-        problems.push(Problem { field: field.to_owned(), message });
+        problems.push(Problem {
+            field: field.to_owned(),
+            message,
+        });
     };
     check_header(document, &mut say);
     check_pools(document, &mut say);
     check_members(document, &mut say);
     check_blocks(document, &mut say);
     check_policy(document, &mut say);
-    if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Problems(problems))
+    }
 }
 
 type Say<'a> = dyn FnMut(&str, String) + 'a;
 
 fn check_header(document: &Document, say: &mut Say<'_>) {
     if document.version == 0 {
-        say("version", "0 is not allowed, versions start at 1".to_owned());
+        say(
+            "version",
+            "0 is not allowed, versions start at 1".to_owned(),
+        );
     }
     if !(16..=64).contains(&document.nonce.len()) {
-        say("nonce", format!("{} bytes, 16 to 64 are allowed", document.nonce.len()));
+        say(
+            "nonce",
+            format!("{} bytes, 16 to 64 are allowed", document.nonce.len()),
+        );
     }
     if document.admin_keys.is_empty() || document.admin_keys.len() > ADMIN_KEYS_MAX {
         let count = document.admin_keys.len();
-        say("admin_keys", format!("{count} keys, 1 to {ADMIN_KEYS_MAX} are allowed"));
+        say(
+            "admin_keys",
+            format!("{count} keys, 1 to {ADMIN_KEYS_MAX} are allowed"),
+        );
     }
     let labels_ok = document.zone.split('.').all(|label| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     });
     if !labels_ok || document.zone.len() > 100 {
         let zone = &document.zone;
-        say("zone", format!("{zone:?} is no DNS zone: lower-case labels, at most 100 bytes, no dot at the end"));
+        say(
+            "zone",
+            format!(
+                "{zone:?} is no DNS zone: lower-case labels, at most 100 bytes, no dot at the end"
+            ),
+        );
     }
 }
 
@@ -86,11 +109,17 @@ fn check_pools(document: &Document, say: &mut Say<'_>) {
     let pool6 = document.pool6;
     let ula = Ipv6Net::new_assert(core::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), 8);
     if pool6.prefix_len() != 64 || pool6.trunc() != pool6 || !ula.contains(&pool6) {
-        say("pool6", format!("{pool6} is not allowed, a /64 inside fd00::/8 without host bits is"));
+        say(
+            "pool6",
+            format!("{pool6} is not allowed, a /64 inside fd00::/8 without host bits is"),
+        );
     }
     if let Some(pool4) = document.pool4 {
         if pool4.trunc() != pool4 {
-            say("pool4", format!("{pool4} has host bits, {} would be allowed", pool4.trunc()));
+            say(
+                "pool4",
+                format!("{pool4} has host bits, {} would be allowed", pool4.trunc()),
+            );
         }
         let bad: [Ipv4Net; 4] = [
             Ipv4Net::new_assert(core::net::Ipv4Addr::new(0, 0, 0, 0), 8),
@@ -99,7 +128,10 @@ fn check_pools(document: &Document, say: &mut Say<'_>) {
             Ipv4Net::new_assert(core::net::Ipv4Addr::new(224, 0, 0, 0), 3),
         ];
         if !(4..=28).contains(&pool4.prefix_len()) || bad.iter().any(|bad| overlap4(*bad, pool4)) {
-            say("pool4", format!("{pool4} is not allowed, unicast ranges from /4 to /28 are"));
+            say(
+                "pool4",
+                format!("{pool4} is not allowed, unicast ranges from /4 to /28 are"),
+            );
         }
     }
 }
@@ -107,20 +139,35 @@ fn check_pools(document: &Document, say: &mut Say<'_>) {
 fn check_members(document: &Document, say: &mut Say<'_>) {
     if document.members.len() > MEMBERS_MAX {
         let count = document.members.len();
-        say("members", format!("{count} members, at most {MEMBERS_MAX} are allowed"));
+        say(
+            "members",
+            format!("{count} members, at most {MEMBERS_MAX} are allowed"),
+        );
     }
     let mut trust_domains = BTreeMap::new();
     for (domain, member) in &document.members {
         let field = |name: &str| format!("members[{domain}].{name}");
         if member.domain != *domain {
-            say(&field("domain"), format!("filed under another name than {}", member.domain));
+            say(
+                &field("domain"),
+                format!("filed under another name than {}", member.domain),
+            );
         }
         if PUBLIC_TLDS.binary_search(&domain.as_str()).is_ok() {
-            say(&field("domain"), "named like a public top-level domain, which names outside use".to_owned());
+            say(
+                &field("domain"),
+                "named like a public top-level domain, which names outside use".to_owned(),
+            );
         }
         check_member(member, &field, say);
         if let Some(other) = trust_domains.insert(&member.trust_domain, domain) {
-            say(&field("trust_domain"), format!("{} is {other}'s too, each domain has its own", member.trust_domain));
+            say(
+                &field("trust_domain"),
+                format!(
+                    "{} is {other}'s too, each domain has its own",
+                    member.trust_domain
+                ),
+            );
         }
     }
 }
@@ -132,11 +179,17 @@ fn check_member(member: &Member, field: &dyn Fn(&str) -> String, say: &mut Say<'
         });
     if !trust_domain_ok {
         let value = &member.trust_domain;
-        say(&field("trust_domain"), format!("{value:?}: a-z, 0-9, '-', '_', '.' are allowed"));
+        say(
+            &field("trust_domain"),
+            format!("{value:?}: a-z, 0-9, '-', '_', '.' are allowed"),
+        );
     }
     if member.bundle.len() > BUNDLE_BYTES_MAX {
         let bytes = member.bundle.len();
-        say(&field("bundle"), format!("{bytes} bytes, at most {BUNDLE_BYTES_MAX} are allowed"));
+        say(
+            &field("bundle"),
+            format!("{bytes} bytes, at most {BUNDLE_BYTES_MAX} are allowed"),
+        );
     }
     let own = format!("spiffe://{}/", member.trust_domain);
     let roles = &member.roles;
@@ -149,61 +202,106 @@ fn check_member(member: &Member, field: &dyn Fn(&str) -> String, say: &mut Say<'
     ];
     for (name, patterns) in patterns {
         if patterns.len() > PATTERNS_MAX {
-            say(&field(name), format!("{} patterns, at most {PATTERNS_MAX} are allowed", patterns.len()));
+            say(
+                &field(name),
+                format!(
+                    "{} patterns, at most {PATTERNS_MAX} are allowed",
+                    patterns.len()
+                ),
+            );
         }
         for pattern in patterns.iter().take(PATTERNS_MAX) {
             let stars = pattern.matches('*').count();
             if !pattern.starts_with(&own) || stars > usize::from(pattern.ends_with('*')) {
-                say(&field(name), format!("{pattern:?}: must start with {own} and may end with one '*'"));
+                say(
+                    &field(name),
+                    format!("{pattern:?}: must start with {own} and may end with one '*'"),
+                );
             }
         }
     }
     if member.contacts.len() > CONTACTS_MAX {
-        say(&field("contacts"), format!("{} addresses, at most {CONTACTS_MAX} are allowed", member.contacts.len()));
+        say(
+            &field("contacts"),
+            format!(
+                "{} addresses, at most {CONTACTS_MAX} are allowed",
+                member.contacts.len()
+            ),
+        );
     }
     for contact in member.contacts.iter().take(CONTACTS_MAX) {
         let ok = contact.rsplit_once(':').is_some_and(|(host, port)| {
             let host_ok = if let Some(literal) = host.strip_prefix('[') {
-                literal.strip_suffix(']').is_some_and(|v6| v6.parse::<core::net::Ipv6Addr>().is_ok())
+                literal
+                    .strip_suffix(']')
+                    .is_some_and(|v6| v6.parse::<core::net::Ipv6Addr>().is_ok())
             } else {
                 !host.is_empty()
                     && host.len() <= 253
-                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+                    && host
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
             };
             host_ok && port.parse::<u16>().is_ok_and(|port| port > 0)
         });
         if !ok {
-            say(&field("contacts"), format!("{contact:?} is no address: host:port or [v6]:port are allowed"));
+            say(
+                &field("contacts"),
+                format!("{contact:?} is no address: host:port or [v6]:port are allowed"),
+            );
         }
     }
 }
 
 fn check_blocks(document: &Document, say: &mut Say<'_>) {
-    let exclusions: Vec<_> = document.policy.exclusions.iter().map(IpNet::trunc).collect();
+    let exclusions: Vec<_> = document
+        .policy
+        .exclusions
+        .iter()
+        .map(IpNet::trunc)
+        .collect();
     let mut seen4: Vec<(Ipv4Net, &Member)> = Vec::new();
     let mut seen6: Vec<(Ipv6Net, &Member)> = Vec::new();
     for member in document.members.values() {
         let domain = &member.domain;
-        let (field4, field6) = (format!("members[{domain}].block4"), format!("members[{domain}].block6"));
+        let (field4, field6) = (
+            format!("members[{domain}].block4"),
+            format!("members[{domain}].block6"),
+        );
         let block6 = member.block6;
         if block6.prefix_len() != 80 || block6.trunc() != block6 {
-            say(&field6, format!("{block6} is not allowed, a /80 without host bits is"));
+            say(
+                &field6,
+                format!("{block6} is not allowed, a /80 without host bits is"),
+            );
         }
         if !document.pool6.contains(&block6) {
-            say(&field6, format!("{block6} lies outside of pool6 {}", document.pool6));
+            say(
+                &field6,
+                format!("{block6} lies outside of pool6 {}", document.pool6),
+            );
         }
         for (other, whose) in &seen6 {
             if overlap6(*other, block6) {
-                say(&field6, format!("{block6} overlaps {other} of {}", whose.domain));
+                say(
+                    &field6,
+                    format!("{block6} overlaps {other} of {}", whose.domain),
+                );
             }
         }
         seen6.push((block6, member));
         if let Some(block4) = member.block4 {
             if block4.trunc() != block4 || block4.prefix_len() > 30 {
-                say(&field4, format!("{block4} is not allowed, at most a /30 without host bits is"));
+                say(
+                    &field4,
+                    format!("{block4} is not allowed, at most a /30 without host bits is"),
+                );
             }
             match document.pool4 {
-                None => say(&field4, format!("{block4} given, but the network has no pool4")),
+                None => say(
+                    &field4,
+                    format!("{block4} given, but the network has no pool4"),
+                ),
                 Some(pool4) if !pool4.contains(&block4) => {
                     say(&field4, format!("{block4} lies outside of pool4 {pool4}"));
                 }
@@ -211,7 +309,10 @@ fn check_blocks(document: &Document, say: &mut Say<'_>) {
             }
             for (other, whose) in &seen4 {
                 if overlap4(*other, block4) {
-                    say(&field4, format!("{block4} overlaps {other} of {}", whose.domain));
+                    say(
+                        &field4,
+                        format!("{block4} overlaps {other} of {}", whose.domain),
+                    );
                 }
             }
             seen4.push((block4, member));
@@ -219,7 +320,10 @@ fn check_blocks(document: &Document, say: &mut Say<'_>) {
         for exclusion in &exclusions {
             for block in member.blocks() {
                 if exclusion.contains(&block) {
-                    say("policy.exclusions", format!("{exclusion} leaves nothing of {domain}'s block {block}"));
+                    say(
+                        "policy.exclusions",
+                        format!("{exclusion} leaves nothing of {domain}'s block {block}"),
+                    );
                 }
             }
         }
@@ -230,12 +334,21 @@ fn check_policy(document: &Document, say: &mut Say<'_>) {
     let policy = &document.policy;
     if policy.exclusions.len() > EXCLUSIONS_MAX {
         let count = policy.exclusions.len();
-        say("policy.exclusions", format!("{count} ranges, at most {EXCLUSIONS_MAX} are allowed"));
+        say(
+            "policy.exclusions",
+            format!("{count} ranges, at most {EXCLUSIONS_MAX} are allowed"),
+        );
     }
     let mut seen = BTreeSet::new();
     for exclusion in &policy.exclusions {
         if exclusion.trunc() != *exclusion {
-            say("policy.exclusions", format!("{exclusion} has host bits, {} would be allowed", exclusion.trunc()));
+            say(
+                "policy.exclusions",
+                format!(
+                    "{exclusion} has host bits, {} would be allowed",
+                    exclusion.trunc()
+                ),
+            );
         }
         if !seen.insert(exclusion) {
             say("policy.exclusions", format!("{exclusion} is given twice"));
@@ -261,9 +374,50 @@ fn overlap6(a: Ipv6Net, b: Ipv6Net) -> bool {
 /// `com`). The original generic ones, the popular new ones and names reserved by RFC 6761,
 /// 6762 and 8375; of the country codes those in common use as generic ones. Sorted.
 const PUBLIC_TLDS: [&str; 46] = [
-    "aero", "ai", "alt", "app", "arpa", "asia", "biz", "blog", "cat", "cloud", "club", "com",
-    "coop", "dev", "edu", "email", "eu", "example", "gov", "home", "icu", "info", "int",
-    "internal", "invalid", "io", "jobs", "lan", "local", "localdomain", "localhost", "mil",
-    "mobi", "museum", "name", "net", "online", "org", "page", "post", "pro", "shop", "site",
-    "test", "wpad", "xyz",
+    "aero",
+    "ai",
+    "alt",
+    "app",
+    "arpa",
+    "asia",
+    "biz",
+    "blog",
+    "cat",
+    "cloud",
+    "club",
+    "com",
+    "coop",
+    "dev",
+    "edu",
+    "email",
+    "eu",
+    "example",
+    "gov",
+    "home",
+    "icu",
+    "info",
+    "int",
+    "internal",
+    "invalid",
+    "io",
+    "jobs",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "mil",
+    "mobi",
+    "museum",
+    "name",
+    "net",
+    "online",
+    "org",
+    "page",
+    "post",
+    "pro",
+    "shop",
+    "site",
+    "test",
+    "wpad",
+    "xyz",
 ];

@@ -18,12 +18,30 @@ pub enum StreamId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncMessage {
     /// The first message of either direction: a snapshot follows.
-    Open { version: u32, domain: DomainName, epoch: [u8; 16], uids: Vec<NetworkUid> },
+    Open {
+        version: u32,
+        domain: DomainName,
+        epoch: [u8; 16],
+        uids: Vec<NetworkUid>,
+    },
     /// Sequences of one direction rise by one from 1.
-    Upsert { sequence: u64, uid: NetworkUid, endpoint: Endpoint, lifetime: Duration },
-    Remove { sequence: u64, uid: NetworkUid, name: String },
+    Upsert {
+        sequence: u64,
+        uid: NetworkUid,
+        endpoint: Endpoint,
+        lifetime: Duration,
+    },
+    Remove {
+        sequence: u64,
+        uid: NetworkUid,
+        name: String,
+    },
     /// What was not named since `Open` is gone.
-    EndOfSnapshot { sequence: u64 },
+    EndOfSnapshot {
+        sequence: u64,
+    },
     Document(Chain),
-    KeepAlive { sequence: u64 },
+    KeepAlive {
+        sequence: u64,
+    },
 }

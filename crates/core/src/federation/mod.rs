@@ -71,18 +71,45 @@ pub struct Membership {
 /// What the parent has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Dial { stream: StreamId, domain: DomainName, contacts: Vec<String> },
-    Send { stream: StreamId, messages: Vec<SyncMessage> },
-    Close { stream: StreamId, reason: String },
+    Dial {
+        stream: StreamId,
+        domain: DomainName,
+        contacts: Vec<String>,
+    },
+    Send {
+        stream: StreamId,
+        messages: Vec<SyncMessage>,
+    },
+    Close {
+        stream: StreamId,
+        reason: String,
+    },
     /// A stream stands: call [`Federation::greet`].
-    Greet { domain: DomainName },
-    Upsert { domain: DomainName, uid: NetworkUid, endpoint: Endpoint },
-    Remove { domain: DomainName, name: String },
+    Greet {
+        domain: DomainName,
+    },
+    Upsert {
+        domain: DomainName,
+        uid: NetworkUid,
+        endpoint: Endpoint,
+    },
+    Remove {
+        domain: DomainName,
+        name: String,
+    },
     /// The domain's snapshot is complete: whatever is not in `named` is gone.
-    Synced { domain: DomainName, named: BTreeSet<String> },
+    Synced {
+        domain: DomainName,
+        named: BTreeSet<String>,
+    },
     /// The domain's stream is lost: its entries are stale from now on.
-    Lost { domain: DomainName },
-    Offered { domain: DomainName, chain: Chain },
+    Lost {
+        domain: DomainName,
+    },
+    Offered {
+        domain: DomainName,
+        chain: Chain,
+    },
 }
 
 /// All remote domains.

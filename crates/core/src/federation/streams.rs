@@ -41,13 +41,30 @@ impl Federation {
     ) {
         self.dials_only = dials_only;
         members.remove(&self.domain);
-        let gone: Vec<_> = self.remotes.keys().filter(|domain| !members.contains_key(domain)).cloned().collect();
+        let gone: Vec<_> = self
+            .remotes
+            .keys()
+            .filter(|domain| !members.contains_key(domain))
+            .cloned()
+            .collect();
         for domain in gone {
             if let Some(remote) = self.remotes.remove(&domain) {
-                let dialling = if let Dial::Dialling(id) = remote.dial { Some(id) } else { None };
-                for stream in remote.stream.map(|stream| stream.id).into_iter().chain(dialling) {
+                let dialling = if let Dial::Dialling(id) = remote.dial {
+                    Some(id)
+                } else {
+                    None
+                };
+                for stream in remote
+                    .stream
+                    .map(|stream| stream.id)
+                    .into_iter()
+                    .chain(dialling)
+                {
                     self.streams.remove(&stream);
-                    out.push(Event::Close { stream, reason: "no common network any more".to_owned() });
+                    out.push(Event::Close {
+                        stream,
+                        reason: "no common network any more".to_owned(),
+                    });
                 }
                 out.push(Event::Lost { domain });
             }
@@ -57,16 +74,29 @@ impl Federation {
                 let other_networks = remote.membership.uids != membership.uids;
                 let idle = remote.stream.is_none() && remote.dial == Dial::Never;
                 remote.membership = membership;
-                if let Some(stream) = remote.stream.as_ref().map(|stream| stream.id).filter(|_| other_networks) {
+                if let Some(stream) = remote
+                    .stream
+                    .as_ref()
+                    .map(|stream| stream.id)
+                    .filter(|_| other_networks)
+                {
                     // In which networks the other end counts was settled in its handshake.
-                    out.push(Event::Close { stream, reason: "the common networks changed".to_owned() });
+                    out.push(Event::Close {
+                        stream,
+                        reason: "the common networks changed".to_owned(),
+                    });
                     self.closed(stream, now, out);
                 } else if idle {
                     self.schedule(&domain, Duration::ZERO, now);
                 }
             } else {
                 let backoff = Backoff::new(self.config.backoff_first, self.config.backoff_max);
-                let remote = Remote { membership, stream: None, dial: Dial::Never, backoff };
+                let remote = Remote {
+                    membership,
+                    stream: None,
+                    dial: Dial::Never,
+                    backoff,
+                };
                 self.remotes.insert(domain.clone(), remote);
                 self.schedule(&domain, Duration::ZERO, now);
             }
@@ -76,12 +106,16 @@ impl Federation {
     /// A stream stands whose other end is the registry of `domain`.
     pub fn opened(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
         let Some(remote) = self.remotes.get(domain) else {
-            return out.push(Event::Close { stream: id, reason: format!("{domain} has no common network") });
+            return out.push(Event::Close {
+                stream: id,
+                reason: format!("{domain} has no common network"),
+            });
         };
         if let Some(existing) = &remote.stream {
             let same_way = matches!(
                 (existing.id, id),
-                (StreamId::Dialled(_), StreamId::Dialled(_)) | (StreamId::Accepted(_), StreamId::Accepted(_))
+                (StreamId::Dialled(_), StreamId::Dialled(_))
+                    | (StreamId::Accepted(_), StreamId::Accepted(_))
             );
             let quiet = now.saturating_since(existing.heard) > self.config.keep_alive * 2;
             let preferred = matches!(id, StreamId::Dialled(_)) == self.dials_first(domain);
@@ -90,11 +124,17 @@ impl Federation {
                     self.set_dial(domain, Dial::Never);
                 }
                 self.streams.remove(&id);
-                return out.push(Event::Close { stream: id, reason: "another stream stands".to_owned() });
+                return out.push(Event::Close {
+                    stream: id,
+                    reason: "another stream stands".to_owned(),
+                });
             }
             let stream = existing.id;
             self.streams.remove(&stream);
-            out.push(Event::Close { stream, reason: "replaced by a later stream".to_owned() });
+            out.push(Event::Close {
+                stream,
+                reason: "replaced by a later stream".to_owned(),
+            });
         }
         self.streams.insert(id, domain.clone());
         if let Some(remote) = self.remotes.get_mut(domain) {
@@ -110,7 +150,9 @@ impl Federation {
                 snapshot: None,
                 synced: false,
             });
-            out.push(Event::Greet { domain: domain.clone() });
+            out.push(Event::Greet {
+                domain: domain.clone(),
+            });
         }
     }
 
@@ -123,20 +165,45 @@ impl Federation {
         out: Out<'_>,
     ) {
         let (own, epoch) = (self.domain.clone(), self.epoch);
-        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        let Some(remote) = self.remotes.get_mut(domain) else {
+            return;
+        };
         let uids = remote.membership.uids.iter().copied().collect();
-        let Some(stream) = &mut remote.stream else { return };
-        let mut messages = vec![SyncMessage::Open { version: SYNC_VERSION, domain: own, epoch, uids }];
+        let Some(stream) = &mut remote.stream else {
+            return;
+        };
+        let mut messages = vec![SyncMessage::Open {
+            version: SYNC_VERSION,
+            domain: own,
+            epoch,
+            uids,
+        }];
         messages.extend(documents.into_iter().map(SyncMessage::Document));
         for (uid, endpoint, lifetime) in snapshot {
             let sequence = stream.next_sequence();
-            messages.push(SyncMessage::Upsert { sequence, uid, endpoint, lifetime });
+            messages.push(SyncMessage::Upsert {
+                sequence,
+                uid,
+                endpoint,
+                lifetime,
+            });
         }
-        messages.push(SyncMessage::EndOfSnapshot { sequence: stream.next_sequence() });
-        out.push(Event::Send { stream: stream.id, messages });
+        messages.push(SyncMessage::EndOfSnapshot {
+            sequence: stream.next_sequence(),
+        });
+        out.push(Event::Send {
+            stream: stream.id,
+            messages,
+        });
     }
 
-    pub fn upsert(&mut self, uid: NetworkUid, endpoint: &Endpoint, lifetime: Duration, out: Out<'_>) {
+    pub fn upsert(
+        &mut self,
+        uid: NetworkUid,
+        endpoint: &Endpoint,
+        lifetime: Duration,
+        out: Out<'_>,
+    ) {
         self.tell(uid, out, |sequence| SyncMessage::Upsert {
             sequence,
             uid,
@@ -146,32 +213,56 @@ impl Federation {
     }
 
     pub fn remove(&mut self, uid: NetworkUid, name: &str, out: Out<'_>) {
-        self.tell(uid, out, |sequence| SyncMessage::Remove { sequence, uid, name: name.to_owned() });
+        self.tell(uid, out, |sequence| SyncMessage::Remove {
+            sequence,
+            uid,
+            name: name.to_owned(),
+        });
     }
 
     pub fn document(&mut self, chain: &Chain, out: Out<'_>) {
         let uid = chain.uid();
-        for remote in self.remotes.values().filter(|remote| remote.membership.uids.contains(&uid)) {
+        for remote in self
+            .remotes
+            .values()
+            .filter(|remote| remote.membership.uids.contains(&uid))
+        {
             if let Some(stream) = &remote.stream {
                 let messages = vec![SyncMessage::Document(chain.clone())];
-                out.push(Event::Send { stream: stream.id, messages });
+                out.push(Event::Send {
+                    stream: stream.id,
+                    messages,
+                });
             }
         }
     }
 
     fn tell(&mut self, uid: NetworkUid, out: Out<'_>, message: impl Fn(u64) -> SyncMessage) {
-        for remote in self.remotes.values_mut().filter(|remote| remote.membership.uids.contains(&uid)) {
+        for remote in self
+            .remotes
+            .values_mut()
+            .filter(|remote| remote.membership.uids.contains(&uid))
+        {
             if let Some(stream) = &mut remote.stream {
                 let messages = vec![message(stream.next_sequence())];
-                out.push(Event::Send { stream: stream.id, messages });
+                out.push(Event::Send {
+                    stream: stream.id,
+                    messages,
+                });
             }
         }
     }
 
     pub fn received(&mut self, id: StreamId, message: SyncMessage, now: Mono, out: Out<'_>) {
-        let Some(domain) = self.streams.get(&id).cloned() else { return };
-        let Some(remote) = self.remotes.get_mut(&domain) else { return };
-        let Some(stream) = remote.stream.as_mut().filter(|stream| stream.id == id) else { return };
+        let Some(domain) = self.streams.get(&id).cloned() else {
+            return;
+        };
+        let Some(remote) = self.remotes.get_mut(&domain) else {
+            return;
+        };
+        let Some(stream) = remote.stream.as_mut().filter(|stream| stream.id == id) else {
+            return;
+        };
         stream.heard = now;
         let limit = self.config.endpoints_max;
         match stream.take(&domain, message, limit) {
@@ -191,14 +282,20 @@ impl Federation {
 
     /// The stream ended, broke, or could not be dialled.
     pub fn closed(&mut self, id: StreamId, now: Mono, out: Out<'_>) {
-        let Some(domain) = self.streams.remove(&id) else { return };
-        let Some(remote) = self.remotes.get_mut(&domain) else { return };
+        let Some(domain) = self.streams.remove(&id) else {
+            return;
+        };
+        let Some(remote) = self.remotes.get_mut(&domain) else {
+            return;
+        };
         if remote.dial == Dial::Dialling(id) {
             remote.dial = Dial::Never;
         }
         if remote.stream.as_ref().is_some_and(|stream| stream.id == id) {
             remote.stream = None;
-            out.push(Event::Lost { domain: domain.clone() });
+            out.push(Event::Lost {
+                domain: domain.clone(),
+            });
         }
         if remote.stream.is_none() && remote.dial == Dial::Never {
             let delay = remote.backoff.next(&mut self.rng);
@@ -214,17 +311,27 @@ impl Federation {
     }
 
     fn wake_remote(&mut self, domain: &DomainName, now: Mono, out: Out<'_>) {
-        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        let Some(remote) = self.remotes.get_mut(domain) else {
+            return;
+        };
         if let Some(stream) = &mut remote.stream {
             if now >= stream.heard + self.config.silence {
                 let id = stream.id;
-                out.push(Event::Close { stream: id, reason: "silent for too long".to_owned() });
+                out.push(Event::Close {
+                    stream: id,
+                    reason: "silent for too long".to_owned(),
+                });
                 return self.closed(id, now, out);
             }
             if now >= stream.next_keep_alive {
                 stream.next_keep_alive = now + self.config.keep_alive;
-                let messages = vec![SyncMessage::KeepAlive { sequence: stream.sent }];
-                out.push(Event::Send { stream: stream.id, messages });
+                let messages = vec![SyncMessage::KeepAlive {
+                    sequence: stream.sent,
+                }];
+                out.push(Event::Send {
+                    stream: stream.id,
+                    messages,
+                });
             }
         } else if let Dial::At(at) = remote.dial
             && at <= now
@@ -234,7 +341,11 @@ impl Federation {
             remote.dial = Dial::Dialling(stream);
             let contacts = remote.membership.contacts.clone();
             self.streams.insert(stream, domain.clone());
-            out.push(Event::Dial { stream, domain: domain.clone(), contacts });
+            out.push(Event::Dial {
+                stream,
+                domain: domain.clone(),
+                contacts,
+            });
         }
     }
 
@@ -255,7 +366,10 @@ impl Federation {
             domain: domain.clone(),
             connected: remote.stream.is_some(),
             synced: remote.stream.as_ref().is_some_and(|stream| stream.synced),
-            dialled_by_us: matches!(remote.stream.as_ref().map(|s| s.id), Some(StreamId::Dialled(_))),
+            dialled_by_us: matches!(
+                remote.stream.as_ref().map(|s| s.id),
+                Some(StreamId::Dialled(_))
+            ),
         };
         self.remotes.iter().map(of).collect()
     }
@@ -267,16 +381,25 @@ impl Federation {
 
     /// The networks that are common with a domain.
     pub fn uids(&self, domain: &DomainName) -> BTreeSet<NetworkUid> {
-        self.remotes.get(domain).map(|remote| remote.membership.uids.clone()).unwrap_or_default()
+        self.remotes
+            .get(domain)
+            .map(|remote| remote.membership.uids.clone())
+            .unwrap_or_default()
     }
 
     pub fn connected_count(&self) -> usize {
-        self.remotes.values().filter(|remote| remote.stream.is_some()).count()
+        self.remotes
+            .values()
+            .filter(|remote| remote.stream.is_some())
+            .count()
     }
 
     /// A domain that only dials dials at once, else the lower name.
     fn dials_first(&self, domain: &DomainName) -> bool {
-        let other_only_dials = self.remotes.get(domain).is_some_and(|remote| remote.membership.dials_only);
+        let other_only_dials = self
+            .remotes
+            .get(domain)
+            .is_some_and(|remote| remote.membership.dials_only);
         match (self.dials_only, other_only_dials) {
             (true, false) => true,
             (false, true) => false,
@@ -287,8 +410,12 @@ impl Federation {
     fn schedule(&mut self, domain: &DomainName, delay: Duration, now: Mono) {
         let first = self.dials_first(domain);
         let second = self.config.second_dial_after;
-        let jitter = self.rng.below(u64::try_from(second.as_nanos() / 4).unwrap_or(0));
-        let Some(remote) = self.remotes.get_mut(domain) else { return };
+        let jitter = self
+            .rng
+            .below(u64::try_from(second.as_nanos() / 4).unwrap_or(0));
+        let Some(remote) = self.remotes.get_mut(domain) else {
+            return;
+        };
         let reachable = !remote.membership.contacts.is_empty() && !remote.membership.dials_only;
         remote.dial = match (reachable, first) {
             (false, _) => Dial::Never,
@@ -311,12 +438,23 @@ impl Stream {
     }
 
     /// An error ends the stream.
-    fn take(&mut self, domain: &DomainName, message: SyncMessage, limit: usize) -> Result<Option<Event>, String> {
+    fn take(
+        &mut self,
+        domain: &DomainName,
+        message: SyncMessage,
+        limit: usize,
+    ) -> Result<Option<Event>, String> {
         let domain = domain.clone();
         match message {
-            SyncMessage::Open { version, domain: said, .. } => {
+            SyncMessage::Open {
+                version,
+                domain: said,
+                ..
+            } => {
                 if version != SYNC_VERSION {
-                    return Err(format!("sync version {version} is not spoken here, {SYNC_VERSION} is"));
+                    return Err(format!(
+                        "sync version {version} is not spoken here, {SYNC_VERSION} is"
+                    ));
                 }
                 if said != domain {
                     return Err(format!("the registry of {domain} says it is {said}"));
@@ -324,14 +462,23 @@ impl Stream {
                 self.snapshot = Some(BTreeSet::new());
                 Ok(None)
             }
-            SyncMessage::Upsert { sequence, uid, endpoint, .. } => {
+            SyncMessage::Upsert {
+                sequence,
+                uid,
+                endpoint,
+                ..
+            } => {
                 self.expect(sequence)?;
                 if let Some(named) = &mut self.snapshot
                     && named.len() < limit
                 {
                     named.insert(endpoint.name.clone());
                 }
-                Ok(Some(Event::Upsert { domain, uid, endpoint }))
+                Ok(Some(Event::Upsert {
+                    domain,
+                    uid,
+                    endpoint,
+                }))
             }
             SyncMessage::Remove { sequence, name, .. } => {
                 self.expect(sequence)?;
@@ -342,15 +489,19 @@ impl Stream {
             }
             SyncMessage::EndOfSnapshot { sequence } => {
                 self.expect(sequence)?;
-                let named = self.snapshot.take().ok_or("end of a snapshot that was not opened")?;
+                let named = self
+                    .snapshot
+                    .take()
+                    .ok_or("end of a snapshot that was not opened")?;
                 self.synced = true;
                 Ok(Some(Event::Synced { domain, named }))
             }
             SyncMessage::Document(chain) => Ok(Some(Event::Offered { domain, chain })),
             SyncMessage::KeepAlive { sequence } if sequence == self.received => Ok(None),
-            SyncMessage::KeepAlive { sequence } => {
-                Err(format!("keep-alive of sequence {sequence}, {} was received", self.received))
-            }
+            SyncMessage::KeepAlive { sequence } => Err(format!(
+                "keep-alive of sequence {sequence}, {} was received",
+                self.received
+            )),
         }
     }
 

@@ -13,22 +13,48 @@ const OWN_LABELS: &str = "vl3/";
 
 impl RegistryMachine {
     /// The network, if it is served and the own domain is a live member.
-    pub(super) fn network(&self, uid: NetworkUid, wall: Wall) -> Result<(&Network, &Document, &Member), Refusal> {
-        let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
+    pub(super) fn network(
+        &self,
+        uid: NetworkUid,
+        wall: Wall,
+    ) -> Result<(&Network, &Document, &Member), Refusal> {
+        let network = self
+            .networks
+            .get(&uid)
+            .ok_or(Refusal::UnknownNetwork { uid })?;
         let document = network.store.document();
-        let member = document.member(&self.config.domain, wall).ok_or_else(|| Refusal::Unavailable {
-            reason: format!("{} is no live member of network {}", self.config.domain, document.name),
-        })?;
+        let member =
+            document
+                .member(&self.config.domain, wall)
+                .ok_or_else(|| Refusal::Unavailable {
+                    reason: format!(
+                        "{} is no live member of network {}",
+                        self.config.domain, document.name
+                    ),
+                })?;
         Ok((network, document, member))
     }
 
     /// Our own routers lease and claim.
-    pub(super) fn must_be_router(&self, what: &'static str, peer: &Peer, member: &Member) -> Result<(), Refusal> {
+    pub(super) fn must_be_router(
+        &self,
+        what: &'static str,
+        peer: &Peer,
+        member: &Member,
+    ) -> Result<(), Refusal> {
         if member.grants(Role::Router, &peer.id) {
             return Ok(());
         }
-        let reason = format!("routers of {} may ({})", member.domain, member.roles.router.join(", "));
-        Err(Refusal::Denied { what, peer: peer.id.clone(), reason })
+        let reason = format!(
+            "routers of {} may ({})",
+            member.domain,
+            member.roles.router.join(", ")
+        );
+        Err(Refusal::Denied {
+            what,
+            peer: peer.id.clone(),
+            reason,
+        })
     }
 
     /// Whether an identity counts in a network: it is of the own trust domain, or the
@@ -46,39 +72,61 @@ impl RegistryMachine {
             return Ok(());
         }
         let reason = format!("identities of {} may", self.config.identity.trust_domain());
-        Err(Refusal::Denied { what, peer: peer.id.clone(), reason })
+        Err(Refusal::Denied {
+            what,
+            peer: peer.id.clone(),
+            reason,
+        })
     }
 
     /// Whom a registration belongs to: the TLS peer, or behind a listed intermediary whom
     /// the path names.
     pub(super) fn owner(&self, peer: &Peer, wall: Wall) -> SpiffeId {
         match &peer.claimed {
-            Some(claimed) if *claimed != peer.id && self.is_intermediary(&peer.id, wall) => claimed.clone(),
+            Some(claimed) if *claimed != peer.id && self.is_intermediary(&peer.id, wall) => {
+                claimed.clone()
+            }
             _ => peer.id.clone(),
         }
     }
 
     fn is_intermediary(&self, id: &SpiffeId, wall: Wall) -> bool {
-        self.own_members(wall).any(|(_, member)| member.grants(Role::Intermediary, id))
+        self.own_members(wall)
+            .any(|(_, member)| member.grants(Role::Intermediary, id))
     }
 
     fn is_router(&self, id: &SpiffeId, wall: Wall) -> bool {
-        self.own_members(wall).any(|(_, member)| member.grants(Role::Router, id))
+        self.own_members(wall)
+            .any(|(_, member)| member.grants(Role::Router, id))
     }
 
     fn own_members(&self, wall: Wall) -> impl Iterator<Item = (&Document, &Member)> + '_ {
         self.networks.values().filter_map(move |network| {
             let document = network.store.document();
-            document.member(&self.config.domain, wall).map(|member| (&**document, member))
+            document
+                .member(&self.config.domain, wall)
+                .map(|member| (&**document, member))
         })
     }
 
     /// A network's name may be offered by routers only, and marks only by those of that
     /// network.
-    pub(super) fn may_offer(&self, endpoint: &Endpoint, peer: &Peer, wall: Wall) -> Result<(), Refusal> {
+    pub(super) fn may_offer(
+        &self,
+        endpoint: &Endpoint,
+        peer: &Peer,
+        wall: Wall,
+    ) -> Result<(), Refusal> {
         let id = self.owner(peer, wall);
-        let denied = |reason: String| Refusal::Denied { what: "network_service_endpoint", peer: id.clone(), reason };
-        let marked = endpoint.labels.values().any(|labels| labels.keys().any(|key| key.starts_with(OWN_LABELS)));
+        let denied = |reason: String| Refusal::Denied {
+            what: "network_service_endpoint",
+            peer: id.clone(),
+            reason,
+        };
+        let marked = endpoint
+            .labels
+            .values()
+            .any(|labels| labels.keys().any(|key| key.starts_with(OWN_LABELS)));
         if marked {
             let Some(marks) = Marks::of(endpoint) else {
                 return Err(Refusal::Invalid {
@@ -89,7 +137,10 @@ impl RegistryMachine {
             };
             let (_, document, member) = self.network(marks.uid, wall)?;
             if !member.grants(Role::Router, &id) {
-                return Err(denied(format!("it is no router of {} in network {}", member.domain, document.name)));
+                return Err(denied(format!(
+                    "it is no router of {} in network {}",
+                    member.domain, document.name
+                )));
             }
             let wrong = |field, value: &str, right: &str| Refusal::Invalid {
                 field,
@@ -97,19 +148,33 @@ impl RegistryMachine {
                 allowed: format!("{right} is"),
             };
             if marks.domain != self.config.domain {
-                return Err(wrong("vl3/domain", marks.domain.as_str(), self.config.domain.as_str()));
+                return Err(wrong(
+                    "vl3/domain",
+                    marks.domain.as_str(),
+                    self.config.domain.as_str(),
+                ));
             }
             if marks.service != document.name.as_str() {
-                return Err(wrong("network_service_labels", &marks.service, document.name.as_str()));
+                return Err(wrong(
+                    "network_service_labels",
+                    &marks.service,
+                    document.name.as_str(),
+                ));
             }
             if marks.name != endpoint.name {
                 return Err(wrong("vl3/name", &marks.name, &endpoint.name));
             }
         }
         for (document, member) in self.own_members(wall) {
-            let named = endpoint.services.iter().any(|service| service == document.name.as_str());
+            let named = endpoint
+                .services
+                .iter()
+                .any(|service| service == document.name.as_str());
             if named && !member.grants(Role::Router, &id) {
-                return Err(denied(format!("{} is a network's name, which its routers offer", document.name)));
+                return Err(denied(format!(
+                    "{} is a network's name, which its routers offer",
+                    document.name
+                )));
             }
         }
         Ok(())
@@ -117,13 +182,20 @@ impl RegistryMachine {
 
     /// An own endpoint, as `peer` may see it. Members of another domain see what belongs to
     /// networks they are in.
-    pub(super) fn show_own(&self, endpoint: &Endpoint, peer: &Peer, wall: Wall) -> Option<Endpoint> {
+    pub(super) fn show_own(
+        &self,
+        endpoint: &Endpoint,
+        peer: &Peer,
+        wall: Wall,
+    ) -> Option<Endpoint> {
         let visible = self.is_own(&peer.id)
             || Marks::of(endpoint).is_some_and(|marks| {
                 let trust_domain = peer.id.trust_domain();
                 self.counts_in(peer, marks.uid)
                     && self.network(marks.uid, wall).is_ok_and(|(_, document, _)| {
-                        document.live_members(wall).any(|member| member.trust_domain == trust_domain)
+                        document
+                            .live_members(wall)
+                            .any(|member| member.trust_domain == trust_domain)
                     })
             });
         visible.then(|| endpoint.clone())
@@ -148,22 +220,48 @@ impl RegistryMachine {
         let mut shown = endpoint.clone();
         shown.name = format!("{}@{domain}", shown.name);
         if !self.is_router(&peer.id, wall) {
-            shown.services = shown.services.iter().map(|service| format!("{service}@{domain}")).collect();
+            shown.services = shown
+                .services
+                .iter()
+                .map(|service| format!("{service}@{domain}"))
+                .collect();
             let labels = core::mem::take(&mut shown.labels);
-            shown.labels = labels.into_iter().map(|(service, map)| (format!("{service}@{domain}"), map)).collect();
+            shown.labels = labels
+                .into_iter()
+                .map(|(service, map)| (format!("{service}@{domain}"), map))
+                .collect();
         }
         Some(shown)
     }
 
     /// Documents are for members.
-    pub(super) fn may_read_document(&self, uid: NetworkUid, peer: &Peer, wall: Wall) -> Result<(), Refusal> {
-        let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
+    pub(super) fn may_read_document(
+        &self,
+        uid: NetworkUid,
+        peer: &Peer,
+        wall: Wall,
+    ) -> Result<(), Refusal> {
+        let network = self
+            .networks
+            .get(&uid)
+            .ok_or(Refusal::UnknownNetwork { uid })?;
         let trust_domain = peer.id.trust_domain();
-        let member = network.store.document().live_members(wall).any(|member| member.trust_domain == trust_domain);
+        let member = network
+            .store
+            .document()
+            .live_members(wall)
+            .any(|member| member.trust_domain == trust_domain);
         if member && self.counts_in(peer, uid) {
             return Ok(());
         }
-        let reason = format!("its trust domain is no live member's of network {}", network.store.document().name);
-        Err(Refusal::Denied { what: "the document", peer: peer.id.clone(), reason })
+        let reason = format!(
+            "its trust domain is no live member's of network {}",
+            network.store.document().name
+        );
+        Err(Refusal::Denied {
+            what: "the document",
+            peer: peer.id.clone(),
+            reason,
+        })
     }
 }

@@ -36,49 +36,117 @@ pub struct Peer {
 impl Peer {
     /// An identity of the own trust domain.
     pub const fn own(id: SpiffeId) -> Self {
-        Self { id, vouched: BTreeSet::new(), claimed: None }
+        Self {
+            id,
+            vouched: BTreeSet::new(),
+            claimed: None,
+        }
     }
 
     /// An identity for which these networks' documents vouch.
     pub const fn vouched(id: SpiffeId, vouched: BTreeSet<NetworkUid>) -> Self {
-        Self { id, vouched, claimed: None }
+        Self {
+            id,
+            vouched,
+            claimed: None,
+        }
     }
 }
 
 #[derive(Clone, Debug)]
 pub enum Input {
-    Call { call: CallId, peer: Peer, command: Command },
-    Watch { watcher: WatcherId, peer: Peer, query: Query },
-    Unwatch { watcher: WatcherId },
+    Call {
+        call: CallId,
+        peer: Peer,
+        command: Command,
+    },
+    Watch {
+        watcher: WatcherId,
+        peer: Peer,
+        query: Query,
+    },
+    Unwatch {
+        watcher: WatcherId,
+    },
     /// The append of that ticket is on disk.
-    Appended { ticket: Ticket },
-    AppendFailed { ticket: Ticket, reason: String },
+    Appended {
+        ticket: Ticket,
+    },
+    AppendFailed {
+        ticket: Ticket,
+        reason: String,
+    },
     /// A sync stream stands: dialled by us (the stream of [`Effect::Dial`]) or accepted.
-    SyncOpened { stream: StreamId, peer: Peer },
-    SyncReceived { stream: StreamId, message: SyncMessage },
+    SyncOpened {
+        stream: StreamId,
+        peer: Peer,
+    },
+    SyncReceived {
+        stream: StreamId,
+        message: SyncMessage,
+    },
     /// Ended, broke, or could not be dialled.
-    SyncClosed { stream: StreamId, reason: String },
+    SyncClosed {
+        stream: StreamId,
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug)]
 pub enum Command {
-    Acquire { uid: NetworkUid, acquire: Acquire },
-    Renew { lease: Lease },
-    Release { lease: Lease },
+    Acquire {
+        uid: NetworkUid,
+        acquire: Acquire,
+    },
+    Renew {
+        lease: Lease,
+    },
+    Release {
+        lease: Lease,
+    },
     /// An operator ends a lease.
-    EndLease { uid: NetworkUid, router: RouterName },
+    EndLease {
+        uid: NetworkUid,
+        router: RouterName,
+    },
     /// An operator excludes a range, or takes that back.
-    Exclude { uid: NetworkUid, range: ipnet::IpNet, excluded: bool },
-    RegisterService { service: Service },
-    UnregisterService { name: String },
+    Exclude {
+        uid: NetworkUid,
+        range: ipnet::IpNet,
+        excluded: bool,
+    },
+    RegisterService {
+        service: Service,
+    },
+    UnregisterService {
+        name: String,
+    },
     /// `lifetime`: what the caller asks for and its token allows; None = the default.
-    RegisterEndpoint { endpoint: Endpoint, lifetime: Option<Duration> },
-    UnregisterEndpoint { name: String },
-    FindServices { query: ServiceQuery },
-    FindEndpoints { query: EndpointQuery },
-    ClaimName { uid: NetworkUid, claim: Claim },
-    ReleaseName { uid: NetworkUid, name: WorkloadName, workload: SpiffeId },
-    Publish { chain: Chain },
+    RegisterEndpoint {
+        endpoint: Endpoint,
+        lifetime: Option<Duration>,
+    },
+    UnregisterEndpoint {
+        name: String,
+    },
+    FindServices {
+        query: ServiceQuery,
+    },
+    FindEndpoints {
+        query: EndpointQuery,
+    },
+    ClaimName {
+        uid: NetworkUid,
+        claim: Claim,
+    },
+    ReleaseName {
+        uid: NetworkUid,
+        name: WorkloadName,
+        workload: SpiffeId,
+    },
+    Publish {
+        chain: Chain,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,8 +167,14 @@ pub enum Reply {
     Services(Vec<Service>),
     Endpoints(Vec<FoundEndpoint>),
     /// None: granted; else who holds the name.
-    Name { held_by: Option<SpiffeId> },
-    Published { version: u64, accepted: bool, reason: String },
+    Name {
+        held_by: Option<SpiffeId>,
+    },
+    Published {
+        version: u64,
+        accepted: bool,
+        reason: String,
+    },
 }
 
 /// An endpoint as a Find shows it.
@@ -121,9 +195,17 @@ pub enum WatchEvent {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("{field}: {value:?} is not allowed, {allowed}")]
-    Invalid { field: &'static str, value: String, allowed: String },
+    Invalid {
+        field: &'static str,
+        value: String,
+        allowed: String,
+    },
     #[error("{what} is not allowed for {peer}: {reason}")]
-    Denied { what: &'static str, peer: SpiffeId, reason: String },
+    Denied {
+        what: &'static str,
+        peer: SpiffeId,
+        reason: String,
+    },
     #[error("uid: network {uid} is not served here")]
     UnknownNetwork { uid: NetworkUid },
     #[error(transparent)]
@@ -137,32 +219,76 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Add these to the journal, durably, in this order; then [`Input::Appended`].
-    Append { ticket: Ticket, records: Vec<Record> },
+    Append {
+        ticket: Ticket,
+        records: Vec<Record>,
+    },
     /// Replace the whole journal by these, durably and at once; then [`Input::Appended`].
-    Rewrite { ticket: Ticket, records: Vec<Record> },
-    Reply { call: CallId, result: Result<Reply, Refusal> },
+    Rewrite {
+        ticket: Ticket,
+        records: Vec<Record>,
+    },
+    Reply {
+        call: CallId,
+        result: Result<Reply, Refusal>,
+    },
     /// In order. The shell buffers a bounded number per watcher and cuts one that is slower.
-    Deliver { watcher: WatcherId, events: Vec<WatchEvent> },
-    EndWatch { watcher: WatcherId, refusal: Refusal },
+    Deliver {
+        watcher: WatcherId,
+        events: Vec<WatchEvent>,
+    },
+    EndWatch {
+        watcher: WatcherId,
+        refusal: Refusal,
+    },
     /// Open a sync stream to the first contact that answers; the peer must be the registry
     /// of that domain.
-    Dial { stream: StreamId, domain: DomainName, contacts: Vec<String> },
-    Send { stream: StreamId, messages: Vec<SyncMessage> },
-    CloseStream { stream: StreamId, reason: String },
+    Dial {
+        stream: StreamId,
+        domain: DomainName,
+        contacts: Vec<String>,
+    },
+    Send {
+        stream: StreamId,
+        messages: Vec<SyncMessage>,
+    },
+    CloseStream {
+        stream: StreamId,
+        reason: String,
+    },
     /// The newest document of a network changed: trust bundles, files, contacts.
-    DocumentChanged { chain: Chain },
+    DocumentChanged {
+        chain: Chain,
+    },
     /// Something an operator must see.
     Alarm(Alarm),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Alarm {
-    #[error("network {uid}: version {version} of the document exists with two contents, the other came from {from}")]
-    DocumentConflict { uid: NetworkUid, version: u64, from: String },
-    #[error("network {uid}: the new document excludes {exclusion}, which overlaps {range} leased to {router}; the lease stays")]
-    ExclusionOverLease { uid: NetworkUid, exclusion: ipnet::IpNet, range: ipnet::IpNet, router: RouterName },
+    #[error(
+        "network {uid}: version {version} of the document exists with two contents, the other came from {from}"
+    )]
+    DocumentConflict {
+        uid: NetworkUid,
+        version: u64,
+        from: String,
+    },
+    #[error(
+        "network {uid}: the new document excludes {exclusion}, which overlaps {range} leased to {router}; the lease stays"
+    )]
+    ExclusionOverLease {
+        uid: NetworkUid,
+        exclusion: ipnet::IpNet,
+        range: ipnet::IpNet,
+        router: RouterName,
+    },
     #[error("domain {domain}: {name} is not believed: {reason}")]
-    NotBelieved { domain: DomainName, name: String, reason: String },
+    NotBelieved {
+        domain: DomainName,
+        name: String,
+        reason: String,
+    },
     #[error("the journal failed, nothing more is promised: {reason}")]
     JournalFailed { reason: String },
 }

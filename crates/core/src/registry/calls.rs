@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use super::api::{Alarm, Command, Effect, FoundEndpoint, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
+use super::api::{
+    Alarm, Command, Effect, FoundEndpoint, Peer, Query, Refusal, Reply, WatchEvent, WatcherId,
+};
 use super::machine::RegistryMachine;
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::names::Claimed;
@@ -22,7 +24,13 @@ const PAYLOAD_DEFAULT: &str = "IP";
 const ADDRESSES_MAX: usize = 16;
 
 impl RegistryMachine {
-    pub(super) fn call(&mut self, peer: &Peer, command: Command, now: Now, out: Out<'_>) -> Result<Reply, Refusal> {
+    pub(super) fn call(
+        &mut self,
+        peer: &Peer,
+        command: Command,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
         match command {
             Command::Acquire { uid, acquire } => self.acquire(uid, &acquire, peer, now, out),
             Command::Renew { lease } => self.renew(&lease, peer, now),
@@ -31,10 +39,18 @@ impl RegistryMachine {
                 let (network, ..) = self.network(uid, now.wall)?;
                 self.commit_leases(uid, network.allocator.end(&router), now, out)
             }
-            Command::Exclude { uid, range, excluded } => {
+            Command::Exclude {
+                uid,
+                range,
+                excluded,
+            } => {
                 let (network, ..) = self.network(uid, now.wall)?;
                 let allocator = &network.allocator;
-                let records = if excluded { allocator.exclude(range)? } else { allocator.include(range) };
+                let records = if excluded {
+                    allocator.exclude(range)?
+                } else {
+                    allocator.include(range)
+                };
                 self.commit_leases(uid, records, now, out)
             }
             Command::RegisterService { service } => self.register_service(service, peer, now, out),
@@ -43,10 +59,18 @@ impl RegistryMachine {
                 self.register_endpoint(endpoint, lifetime, peer, now, out)
             }
             Command::UnregisterEndpoint { name } => self.unregister_endpoint(name, peer, now, out),
-            Command::FindServices { query } => Ok(Reply::Services(self.find_services(&query, peer))),
-            Command::FindEndpoints { query } => Ok(Reply::Endpoints(self.find_endpoints(&query, peer, now))),
+            Command::FindServices { query } => {
+                Ok(Reply::Services(self.find_services(&query, peer)))
+            }
+            Command::FindEndpoints { query } => {
+                Ok(Reply::Endpoints(self.find_endpoints(&query, peer, now)))
+            }
             Command::ClaimName { uid, claim } => self.claim_name(uid, &claim, peer, now, out),
-            Command::ReleaseName { uid, name, workload } => self.release_name(uid, &name, &workload, peer, now, out),
+            Command::ReleaseName {
+                uid,
+                name,
+                workload,
+            } => self.release_name(uid, &name, &workload, peer, now, out),
             Command::Publish { chain } => self.publish(&chain, peer, now, out),
         }
     }
@@ -70,7 +94,9 @@ impl RegistryMachine {
                 allowed: format!("only one of {} in network {uid} is", acquire.router),
             });
         }
-        let (records, granted) = network.allocator.acquire(acquire, &peer.id, document, member, now.mono)?;
+        let (records, granted) = network
+            .allocator
+            .acquire(acquire, &peer.id, document, member, now.mono)?;
         self.commit_leases(uid, records, now, out)?;
         if let Some(network) = self.networks.get_mut(&uid) {
             network.allocator.touch(&acquire.router, now.mono);
@@ -88,7 +114,13 @@ impl RegistryMachine {
         Ok(Reply::Lease(granted))
     }
 
-    fn release(&mut self, lease: &Lease, peer: &Peer, now: Now, out: Out<'_>) -> Result<Reply, Refusal> {
+    fn release(
+        &mut self,
+        lease: &Lease,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
         let (network, _, member) = self.network(lease.uid, now.wall)?;
         self.must_be_router("a lease", peer, member)?;
         let records = network.allocator.release(lease, &peer.id)?;
@@ -102,7 +134,10 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
-        let records = records.into_iter().map(|record| Record::Lease { uid, record }).collect();
+        let records = records
+            .into_iter()
+            .map(|record| Record::Lease { uid, record })
+            .collect();
         self.commit(records, now, out);
         Ok(Reply::Done)
     }
@@ -122,27 +157,53 @@ impl RegistryMachine {
         let owner = self.owner(peer, now.wall);
         match self.objects.service(&service.name) {
             // Several routers register the same service; only its owner may change it.
-            Some((known, _)) if same_service(known, &service) => return Ok(Reply::Service(known.clone())),
+            Some((known, _)) if same_service(known, &service) => {
+                return Ok(Reply::Service(known.clone()));
+            }
             Some((_, first)) if *first != owner => {
                 let reason = format!("{} is registered by {first}", service.name);
-                return Err(Refusal::Denied { what: "network_service.name", peer: owner, reason });
+                return Err(Refusal::Denied {
+                    what: "network_service.name",
+                    peer: owner,
+                    reason,
+                });
             }
             None if self.objects.service_count() >= self.config.services_max => {
-                return Err(Refusal::Limit { what: "network services", limit: self.config.services_max });
+                return Err(Refusal::Limit {
+                    what: "network services",
+                    limit: self.config.services_max,
+                });
             }
             Some(_) | None => {}
         }
-        self.commit(vec![Record::Service { service: service.clone(), owner }], now, out);
+        self.commit(
+            vec![Record::Service {
+                service: service.clone(),
+                owner,
+            }],
+            now,
+            out,
+        );
         Ok(Reply::Service(service))
     }
 
-    fn unregister_service(&mut self, name: String, peer: &Peer, now: Now, out: Out<'_>) -> Result<Reply, Refusal> {
+    fn unregister_service(
+        &mut self,
+        name: String,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
         let owner = self.owner(peer, now.wall);
         match self.objects.service(&name) {
             None => Ok(Reply::Done),
             Some((_, first)) if *first != owner => {
                 let reason = format!("{name} is registered by {first}");
-                Err(Refusal::Denied { what: "network_service.name", peer: owner, reason })
+                Err(Refusal::Denied {
+                    what: "network_service.name",
+                    peer: owner,
+                    reason,
+                })
             }
             Some(_) => {
                 self.commit(vec![Record::ServiceRemoved { name }], now, out);
@@ -175,10 +236,17 @@ impl RegistryMachine {
         match known {
             Some(known) if known.owner != owner => {
                 let reason = format!("{} is registered by {}", endpoint.name, known.owner);
-                return Err(Refusal::Denied { what: "network_service_endpoint.name", peer: owner, reason });
+                return Err(Refusal::Denied {
+                    what: "network_service_endpoint.name",
+                    peer: owner,
+                    reason,
+                });
             }
             None if self.objects.own_count() >= self.config.endpoints_max => {
-                return Err(Refusal::Limit { what: "endpoints", limit: self.config.endpoints_max });
+                return Err(Refusal::Limit {
+                    what: "endpoints",
+                    limit: self.config.endpoints_max,
+                });
             }
             Some(_) | None => {}
         }
@@ -188,20 +256,40 @@ impl RegistryMachine {
         let longest = self.config.endpoint_lifetime;
         let lifetime = lifetime.unwrap_or(longest).min(longest);
         if known.is_none_or(|known| known.endpoint != endpoint) {
-            self.commit(vec![Record::Endpoint { endpoint: endpoint.clone(), owner }], now, out);
+            self.commit(
+                vec![Record::Endpoint {
+                    endpoint: endpoint.clone(),
+                    owner,
+                }],
+                now,
+                out,
+            );
         }
         self.objects.touch(&endpoint.name, now.mono + lifetime);
-        Ok(Reply::Endpoint(FoundEndpoint { endpoint, expires: now.wall + lifetime }))
+        Ok(Reply::Endpoint(FoundEndpoint {
+            endpoint,
+            expires: now.wall + lifetime,
+        }))
     }
 
     /// A router of an older round than its lease must not come back into view.
     fn must_not_be_fenced(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
-        let Some(marks) = Marks::of(endpoint) else { return Ok(()) };
+        let Some(marks) = Marks::of(endpoint) else {
+            return Ok(());
+        };
         let lease = self.networks.get(&marks.uid).and_then(|network| {
-            network.allocator.leases().find(|lease| lease.router.as_str() == marks.name)
+            network
+                .allocator
+                .leases()
+                .find(|lease| lease.router.as_str() == marks.name)
         });
-        let known = self.objects.own(&endpoint.name).and_then(|own| Marks::of(&own.endpoint));
-        let highest = lease.map(|lease| lease.generation).max(known.map(|known| known.generation));
+        let known = self
+            .objects
+            .own(&endpoint.name)
+            .and_then(|own| Marks::of(&own.endpoint));
+        let highest = lease
+            .map(|lease| lease.generation)
+            .max(known.map(|known| known.generation));
         match (highest, lease) {
             (Some(generation), Some(lease)) if marks.generation < generation => {
                 let router = lease.router.clone();
@@ -211,13 +299,23 @@ impl RegistryMachine {
         }
     }
 
-    fn unregister_endpoint(&mut self, name: String, peer: &Peer, now: Now, out: Out<'_>) -> Result<Reply, Refusal> {
+    fn unregister_endpoint(
+        &mut self,
+        name: String,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
         let owner = self.owner(peer, now.wall);
         match self.objects.own(&name) {
             None => Ok(Reply::Done),
             Some(own) if own.owner != owner => {
                 let reason = format!("{name} is registered by {}", own.owner);
-                Err(Refusal::Denied { what: "network_service_endpoint.name", peer: owner, reason })
+                Err(Refusal::Denied {
+                    what: "network_service_endpoint.name",
+                    peer: owner,
+                    reason,
+                })
             }
             Some(_) => {
                 self.commit(vec![Record::EndpointRemoved { name }], now, out);
@@ -237,8 +335,13 @@ impl RegistryMachine {
             path_ids: vec![self.config.identity.to_string()],
             ..Service::default()
         };
-        let networks = self.networks.values().map(|network| network.store.document().name.as_str());
-        let implied = networks.filter(|name| self.objects.service(name).is_none()).map(of_network);
+        let networks = self
+            .networks
+            .values()
+            .map(|network| network.store.document().name.as_str());
+        let implied = networks
+            .filter(|name| self.objects.service(name).is_none())
+            .map(of_network);
         let all = self.objects.services().cloned().chain(implied);
         all.filter(|service| query.matches(service)).collect()
     }
@@ -246,17 +349,23 @@ impl RegistryMachine {
     fn find_endpoints(&self, query: &EndpointQuery, peer: &Peer, now: Now) -> Vec<FoundEndpoint> {
         let own = self.objects.owns().filter_map(|own| {
             let endpoint = self.show_own(&own.endpoint, peer, now.wall)?;
-            Some(FoundEndpoint { endpoint, expires: wall_of(own.deadline, now) })
+            Some(FoundEndpoint {
+                endpoint,
+                expires: wall_of(own.deadline, now),
+            })
         });
         let remote = self.objects.remotes().filter_map(|(domain, remote)| {
-            let endpoint = self.show_remote(domain, remote.uid, &remote.endpoint, peer, now.wall, false)?;
+            let endpoint =
+                self.show_remote(domain, remote.uid, &remote.endpoint, peer, now.wall, false)?;
             let expires = match remote.deadline {
                 Some(deadline) => wall_of(deadline, now),
                 None => now.wall + self.config.endpoint_lifetime,
             };
             Some(FoundEndpoint { endpoint, expires })
         });
-        own.chain(remote).filter(|found| query.matches(&found.endpoint, found.expires.unix_secs())).collect()
+        own.chain(remote)
+            .filter(|found| query.matches(&found.endpoint, found.expires.unix_secs()))
+            .collect()
     }
 
     fn claim_name(
@@ -269,19 +378,40 @@ impl RegistryMachine {
     ) -> Result<Reply, Refusal> {
         let (network, _, member) = self.network(uid, now.wall)?;
         self.must_be_router("a name", peer, member)?;
-        if network.allocator.holder(&claim.router).is_none_or(|(holder, _)| *holder != peer.id) {
+        if network
+            .allocator
+            .holder(&claim.router)
+            .is_none_or(|(holder, _)| *holder != peer.id)
+        {
             let reason = format!("{} holds no lease under {}", peer.id, claim.router);
             return Err(allocator::Refusal::AcquireAgain { reason }.into());
         }
-        let invalid = |value: String, allowed: String| Refusal::Invalid { field: "addresses", value, allowed };
+        let invalid = |value: String, allowed: String| Refusal::Invalid {
+            field: "addresses",
+            value,
+            allowed,
+        };
         if claim.addresses.len() > ADDRESSES_MAX {
-            return Err(invalid(format!("a list of {}", claim.addresses.len()), format!("at most {ADDRESSES_MAX} are")));
+            return Err(invalid(
+                format!("a list of {}", claim.addresses.len()),
+                format!("at most {ADDRESSES_MAX} are"),
+            ));
         }
-        if let Some(foreign) = claim.addresses.iter().find(|address| !member.owns_address(**address)) {
+        if let Some(foreign) = claim
+            .addresses
+            .iter()
+            .find(|address| !member.owns_address(**address))
+        {
             let blocks: Vec<_> = member.blocks().map(|block| block.to_string()).collect();
-            return Err(invalid(foreign.to_string(), format!("addresses inside {} are", blocks.join(" and "))));
+            return Err(invalid(
+                foreign.to_string(),
+                format!("addresses inside {} are", blocks.join(" and ")),
+            ));
         }
-        match network.names.claim(uid, claim, &peer.id, self.config.names_max) {
+        match network
+            .names
+            .claim(uid, claim, &peer.id, self.config.names_max)
+        {
             Claimed::Granted(records) => {
                 self.commit(records, now, out);
                 let deadline = now.mono + self.config.name_lifetime;
@@ -290,8 +420,13 @@ impl RegistryMachine {
                 }
                 Ok(Reply::Name { held_by: None })
             }
-            Claimed::HeldBy(workload) => Ok(Reply::Name { held_by: Some(workload) }),
-            Claimed::Full => Err(Refusal::Limit { what: "names", limit: self.config.names_max }),
+            Claimed::HeldBy(workload) => Ok(Reply::Name {
+                held_by: Some(workload),
+            }),
+            Claimed::Full => Err(Refusal::Limit {
+                what: "names",
+                limit: self.config.names_max,
+            }),
         }
     }
 
@@ -312,47 +447,101 @@ impl RegistryMachine {
     }
 
     /// The signatures are the authority: whoever can reach us may bring a version.
-    fn publish(&mut self, chain: &Chain, peer: &Peer, now: Now, out: Out<'_>) -> Result<Reply, Refusal> {
+    fn publish(
+        &mut self,
+        chain: &Chain,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
         let uid = chain.uid();
-        let network = self.networks.get(&uid).ok_or(Refusal::UnknownNetwork { uid })?;
+        let network = self
+            .networks
+            .get(&uid)
+            .ok_or(Refusal::UnknownNetwork { uid })?;
         let held = network.store.version();
-        let refused = |reason: String| Reply::Published { version: held, accepted: false, reason };
+        let refused = |reason: String| Reply::Published {
+            version: held,
+            accepted: false,
+            reason,
+        };
         Ok(match network.store.decide(chain) {
             Offer::Newer(chain) => {
                 let version = chain.document().version;
                 self.commit(vec![Record::Document { chain }], now, out);
-                Reply::Published { version, accepted: true, reason: String::new() }
+                Reply::Published {
+                    version,
+                    accepted: true,
+                    reason: String::new(),
+                }
             }
-            Offer::Same => Reply::Published { version: held, accepted: true, reason: "held already".to_owned() },
-            Offer::Older { held, offered } => refused(format!("version {offered} is older than {held}")),
+            Offer::Same => Reply::Published {
+                version: held,
+                accepted: true,
+                reason: "held already".to_owned(),
+            },
+            Offer::Older { held, offered } => {
+                refused(format!("version {offered} is older than {held}"))
+            }
             Offer::Conflict { version } => {
                 let from = peer.id.to_string();
-                out.push(Effect::Alarm(Alarm::DocumentConflict { uid, version, from }));
+                out.push(Effect::Alarm(Alarm::DocumentConflict {
+                    uid,
+                    version,
+                    from,
+                }));
                 refused(format!("version {version} is held with other content"))
             }
             Offer::OtherNetwork { offered } => refused(format!("it is of network {offered}")),
         })
     }
 
-    pub(super) fn watch(&mut self, watcher: WatcherId, peer: Peer, query: Query, now: Now, out: Out<'_>) {
+    pub(super) fn watch(
+        &mut self,
+        watcher: WatcherId,
+        peer: Peer,
+        query: Query,
+        now: Now,
+        out: Out<'_>,
+    ) {
         if self.halted().is_some() || self.is_congested() {
-            let refusal = Refusal::Unavailable { reason: "too much waits for the journal".to_owned() };
+            let refusal = Refusal::Unavailable {
+                reason: "too much waits for the journal".to_owned(),
+            };
             return out.push(Effect::EndWatch { watcher, refusal });
         }
-        let endpoints = |found| WatchEvent::Endpoint { found, deleted: false };
-        let services = |service| WatchEvent::Service { service, deleted: false };
+        let endpoints = |found| WatchEvent::Endpoint {
+            found,
+            deleted: false,
+        };
+        let services = |service| WatchEvent::Service {
+            service,
+            deleted: false,
+        };
         let snapshot = match &query {
-            Query::Endpoints(query) => {
-                Ok(self.find_endpoints(query, &peer, now).into_iter().map(endpoints).collect::<Vec<_>>())
-            }
-            Query::Services(query) => Ok(self.find_services(query, &peer).into_iter().map(services).collect()),
+            Query::Endpoints(query) => Ok(self
+                .find_endpoints(query, &peer, now)
+                .into_iter()
+                .map(endpoints)
+                .collect::<Vec<_>>()),
+            Query::Services(query) => Ok(self
+                .find_services(query, &peer)
+                .into_iter()
+                .map(services)
+                .collect()),
             Query::Document(uid) => self.may_read_document(*uid, &peer, now.wall).map(|()| {
-                self.document(*uid).map(|chain| WatchEvent::Document(chain.clone())).into_iter().collect()
+                self.document(*uid)
+                    .map(|chain| WatchEvent::Document(chain.clone()))
+                    .into_iter()
+                    .collect()
             }),
         };
         match snapshot {
             Ok(_) if !self.watchers.insert(watcher, Watcher { peer, query }) => {
-                let refusal = Refusal::Limit { what: "watches", limit: self.config.watchers_max };
+                let refusal = Refusal::Limit {
+                    what: "watches",
+                    limit: self.config.watchers_max,
+                };
                 self.say(Effect::EndWatch { watcher, refusal }, out);
             }
             Ok(events) => self.say(Effect::Deliver { watcher, events }, out),
@@ -363,12 +552,18 @@ impl RegistryMachine {
 
 /// Names with `@` are those of other domains.
 fn check_object_name(field: &'static str, name: &str) -> Result<(), Refusal> {
-    let ok = (1..=253).contains(&name.len()) && !name.contains('@') && !name.chars().any(char::is_control);
+    let ok = (1..=253).contains(&name.len())
+        && !name.contains('@')
+        && !name.chars().any(char::is_control);
     if ok {
         return Ok(());
     }
     let allowed = "1 to 253 bytes without '@' and control characters are".to_owned();
-    Err(Refusal::Invalid { field, value: name.chars().take(64).collect(), allowed })
+    Err(Refusal::Invalid {
+        field,
+        value: name.chars().take(64).collect(),
+        allowed,
+    })
 }
 
 fn same_service(a: &Service, b: &Service) -> bool {

@@ -3,10 +3,10 @@
 use core::mem;
 use std::collections::BTreeMap;
 
-use super::api::{Alarm, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, WatchEvent};
+use super::api::{Alarm, Config, Effect, Input, Peer, Refusal};
 use super::names::Names;
 use super::network::Network;
-use super::object::{Endpoint, Marks, Service};
+use super::object::Endpoint;
 use super::objects::Objects;
 use super::record::Record;
 use super::watch::Watchers;
@@ -16,7 +16,7 @@ use crate::federation::{Federation, RemoteStatus};
 use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
-use crate::time::{Mono, Now, Wall};
+use crate::time::{Mono, Now};
 
 /// One domain's registry.
 #[derive(Debug)]
@@ -76,7 +76,9 @@ pub struct Counts {
 
 /// The journal does not make sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record {index} of the journal is of network {uid}, of which no document was recorded before")]
+#[error(
+    "record {index} of the journal is of network {uid}, of which no document was recorded before"
+)]
 pub struct BootError {
     pub index: usize,
     pub uid: NetworkUid,
@@ -87,8 +89,12 @@ impl RegistryMachine {
     /// dial) comes out of the first [`Machine::wake`].
     pub fn boot(config: Config, boot: Boot, now: Now) -> Result<Self, BootError> {
         let mut rng = Rng::new(config.seed);
-        let federation =
-            Federation::new(config.domain.clone(), config.epoch, config.federation.clone(), rng.fork());
+        let federation = Federation::new(
+            config.domain.clone(),
+            config.epoch,
+            config.federation.clone(),
+            rng.fork(),
+        );
         let mut machine = Self {
             networks: BTreeMap::new(),
             dormant: BTreeMap::new(),
@@ -97,12 +103,17 @@ impl RegistryMachine {
             federation,
             speakers: BTreeMap::new(),
             membership_check: Some(now.mono),
-            journal: Journal { length: boot.records.len(), ..Journal::default() },
+            journal: Journal {
+                length: boot.records.len(),
+                ..Journal::default()
+            },
             halted: None,
             config,
         };
         for (index, record) in boot.records.into_iter().enumerate() {
-            machine.replay(record, now.mono).map_err(|uid| BootError { index, uid })?;
+            machine
+                .replay(record, now.mono)
+                .map_err(|uid| BootError { index, uid })?;
         }
         let mut journalled = mem::take(&mut machine.networks);
         for chain in boot.documents {
@@ -135,7 +146,9 @@ impl RegistryMachine {
         #[cfg(feature = "plant-replay")]
         let record = forget_generation(record);
         let of_network = match &record {
-            Record::Lease { uid, .. } | Record::Name { uid, .. } | Record::NameReleased { uid, .. } => Some(*uid),
+            Record::Lease { uid, .. }
+            | Record::Name { uid, .. }
+            | Record::NameReleased { uid, .. } => Some(*uid),
             Record::Document { .. }
             | Record::Service { .. }
             | Record::ServiceRemoved { .. }
@@ -161,7 +174,14 @@ impl RegistryMachine {
                     let (uid, domain) = (chain.uid(), self.config.domain.clone());
                     let allocator = Allocator::new(uid, domain, self.config.allocator.clone());
                     let store = DocumentStore::new(chain.clone());
-                    self.networks.insert(uid, Network { store, allocator, names: Names::default() });
+                    self.networks.insert(
+                        uid,
+                        Network {
+                            store,
+                            allocator,
+                            names: Names::default(),
+                        },
+                    );
                 }
             }
             Record::Lease { uid, record } => {
@@ -180,7 +200,10 @@ impl RegistryMachine {
             | Record::EndpointRemoved { .. }
             | Record::Remote { .. }
             | Record::RemoteRemoved { .. } => {
-                let (lifetime, grace) = (self.config.endpoint_lifetime, self.config.federation.stale_grace);
+                let (lifetime, grace) = (
+                    self.config.endpoint_lifetime,
+                    self.config.federation.stale_grace,
+                );
                 self.objects.apply(record, lifetime, grace, now);
             }
         }
@@ -190,7 +213,10 @@ impl RegistryMachine {
     /// that replays the journal, whenever nothing is in flight.
     pub fn snapshot(&self) -> Vec<Record> {
         let networks = self.networks.values().chain(self.dormant.values());
-        networks.flat_map(Network::snapshot).chain(self.objects.snapshot()).collect()
+        networks
+            .flat_map(Network::snapshot)
+            .chain(self.objects.snapshot())
+            .collect()
     }
 
     /// Applies decided records, announces them, and puts them up for the next append.
@@ -201,115 +227,6 @@ impl RegistryMachine {
             self.journal.pending.push(record.clone());
             self.announce(&record, before, now, out);
         }
-    }
-
-    /// The object that a record is about to remove.
-    fn last_known(&self, record: &Record) -> Option<(Endpoint, Option<NetworkUid>)> {
-        match record {
-            Record::EndpointRemoved { name } => {
-                let own = self.objects.own(name)?;
-                Some((own.endpoint.clone(), Marks::of(&own.endpoint).map(|marks| marks.uid)))
-            }
-            Record::RemoteRemoved { domain, name } => {
-                let remote = self.objects.remote(domain, name)?;
-                Some((remote.endpoint.clone(), Some(remote.uid)))
-            }
-            Record::Document { .. }
-            | Record::Lease { .. }
-            | Record::Service { .. }
-            | Record::ServiceRemoved { .. }
-            | Record::Endpoint { .. }
-            | Record::Remote { .. }
-            | Record::Name { .. }
-            | Record::NameReleased { .. } => None,
-        }
-    }
-
-    /// Tells watchers and other registries.
-    fn announce(
-        &mut self,
-        record: &Record,
-        before: Option<(Endpoint, Option<NetworkUid>)>,
-        now: Now,
-        out: &mut Outbox<Effect>,
-    ) {
-        match record {
-            Record::Document { chain } => self.document_changed(chain, now, out),
-            Record::Lease { uid, record: LeaseRecord::Ended { router } } => {
-                let released = self.networks.get(uid).map(|network| network.names.router_gone(*uid, router));
-                self.commit(released.unwrap_or_default(), now, out);
-            }
-            Record::Lease { .. } | Record::Name { .. } | Record::NameReleased { .. } => {}
-            Record::Service { service, .. } => self.tell_service(service, false, out),
-            Record::ServiceRemoved { name } => {
-                let service = Service { name: name.clone(), ..Service::default() };
-                self.tell_service(&service, true, out);
-            }
-            Record::Endpoint { endpoint, .. } => {
-                let expires = now.wall + self.config.endpoint_lifetime;
-                self.tell_endpoint(None, None, endpoint, expires, false, now.wall, out);
-                if let Some(marks) = Marks::of(endpoint) {
-                    let lifetime = self.config.endpoint_lifetime;
-                    self.federate(now, out, |federation, events| {
-                        federation.upsert(marks.uid, endpoint, lifetime, events);
-                    });
-                }
-            }
-            Record::EndpointRemoved { .. } => {
-                let Some((endpoint, uid)) = before else { return };
-                self.tell_endpoint(None, None, &endpoint, now.wall, true, now.wall, out);
-                if let Some(uid) = uid {
-                    self.federate(now, out, |federation, events| federation.remove(uid, &endpoint.name, events));
-                }
-            }
-            Record::Remote { uid, domain, endpoint } => {
-                let expires = now.wall + self.config.endpoint_lifetime;
-                self.tell_endpoint(Some(domain), Some(*uid), endpoint, expires, false, now.wall, out);
-            }
-            Record::RemoteRemoved { domain, .. } => {
-                let Some((endpoint, uid)) = before else { return };
-                self.tell_endpoint(Some(domain), uid, &endpoint, now.wall, true, now.wall, out);
-            }
-        }
-    }
-
-    fn tell_service(&mut self, service: &Service, deleted: bool, out: &mut Outbox<Effect>) {
-        let matching = self.watchers.iter().filter(|(_, watcher)| {
-            self.is_own(&watcher.peer.id)
-                && matches!(&watcher.query, Query::Services(query) if query.matches(service))
-        });
-        let effects: Vec<_> = matching
-            .map(|(watcher, _)| {
-                let event = WatchEvent::Service { service: service.clone(), deleted };
-                Effect::Deliver { watcher, events: vec![event] }
-            })
-            .collect();
-        effects.into_iter().for_each(|effect| self.say(effect, out));
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one event in its parts")]
-    fn tell_endpoint(
-        &mut self,
-        domain: Option<&DomainName>,
-        uid: Option<NetworkUid>,
-        endpoint: &Endpoint,
-        expires: Wall,
-        deleted: bool,
-        wall: Wall,
-        out: &mut Outbox<Effect>,
-    ) {
-        let mut effects = Vec::new();
-        for (watcher, watch) in self.watchers.iter() {
-            let Query::Endpoints(query) = &watch.query else { continue };
-            let shown = match (domain, uid) {
-                (Some(domain), Some(uid)) => self.show_remote(domain, uid, endpoint, &watch.peer, wall, deleted),
-                _ => self.show_own(endpoint, &watch.peer, wall),
-            };
-            let Some(endpoint) = shown.filter(|shown| query.matches(shown, expires.unix_secs())) else { continue };
-            let found = FoundEndpoint { endpoint, expires };
-            effects.push(Effect::Deliver { watcher, events: vec![WatchEvent::Endpoint { found, deleted }] });
-        }
-        effects.into_iter().for_each(|effect| self.say(effect, out));
     }
 
     /// Lets an effect out, or keeps it until the records before it are on disk.
@@ -330,7 +247,10 @@ impl RegistryMachine {
 
     /// Hands pending records over, unless an append is on its way already.
     fn flush(&mut self, out: &mut Outbox<Effect>) {
-        if self.halted.is_some() || self.journal.inflight.is_some() || self.journal.pending.is_empty() {
+        if self.halted.is_some()
+            || self.journal.inflight.is_some()
+            || self.journal.pending.is_empty()
+        {
             return;
         }
         let records = mem::take(&mut self.journal.pending);
@@ -354,7 +274,9 @@ impl RegistryMachine {
             return;
         }
         self.journal.inflight = None;
-        mem::take(&mut self.journal.held).into_iter().for_each(|effect| out.push(effect));
+        mem::take(&mut self.journal.held)
+            .into_iter()
+            .for_each(|effect| out.push(effect));
     }
 
     fn append_failed(&mut self, reason: String, out: &mut Outbox<Effect>) {
@@ -362,7 +284,9 @@ impl RegistryMachine {
         let next = mem::take(&mut self.journal.held_next);
         for effect in held.into_iter().chain(next) {
             if let Effect::Reply { call, .. } = effect {
-                let result = Err(Refusal::Unavailable { reason: "the journal failed".to_owned() });
+                let result = Err(Refusal::Unavailable {
+                    reason: "the journal failed".to_owned(),
+                });
                 out.push(Effect::Reply { call, result });
             }
         }
@@ -380,7 +304,9 @@ impl RegistryMachine {
     }
 
     pub fn leases(&self) -> impl Iterator<Item = &Lease> + '_ {
-        self.networks.values().flat_map(|network| network.allocator.leases())
+        self.networks
+            .values()
+            .flat_map(|network| network.allocator.leases())
     }
 
     pub fn lease(&self, uid: NetworkUid, router: &RouterName) -> Option<&Lease> {
@@ -388,13 +314,19 @@ impl RegistryMachine {
     }
 
     pub fn names(&self) -> impl Iterator<Item = (NetworkUid, &super::record::Claim)> + '_ {
-        self.networks.iter().flat_map(|(uid, network)| network.names.iter().map(move |claim| (*uid, claim)))
+        self.networks
+            .iter()
+            .flat_map(|(uid, network)| network.names.iter().map(move |claim| (*uid, claim)))
     }
 
     /// Every endpoint: of the own domain (None) or said by another one.
     pub fn endpoints(&self) -> impl Iterator<Item = (Option<&DomainName>, &Endpoint)> + '_ {
         let own = self.objects.owns().map(|own| (None, &own.endpoint));
-        own.chain(self.objects.remotes().map(|(domain, remote)| (Some(domain), &remote.endpoint)))
+        own.chain(
+            self.objects
+                .remotes()
+                .map(|(domain, remote)| (Some(domain), &remote.endpoint)),
+        )
     }
 
     pub fn remotes(&self) -> Vec<RemoteStatus> {
@@ -404,8 +336,16 @@ impl RegistryMachine {
     /// Sizes, for metrics.
     pub fn counts(&self) -> Counts {
         Counts {
-            leases: self.networks.values().map(|network| network.allocator.leases().count()).sum(),
-            names: self.networks.values().map(|network| network.names.len()).sum(),
+            leases: self
+                .networks
+                .values()
+                .map(|network| network.allocator.leases().count())
+                .sum(),
+            names: self
+                .networks
+                .values()
+                .map(|network| network.names.len())
+                .sum(),
             endpoints: self.objects.own_count() + self.objects.remotes_count(),
             watchers: self.watchers.len(),
             domains_connected: self.federation.connected_count(),
@@ -424,7 +364,11 @@ impl RegistryMachine {
 
 #[cfg(feature = "plant-replay")]
 fn forget_generation(mut record: Record) -> Record {
-    if let Record::Lease { record: LeaseRecord::Granted { lease, .. }, .. } = &mut record {
+    if let Record::Lease {
+        record: LeaseRecord::Granted { lease, .. },
+        ..
+    } = &mut record
+    {
         lease.generation = crate::ids::Generation(1);
     }
     record
@@ -436,10 +380,17 @@ impl Machine for RegistryMachine {
 
     fn handle(&mut self, input: Input, now: Now, out: &mut Outbox<Effect>) {
         match input {
-            Input::Call { call, peer, command } => {
+            Input::Call {
+                call,
+                peer,
+                command,
+            } => {
                 if self.halted.is_some() || self.is_congested() {
                     let reason = "too much waits for the journal".to_owned();
-                    out.push(Effect::Reply { call, result: Err(Refusal::Unavailable { reason }) });
+                    out.push(Effect::Reply {
+                        call,
+                        result: Err(Refusal::Unavailable { reason }),
+                    });
                 } else {
                     let result = self.call(&peer, command, now, out);
                     self.say(Effect::Reply { call, result }, out);
@@ -448,16 +399,24 @@ impl Machine for RegistryMachine {
             // Whoever restarts the process finds the state that is on disk.
             Input::SyncOpened { .. } | Input::SyncReceived { .. } | Input::SyncClosed { .. }
                 if self.halted.is_some() => {}
-            Input::Watch { watcher, peer, query } => self.watch(watcher, peer, query, now, out),
+            Input::Watch {
+                watcher,
+                peer,
+                query,
+            } => self.watch(watcher, peer, query, now, out),
             Input::Unwatch { watcher } => self.watchers.remove(watcher),
             Input::Appended { ticket } => self.appended(ticket, out),
             Input::AppendFailed { reason, .. } => self.append_failed(reason, out),
             Input::SyncOpened { stream, peer } => self.sync_opened(stream, peer, now, out),
             Input::SyncReceived { stream, message } => {
-                self.federate(now, out, |federation, events| federation.received(stream, message, now.mono, events));
+                self.federate(now, out, |federation, events| {
+                    federation.received(stream, message, now.mono, events)
+                });
             }
             Input::SyncClosed { stream, .. } => {
-                self.federate(now, out, |federation, events| federation.closed(stream, now.mono, events));
+                self.federate(now, out, |federation, events| {
+                    federation.closed(stream, now.mono, events)
+                });
             }
         }
         self.flush(out);
@@ -469,11 +428,17 @@ impl Machine for RegistryMachine {
         }
         let silent = self.networks.iter().flat_map(|(uid, network)| {
             let ended = network.allocator.expired(now.mono).into_iter();
-            ended.map(|router| Record::Lease { uid: *uid, record: LeaseRecord::Ended { router } })
+            ended.map(|router| Record::Lease {
+                uid: *uid,
+                record: LeaseRecord::Ended { router },
+            })
         });
         let silent = silent.collect();
         self.commit(silent, now, out);
-        let unclaimed = self.networks.iter().flat_map(|(uid, network)| network.names.expired(*uid, now.mono));
+        let unclaimed = self
+            .networks
+            .iter()
+            .flat_map(|(uid, network)| network.names.expired(*uid, now.mono));
         let unclaimed = unclaimed.collect();
         self.commit(unclaimed, now, out);
         let expired = self.objects.expired(now.mono);
@@ -481,7 +446,9 @@ impl Machine for RegistryMachine {
         if self.membership_check.is_some_and(|at| at <= now.mono) {
             self.reconcile(now, out);
         }
-        self.federate(now, out, |federation, events| federation.wake(now.mono, events));
+        self.federate(now, out, |federation, events| {
+            federation.wake(now.mono, events)
+        });
         self.flush(out);
     }
 
@@ -489,12 +456,21 @@ impl Machine for RegistryMachine {
         if self.halted.is_some() {
             return None;
         }
-        let leases = self.networks.values().filter_map(|network| network.allocator.next_expiry());
+        let leases = self
+            .networks
+            .values()
+            .filter_map(|network| network.allocator.next_expiry());
         let leases = leases.min().map(|at| (at, "lease expiry"));
-        let names = self.networks.values().filter_map(|network| network.names.next_expiry());
+        let names = self
+            .networks
+            .values()
+            .filter_map(|network| network.names.next_expiry());
         let names = names.min().map(|at| (at, "name expiry"));
         let objects = self.objects.next_expiry().map(|at| (at, "endpoint expiry"));
         let members = self.membership_check.map(|at| (at, "membership"));
-        [leases, names, objects, members, self.federation.next_wake()].into_iter().flatten().min()
+        [leases, names, objects, members, self.federation.next_wake()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

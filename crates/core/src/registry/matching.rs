@@ -20,14 +20,21 @@ pub struct EndpointQuery {
 impl EndpointQuery {
     pub fn matches(&self, endpoint: &Endpoint, expires_unix_secs: u64) -> bool {
         (self.name.is_empty() || self.name == endpoint.name)
-            && self.services.iter().all(|service| endpoint.services.contains(service))
+            && self
+                .services
+                .iter()
+                .all(|service| endpoint.services.contains(service))
             && self.labels.iter().all(|(service, wanted)| {
                 endpoint.labels.get(service).is_some_and(|labels| {
-                    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+                    wanted
+                        .iter()
+                        .all(|(key, value)| labels.get(key) == Some(value))
                 })
             })
             && endpoint.url.contains(&self.url)
-            && self.expires_unix_secs.is_none_or(|wanted| wanted == expires_unix_secs)
+            && self
+                .expires_unix_secs
+                .is_none_or(|wanted| wanted == expires_unix_secs)
     }
 }
 
@@ -52,7 +59,10 @@ mod tests {
     use super::*;
 
     fn endpoint() -> Endpoint {
-        let labels = Labels::from([("app".to_owned(), "x".to_owned()), ("zone".to_owned(), "1".to_owned())]);
+        let labels = Labels::from([
+            ("app".to_owned(), "x".to_owned()),
+            ("zone".to_owned(), "1".to_owned()),
+        ]);
         Endpoint {
             name: "nse-1".to_owned(),
             services: vec!["a".to_owned(), "b".to_owned()],
@@ -70,15 +80,39 @@ mod tests {
     #[test]
     fn every_field_of_a_query_narrows_it() {
         let matches = |query: EndpointQuery| query.matches(&endpoint(), 7);
-        assert!(matches(EndpointQuery { services: vec!["b".into(), "a".into()], ..Default::default() }));
-        assert!(!matches(EndpointQuery { services: vec!["a".into(), "c".into()], ..Default::default() }));
-        assert!(matches(EndpointQuery { url: "192.0.2.1".into(), ..Default::default() }));
-        assert!(!matches(EndpointQuery { url: "192.0.2.2".into(), ..Default::default() }));
-        assert!(!matches(EndpointQuery { name: "nse".into(), ..Default::default() }));
-        assert!(matches(EndpointQuery { expires_unix_secs: Some(7), ..Default::default() }));
-        assert!(!matches(EndpointQuery { expires_unix_secs: Some(8), ..Default::default() }));
+        assert!(matches(EndpointQuery {
+            services: vec!["b".into(), "a".into()],
+            ..Default::default()
+        }));
+        assert!(!matches(EndpointQuery {
+            services: vec!["a".into(), "c".into()],
+            ..Default::default()
+        }));
+        assert!(matches(EndpointQuery {
+            url: "192.0.2.1".into(),
+            ..Default::default()
+        }));
+        assert!(!matches(EndpointQuery {
+            url: "192.0.2.2".into(),
+            ..Default::default()
+        }));
+        assert!(!matches(EndpointQuery {
+            name: "nse".into(),
+            ..Default::default()
+        }));
+        assert!(matches(EndpointQuery {
+            expires_unix_secs: Some(7),
+            ..Default::default()
+        }));
+        assert!(!matches(EndpointQuery {
+            expires_unix_secs: Some(8),
+            ..Default::default()
+        }));
         let wanted = |service: &str, value: &str| EndpointQuery {
-            labels: BTreeMap::from([(service.to_owned(), Labels::from([("app".into(), value.into())]))]),
+            labels: BTreeMap::from([(
+                service.to_owned(),
+                Labels::from([("app".into(), value.into())]),
+            )]),
             ..Default::default()
         };
         assert!(matches(wanted("a", "x")));

@@ -6,7 +6,10 @@
 //! events and sync messages that could rest on them leave after the append, in order.
 
 mod access;
+mod announce;
 mod api;
+#[cfg(test)]
+mod bench;
 mod calls;
 mod machine;
 mod matching;

@@ -38,34 +38,67 @@ pub(super) enum Claimed {
 }
 
 impl Names {
-    pub(super) fn claim(&self, uid: NetworkUid, claim: &Claim, by: &SpiffeId, names_max: usize) -> Claimed {
+    pub(super) fn claim(
+        &self,
+        uid: NetworkUid,
+        claim: &Claim,
+        by: &SpiffeId,
+        names_max: usize,
+    ) -> Claimed {
         match self.held.get(&claim.name) {
-            Some(held) if held.claim.workload != claim.workload => Claimed::HeldBy(held.claim.workload.clone()),
+            Some(held) if held.claim.workload != claim.workload => {
+                Claimed::HeldBy(held.claim.workload.clone())
+            }
             Some(held) if held.claim == *claim && held.by == *by => Claimed::Granted(Vec::new()),
             None if self.held.len() >= names_max => Claimed::Full,
-            Some(_) | None => {
-                Claimed::Granted(vec![Record::Name { uid, claim: claim.clone(), by: by.clone() }])
-            }
+            Some(_) | None => Claimed::Granted(vec![Record::Name {
+                uid,
+                claim: claim.clone(),
+                by: by.clone(),
+            }]),
         }
     }
 
-    pub(super) fn release(&self, uid: NetworkUid, name: &WorkloadName, workload: &SpiffeId, by: &SpiffeId) -> Vec<Record> {
+    pub(super) fn release(
+        &self,
+        uid: NetworkUid,
+        name: &WorkloadName,
+        workload: &SpiffeId,
+        by: &SpiffeId,
+    ) -> Vec<Record> {
         let held = self.held.get(name);
         let own = held.is_some_and(|held| held.claim.workload == *workload && held.by == *by);
-        own.then(|| Record::NameReleased { uid, name: name.clone() }).into_iter().collect()
+        own.then(|| Record::NameReleased {
+            uid,
+            name: name.clone(),
+        })
+        .into_iter()
+        .collect()
     }
 
     /// The router's lease ended: its names are free.
     pub(super) fn router_gone(&self, uid: NetworkUid, router: &RouterName) -> Vec<Record> {
-        let of_router = self.held.values().filter(|held| held.claim.router == *router);
-        of_router.map(|held| Record::NameReleased { uid, name: held.claim.name.clone() }).collect()
+        let of_router = self
+            .held
+            .values()
+            .filter(|held| held.claim.router == *router);
+        of_router
+            .map(|held| Record::NameReleased {
+                uid,
+                name: held.claim.name.clone(),
+            })
+            .collect()
     }
 
     pub(super) fn apply(&mut self, record: &Record, lifetime: Duration, now: Mono) {
         match record {
             Record::Name { claim, by, .. } => {
                 let deadline = now + lifetime;
-                let held = Held { claim: claim.clone(), by: by.clone(), deadline };
+                let held = Held {
+                    claim: claim.clone(),
+                    by: by.clone(),
+                    deadline,
+                };
                 self.held.insert(claim.name.clone(), held);
             }
             Record::NameReleased { name, .. } => {
@@ -83,7 +116,11 @@ impl Names {
     }
 
     pub(super) fn snapshot(&self, uid: NetworkUid) -> impl Iterator<Item = Record> + '_ {
-        self.held.values().map(move |held| Record::Name { uid, claim: held.claim.clone(), by: held.by.clone() })
+        self.held.values().map(move |held| Record::Name {
+            uid,
+            claim: held.claim.clone(),
+            by: held.by.clone(),
+        })
     }
 
     /// A claim of the holder: one full lifetime from now.
@@ -96,7 +133,10 @@ impl Names {
     /// Names that nobody claimed for a lifetime.
     pub(super) fn expired(&self, uid: NetworkUid, now: Mono) -> impl Iterator<Item = Record> + '_ {
         let silent = self.held.values().filter(move |held| held.deadline <= now);
-        silent.map(move |held| Record::NameReleased { uid, name: held.claim.name.clone() })
+        silent.map(move |held| Record::NameReleased {
+            uid,
+            name: held.claim.name.clone(),
+        })
     }
 
     pub(super) fn next_expiry(&self) -> Option<Mono> {

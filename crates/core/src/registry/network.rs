@@ -15,8 +15,18 @@ pub(super) struct Network {
 impl Network {
     pub(super) fn snapshot(&self) -> Vec<Record> {
         let uid = self.store.uid();
-        let document = [Record::Document { chain: self.store.chain().clone() }];
-        let leases = self.allocator.snapshot().into_iter().map(|record| Record::Lease { uid, record });
-        document.into_iter().chain(leases).chain(self.names.snapshot(uid)).collect()
+        let document = [Record::Document {
+            chain: self.store.chain().clone(),
+        }];
+        let leases = self
+            .allocator
+            .snapshot()
+            .into_iter()
+            .map(|record| Record::Lease { uid, record });
+        document
+            .into_iter()
+            .chain(leases)
+            .chain(self.names.snapshot(uid))
+            .collect()
     }
 }

@@ -48,11 +48,25 @@ pub struct Endpoint {
 impl Endpoint {
     /// Bytes of all strings, the measure of its size limit.
     pub fn size(&self) -> usize {
-        let labels = |labels: &Labels| labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let labels = |labels: &Labels| {
+            labels
+                .iter()
+                .map(|(key, value)| key.len() + value.len())
+                .sum::<usize>()
+        };
         self.name.len()
             + self.url.len()
-            + self.services.iter().chain(&self.path_ids).map(String::len).sum::<usize>()
-            + self.labels.iter().map(|(service, map)| service.len() + labels(map)).sum::<usize>()
+            + self
+                .services
+                .iter()
+                .chain(&self.path_ids)
+                .map(String::len)
+                .sum::<usize>()
+            + self
+                .labels
+                .iter()
+                .map(|(service, map)| service.len() + labels(map))
+                .sum::<usize>()
     }
 }
 
@@ -87,7 +101,10 @@ pub const LABEL_UDP: &str = "vl3/udp";
 impl Marks {
     /// The marks of an endpoint, if it is of our own kind; an unparsable one has none.
     pub fn of(endpoint: &Endpoint) -> Option<Self> {
-        endpoint.labels.iter().find_map(|(service, labels)| Self::parse(service, labels))
+        endpoint
+            .labels
+            .iter()
+            .find_map(|(service, labels)| Self::parse(service, labels))
     }
 
     pub fn parse(service: &str, labels: &Labels) -> Option<Self> {
@@ -101,7 +118,9 @@ impl Marks {
             name: get(LABEL_NAME)?.to_owned(),
             generation: Generation(get(LABEL_GENERATION)?.parse().ok()?),
             dials_only: get(LABEL_DIALS_ONLY) == Some("true"),
-            udp: get(LABEL_UDP).filter(|udp| !udp.is_empty()).map(str::to_owned),
+            udp: get(LABEL_UDP)
+                .filter(|udp| !udp.is_empty())
+                .map(str::to_owned),
         })
     }
 

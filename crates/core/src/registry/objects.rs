@@ -37,25 +37,47 @@ pub(super) struct Remote {
 impl Objects {
     /// Takes one record; own endpoints live `lifetime`, remote ones `grace` from `now` until
     /// their stream vouches for them. Records of other kinds are not ours.
-    pub(super) fn apply(&mut self, record: &Record, lifetime: Duration, grace: Duration, now: Mono) {
+    pub(super) fn apply(
+        &mut self,
+        record: &Record,
+        lifetime: Duration,
+        grace: Duration,
+        now: Mono,
+    ) {
         match record {
             Record::Service { service, owner } => {
-                self.services.insert(service.name.clone(), (service.clone(), owner.clone()));
+                self.services
+                    .insert(service.name.clone(), (service.clone(), owner.clone()));
             }
             Record::ServiceRemoved { name } => {
                 self.services.remove(name);
             }
             Record::Endpoint { endpoint, owner } => {
-                let own = Own { endpoint: endpoint.clone(), owner: owner.clone(), deadline: now + lifetime };
+                let own = Own {
+                    endpoint: endpoint.clone(),
+                    owner: owner.clone(),
+                    deadline: now + lifetime,
+                };
                 self.own.insert(endpoint.name.clone(), own);
             }
             Record::EndpointRemoved { name } => {
                 self.own.remove(name);
             }
-            Record::Remote { uid, domain, endpoint } => {
+            Record::Remote {
+                uid,
+                domain,
+                endpoint,
+            } => {
                 let deadline = Some(now + grace);
-                let remote = Remote { uid: *uid, endpoint: endpoint.clone(), deadline };
-                self.remote.entry(domain.clone()).or_default().insert(endpoint.name.clone(), remote);
+                let remote = Remote {
+                    uid: *uid,
+                    endpoint: endpoint.clone(),
+                    deadline,
+                };
+                self.remote
+                    .entry(domain.clone())
+                    .or_default()
+                    .insert(endpoint.name.clone(), remote);
             }
             Record::RemoteRemoved { domain, name } => {
                 if let Some(entries) = self.remote.get_mut(domain) {
@@ -65,15 +87,21 @@ impl Objects {
                     }
                 }
             }
-            Record::Document { .. } | Record::Lease { .. } | Record::Name { .. } | Record::NameReleased { .. } => {}
+            Record::Document { .. }
+            | Record::Lease { .. }
+            | Record::Name { .. }
+            | Record::NameReleased { .. } => {}
         }
     }
 
     pub(super) fn snapshot(&self) -> Vec<Record> {
-        let services = self.services.values().map(|(service, owner)| Record::Service {
-            service: service.clone(),
-            owner: owner.clone(),
-        });
+        let services = self
+            .services
+            .values()
+            .map(|(service, owner)| Record::Service {
+                service: service.clone(),
+                owner: owner.clone(),
+            });
         let own = self.own.values().map(|own| Record::Endpoint {
             endpoint: own.endpoint.clone(),
             owner: own.owner.clone(),
@@ -115,7 +143,9 @@ impl Objects {
     }
 
     pub(super) fn remotes(&self) -> impl Iterator<Item = (&DomainName, &Remote)> + '_ {
-        self.remote.iter().flat_map(|(domain, entries)| entries.values().map(move |entry| (domain, entry)))
+        self.remote
+            .iter()
+            .flat_map(|(domain, entries)| entries.values().map(move |entry| (domain, entry)))
     }
 
     pub(super) fn remotes_count(&self) -> usize {
@@ -135,14 +165,23 @@ impl Objects {
 
     /// The domain's stream vouches for this entry.
     pub(super) fn vouch(&mut self, domain: &DomainName, name: &str) {
-        if let Some(entry) = self.remote.get_mut(domain).and_then(|entries| entries.get_mut(name)) {
+        if let Some(entry) = self
+            .remote
+            .get_mut(domain)
+            .and_then(|entries| entries.get_mut(name))
+        {
             entry.deadline = None;
         }
     }
 
     /// The domain's stream is lost: what it vouched for goes at `deadline`.
     pub(super) fn stale(&mut self, domain: &DomainName, deadline: Mono) {
-        for entry in self.remote.get_mut(domain).into_iter().flat_map(BTreeMap::values_mut) {
+        for entry in self
+            .remote
+            .get_mut(domain)
+            .into_iter()
+            .flat_map(BTreeMap::values_mut)
+        {
             entry.deadline.get_or_insert(deadline);
         }
     }
@@ -150,15 +189,25 @@ impl Objects {
     /// The domain's entries that its complete snapshot did not name.
     pub(super) fn unnamed(&self, domain: &DomainName, named: &BTreeSet<String>) -> Vec<Record> {
         let entries = self.remote.get(domain).into_iter().flat_map(BTreeMap::keys);
-        let removed = |name: &String| Record::RemoteRemoved { domain: domain.clone(), name: name.clone() };
-        entries.filter(|name| !named.contains(*name)).map(removed).collect()
+        let removed = |name: &String| Record::RemoteRemoved {
+            domain: domain.clone(),
+            name: name.clone(),
+        };
+        entries
+            .filter(|name| !named.contains(*name))
+            .map(removed)
+            .collect()
     }
 
     /// What is due to go.
     pub(super) fn expired(&self, now: Mono) -> Vec<Record> {
         let own = self.own.values().filter(|own| own.deadline <= now);
-        let own = own.map(|own| Record::EndpointRemoved { name: own.endpoint.name.clone() });
-        let remote = self.remotes().filter(|(_, entry)| entry.deadline.is_some_and(|at| at <= now));
+        let own = own.map(|own| Record::EndpointRemoved {
+            name: own.endpoint.name.clone(),
+        });
+        let remote = self
+            .remotes()
+            .filter(|(_, entry)| entry.deadline.is_some_and(|at| at <= now));
         let remote = remote.map(|(domain, entry)| Record::RemoteRemoved {
             domain: domain.clone(),
             name: entry.endpoint.name.clone(),
@@ -168,6 +217,7 @@ impl Objects {
 
     pub(super) fn next_expiry(&self) -> Option<Mono> {
         let own = self.own.values().map(|own| own.deadline);
-        own.chain(self.remotes().filter_map(|(_, entry)| entry.deadline)).min()
+        own.chain(self.remotes().filter_map(|(_, entry)| entry.deadline))
+            .min()
     }
 }

@@ -11,17 +11,46 @@ use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId, WorkloadName};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A newer version of a network's document.
-    Document { chain: Chain },
-    Lease { uid: NetworkUid, record: LeaseRecord },
-    Service { service: Service, owner: SpiffeId },
-    ServiceRemoved { name: String },
-    Endpoint { endpoint: Endpoint, owner: SpiffeId },
-    EndpointRemoved { name: String },
+    Document {
+        chain: Chain,
+    },
+    Lease {
+        uid: NetworkUid,
+        record: LeaseRecord,
+    },
+    Service {
+        service: Service,
+        owner: SpiffeId,
+    },
+    ServiceRemoved {
+        name: String,
+    },
+    Endpoint {
+        endpoint: Endpoint,
+        owner: SpiffeId,
+    },
+    EndpointRemoved {
+        name: String,
+    },
     /// What a remote domain's registry said; `endpoint` under its own name there.
-    Remote { uid: NetworkUid, domain: DomainName, endpoint: Endpoint },
-    RemoteRemoved { domain: DomainName, name: String },
-    Name { uid: NetworkUid, claim: Claim, by: SpiffeId },
-    NameReleased { uid: NetworkUid, name: WorkloadName },
+    Remote {
+        uid: NetworkUid,
+        domain: DomainName,
+        endpoint: Endpoint,
+    },
+    RemoteRemoved {
+        domain: DomainName,
+        name: String,
+    },
+    Name {
+        uid: NetworkUid,
+        claim: Claim,
+        by: SpiffeId,
+    },
+    NameReleased {
+        uid: NetworkUid,
+        name: WorkloadName,
+    },
 }
 
 /// A workload's name, who holds it and where it is.

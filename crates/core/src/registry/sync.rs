@@ -19,20 +19,33 @@ impl RegistryMachine {
     /// A stream is believed to be of the member whose registry its identity is.
     pub(super) fn sync_opened(&mut self, stream: StreamId, peer: Peer, now: Now, out: Out<'_>) {
         let speaker = self.networks.keys().find_map(|uid| {
-            let (_, document, _) = self.network(*uid, now.wall).ok().filter(|_| self.counts_in(&peer, *uid))?;
-            document.speaker(Role::Registry, &peer.id, now.wall).map(|member| member.domain.clone())
+            let (_, document, _) = self
+                .network(*uid, now.wall)
+                .ok()
+                .filter(|_| self.counts_in(&peer, *uid))?;
+            document
+                .speaker(Role::Registry, &peer.id, now.wall)
+                .map(|member| member.domain.clone())
         });
         let expected = self.federation.dialled(stream).cloned();
         let speaker = speaker.filter(|domain| {
-            *domain != self.config.domain && expected.as_ref().is_none_or(|expected| expected == domain)
+            *domain != self.config.domain
+                && expected.as_ref().is_none_or(|expected| expected == domain)
         });
         let Some(domain) = speaker else {
-            let reason = format!("{} is not the registry of a member of a common network", peer.id);
+            let reason = format!(
+                "{} is not the registry of a member of a common network",
+                peer.id
+            );
             out.push(Effect::CloseStream { stream, reason });
-            return self.federate(now, out, |federation, events| federation.closed(stream, now.mono, events));
+            return self.federate(now, out, |federation, events| {
+                federation.closed(stream, now.mono, events)
+            });
         };
         self.speakers.insert(domain.clone(), peer);
-        self.federate(now, out, |federation, events| federation.opened(stream, &domain, now.mono, events));
+        self.federate(now, out, |federation, events| {
+            federation.opened(stream, &domain, now.mono, events)
+        });
     }
 
     /// Calls the child and carries out what comes of it.
@@ -47,16 +60,31 @@ impl RegistryMachine {
         let mut events: VecDeque<_> = events.take().into();
         while let Some(event) = events.pop_front() {
             match event {
-                Event::Dial { stream, domain, contacts } => out.push(Effect::Dial { stream, domain, contacts }),
-                Event::Send { stream, messages } => self.say(Effect::Send { stream, messages }, out),
+                Event::Dial {
+                    stream,
+                    domain,
+                    contacts,
+                } => out.push(Effect::Dial {
+                    stream,
+                    domain,
+                    contacts,
+                }),
+                Event::Send { stream, messages } => {
+                    self.say(Effect::Send { stream, messages }, out)
+                }
                 Event::Close { stream, reason } => out.push(Effect::CloseStream { stream, reason }),
                 Event::Greet { domain } => {
                     let (documents, snapshot) = self.offer_to(&domain);
                     let mut more = Outbox::default();
-                    self.federation.greet(&domain, documents, snapshot, &mut more);
+                    self.federation
+                        .greet(&domain, documents, snapshot, &mut more);
                     events.extend(more.take());
                 }
-                Event::Upsert { domain, uid, endpoint } => self.believe_endpoint(domain, uid, endpoint, now, out),
+                Event::Upsert {
+                    domain,
+                    uid,
+                    endpoint,
+                } => self.believe_endpoint(domain, uid, endpoint, now, out),
                 Event::Remove { domain, name } => {
                     if self.objects.remote(&domain, &name).is_some() {
                         self.commit(vec![Record::RemoteRemoved { domain, name }], now, out);
@@ -78,11 +106,15 @@ impl RegistryMachine {
     /// Documents of the common networks, and the own endpoints in them.
     fn offer_to(&self, domain: &DomainName) -> (Vec<Chain>, Vec<(NetworkUid, Endpoint, Duration)>) {
         let uids = self.federation.uids(domain);
-        let documents = uids.iter().filter_map(|uid| self.document(*uid).cloned()).collect();
+        let documents = uids
+            .iter()
+            .filter_map(|uid| self.document(*uid).cloned())
+            .collect();
         let lifetime = self.config.endpoint_lifetime;
         let offered = self.objects.owns().filter_map(|own| {
             let uid = Marks::of(&own.endpoint)?.uid;
-            uids.contains(&uid).then(|| (uid, own.endpoint.clone(), lifetime))
+            uids.contains(&uid)
+                .then(|| (uid, own.endpoint.clone(), lifetime))
         });
         (documents, offered.collect())
     }
@@ -98,46 +130,78 @@ impl RegistryMachine {
         let limits = &self.config.federation;
         let verdict = match (self.network(uid, now.wall), self.speakers.get(&domain)) {
             (Ok((_, document, _)), Some(speaker)) => match document.member(&domain, now.wall) {
-                Some(member) if member.grants(Role::Registry, &speaker.id) && self.counts_in(speaker, uid) => {
+                Some(member)
+                    if member.grants(Role::Registry, &speaker.id)
+                        && self.counts_in(speaker, uid) =>
+                {
                     believe(&endpoint, uid, document, member, limits.endpoint_bytes_max)
                         .map_err(|disbelief| disbelief.to_string())
                 }
-                Some(_) | None => Err(format!("{} does not speak for {domain} in network {}", speaker.id, document.name)),
+                Some(_) | None => Err(format!(
+                    "{} does not speak for {domain} in network {}",
+                    speaker.id, document.name
+                )),
             },
             _ => Err(format!("network {uid} is not common")),
         };
         let known = self.objects.remote(&domain, &endpoint.name);
         let verdict = verdict.and_then(|()| {
-            let full = known.is_none() && self.objects.remote_count(&domain) >= limits.endpoints_max;
-            if full { Err(format!("more than {} endpoints", limits.endpoints_max)) } else { Ok(()) }
+            let full =
+                known.is_none() && self.objects.remote_count(&domain) >= limits.endpoints_max;
+            if full {
+                Err(format!("more than {} endpoints", limits.endpoints_max))
+            } else {
+                Ok(())
+            }
         });
         let name = endpoint.name.clone();
         match verdict {
             Ok(()) => {
                 if known.is_none_or(|known| known.endpoint != endpoint || known.uid != uid) {
-                    self.commit(vec![Record::Remote { uid, domain: domain.clone(), endpoint }], now, out);
+                    self.commit(
+                        vec![Record::Remote {
+                            uid,
+                            domain: domain.clone(),
+                            endpoint,
+                        }],
+                        now,
+                        out,
+                    );
                 }
                 self.objects.vouch(&domain, &name);
             }
             Err(reason) => {
                 if known.is_some() {
-                    let record = Record::RemoteRemoved { domain: domain.clone(), name: name.clone() };
+                    let record = Record::RemoteRemoved {
+                        domain: domain.clone(),
+                        name: name.clone(),
+                    };
                     self.commit(vec![record], now, out);
                 }
                 let name = name.chars().take(64).collect();
-                out.push(Effect::Alarm(Alarm::NotBelieved { domain, name, reason }));
+                out.push(Effect::Alarm(Alarm::NotBelieved {
+                    domain,
+                    name,
+                    reason,
+                }));
             }
         }
     }
 
     fn offered(&mut self, domain: &DomainName, chain: Chain, now: Now, out: Out<'_>) {
         let uid = chain.uid();
-        let Some(network) = self.networks.get(&uid) else { return };
+        let Some(network) = self.networks.get(&uid) else {
+            return;
+        };
         match network.store.decide(&chain) {
             Offer::Newer(chain) => self.commit(vec![Record::Document { chain }], now, out),
             Offer::Conflict { version } => {
                 let from = format!("the registry of {domain}");
-                out.push(Effect::Alarm(Alarm::DocumentConflict { uid, version, from }));
+                out.push(Effect::Alarm(Alarm::DocumentConflict {
+                    uid,
+                    version,
+                    from,
+                }));
             }
             Offer::Same | Offer::Older { .. } | Offer::OtherNetwork { .. } => {}
         }
@@ -146,7 +210,12 @@ impl RegistryMachine {
     /// A newer document holds: everything that rests on it is looked at again.
     pub(super) fn document_changed(&mut self, chain: &Chain, now: Now, out: Out<'_>) {
         let uid = chain.uid();
-        self.say(Effect::DocumentChanged { chain: chain.clone() }, out);
+        self.say(
+            Effect::DocumentChanged {
+                chain: chain.clone(),
+            },
+            out,
+        );
         let (mut told, mut ended) = (Vec::new(), Vec::new());
         for (id, watcher) in self.watchers.iter() {
             if watcher.query == Query::Document(uid) {
@@ -165,7 +234,9 @@ impl RegistryMachine {
         }
         self.alarm_exclusions(chain, out);
         self.reconcile(now, out);
-        self.federate(now, out, |federation, events| federation.document(chain, events));
+        self.federate(now, out, |federation, events| {
+            federation.document(chain, events)
+        });
     }
 
     fn end_watch(&mut self, watcher: super::api::WatcherId, refusal: Refusal, out: Out<'_>) {
@@ -175,13 +246,20 @@ impl RegistryMachine {
 
     fn alarm_exclusions(&self, chain: &Chain, out: Out<'_>) {
         let uid = chain.uid();
-        let Some(network) = self.networks.get(&uid) else { return };
+        let Some(network) = self.networks.get(&uid) else {
+            return;
+        };
         for exclusion in &chain.document().policy.exclusions {
             for lease in network.allocator.leases() {
                 for range in lease.prefixes() {
                     if exclusion.contains(&range) || range.contains(exclusion) {
                         let (exclusion, router) = (*exclusion, lease.router.clone());
-                        out.push(Effect::Alarm(Alarm::ExclusionOverLease { uid, exclusion, range, router }));
+                        out.push(Effect::Alarm(Alarm::ExclusionOverLease {
+                            uid,
+                            exclusion,
+                            range,
+                            router,
+                        }));
                     }
                 }
             }
@@ -196,8 +274,14 @@ impl RegistryMachine {
         for network in self.networks.values() {
             let document = network.store.document();
             let uid = document.uid;
-            ends.extend(document.live_members(now.wall).filter_map(|member| member.not_after));
-            let Some(own) = document.member(&self.config.domain, now.wall) else { continue };
+            ends.extend(
+                document
+                    .live_members(now.wall)
+                    .filter_map(|member| member.not_after),
+            );
+            let Some(own) = document.member(&self.config.domain, now.wall) else {
+                continue;
+            };
             dials_only |= own.dials_only;
             for member in document.live_members(now.wall) {
                 let membership = members.entry(member.domain.clone()).or_default();
@@ -212,15 +296,28 @@ impl RegistryMachine {
         }
         // A wall-clock end becomes a remaining time; a clock that stepped is looked at again.
         let next = ends.into_iter().min();
-        self.membership_check =
-            next.map(|end| now.mono + end.remaining(now.wall).clamp(Duration::from_secs(1), Duration::from_secs(3600)));
+        self.membership_check = next.map(|end| {
+            now.mono
+                + end
+                    .remaining(now.wall)
+                    .clamp(Duration::from_secs(1), Duration::from_secs(3600))
+        });
         let gone: Vec<_> = self
             .objects
             .remotes()
-            .filter(|(domain, entry)| !members.get(*domain).is_some_and(|common| common.uids.contains(&entry.uid)))
-            .map(|(domain, entry)| Record::RemoteRemoved { domain: domain.clone(), name: entry.endpoint.name.clone() })
+            .filter(|(domain, entry)| {
+                !members
+                    .get(*domain)
+                    .is_some_and(|common| common.uids.contains(&entry.uid))
+            })
+            .map(|(domain, entry)| Record::RemoteRemoved {
+                domain: domain.clone(),
+                name: entry.endpoint.name.clone(),
+            })
             .collect();
         self.commit(gone, now, out);
-        self.federate(now, out, |federation, events| federation.reconcile(dials_only, members, now.mono, events));
+        self.federate(now, out, |federation, events| {
+            federation.reconcile(dials_only, members, now.mono, events)
+        });
     }
 }

@@ -19,7 +19,10 @@ pub(super) struct Watcher {
 
 impl Watchers {
     pub(super) const fn new(limit: usize) -> Self {
-        Self { watchers: BTreeMap::new(), limit }
+        Self {
+            watchers: BTreeMap::new(),
+            limit,
+        }
     }
 
     /// False when there are too many.

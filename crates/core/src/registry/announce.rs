@@ -1,0 +1,167 @@
+//! Telling watchers and other registries what a record changed.
+
+use super::api::{Effect, FoundEndpoint, Query, WatchEvent};
+use super::machine::RegistryMachine;
+use super::object::{Endpoint, Marks, Service};
+use super::record::Record;
+use crate::allocator::LeaseRecord;
+use crate::ids::{DomainName, NetworkUid};
+use crate::machine::Outbox;
+use crate::time::{Now, Wall};
+
+impl RegistryMachine {
+    /// The object that a record is about to remove.
+    pub(super) fn last_known(&self, record: &Record) -> Option<(Endpoint, Option<NetworkUid>)> {
+        match record {
+            Record::EndpointRemoved { name } => {
+                let own = self.objects.own(name)?;
+                Some((
+                    own.endpoint.clone(),
+                    Marks::of(&own.endpoint).map(|marks| marks.uid),
+                ))
+            }
+            Record::RemoteRemoved { domain, name } => {
+                let remote = self.objects.remote(domain, name)?;
+                Some((remote.endpoint.clone(), Some(remote.uid)))
+            }
+            Record::Document { .. }
+            | Record::Lease { .. }
+            | Record::Service { .. }
+            | Record::ServiceRemoved { .. }
+            | Record::Endpoint { .. }
+            | Record::Remote { .. }
+            | Record::Name { .. }
+            | Record::NameReleased { .. } => None,
+        }
+    }
+
+    /// Tells watchers and other registries.
+    pub(super) fn announce(
+        &mut self,
+        record: &Record,
+        before: Option<(Endpoint, Option<NetworkUid>)>,
+        now: Now,
+        out: &mut Outbox<Effect>,
+    ) {
+        match record {
+            Record::Document { chain } => self.document_changed(chain, now, out),
+            Record::Lease {
+                uid,
+                record: LeaseRecord::Ended { router },
+            } => {
+                let released = self
+                    .networks
+                    .get(uid)
+                    .map(|network| network.names.router_gone(*uid, router));
+                self.commit(released.unwrap_or_default(), now, out);
+            }
+            Record::Lease { .. } | Record::Name { .. } | Record::NameReleased { .. } => {}
+            Record::Service { service, .. } => self.tell_service(service, false, out),
+            Record::ServiceRemoved { name } => {
+                let service = Service {
+                    name: name.clone(),
+                    ..Service::default()
+                };
+                self.tell_service(&service, true, out);
+            }
+            Record::Endpoint { endpoint, .. } => {
+                let expires = now.wall + self.config.endpoint_lifetime;
+                self.tell_endpoint(None, None, endpoint, expires, false, now.wall, out);
+                if let Some(marks) = Marks::of(endpoint) {
+                    let lifetime = self.config.endpoint_lifetime;
+                    self.federate(now, out, |federation, events| {
+                        federation.upsert(marks.uid, endpoint, lifetime, events);
+                    });
+                }
+            }
+            Record::EndpointRemoved { .. } => {
+                let Some((endpoint, uid)) = before else {
+                    return;
+                };
+                self.tell_endpoint(None, None, &endpoint, now.wall, true, now.wall, out);
+                if let Some(uid) = uid {
+                    self.federate(now, out, |federation, events| {
+                        federation.remove(uid, &endpoint.name, events)
+                    });
+                }
+            }
+            Record::Remote {
+                uid,
+                domain,
+                endpoint,
+            } => {
+                let expires = now.wall + self.config.endpoint_lifetime;
+                self.tell_endpoint(
+                    Some(domain),
+                    Some(*uid),
+                    endpoint,
+                    expires,
+                    false,
+                    now.wall,
+                    out,
+                );
+            }
+            Record::RemoteRemoved { domain, .. } => {
+                let Some((endpoint, uid)) = before else {
+                    return;
+                };
+                self.tell_endpoint(Some(domain), uid, &endpoint, now.wall, true, now.wall, out);
+            }
+        }
+    }
+
+    fn tell_service(&mut self, service: &Service, deleted: bool, out: &mut Outbox<Effect>) {
+        let matching = self.watchers.iter().filter(|(_, watcher)| {
+            self.is_own(&watcher.peer.id)
+                && matches!(&watcher.query, Query::Services(query) if query.matches(service))
+        });
+        let effects: Vec<_> = matching
+            .map(|(watcher, _)| {
+                let event = WatchEvent::Service {
+                    service: service.clone(),
+                    deleted,
+                };
+                Effect::Deliver {
+                    watcher,
+                    events: vec![event],
+                }
+            })
+            .collect();
+        effects.into_iter().for_each(|effect| self.say(effect, out));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one event in its parts")]
+    fn tell_endpoint(
+        &mut self,
+        domain: Option<&DomainName>,
+        uid: Option<NetworkUid>,
+        endpoint: &Endpoint,
+        expires: Wall,
+        deleted: bool,
+        wall: Wall,
+        out: &mut Outbox<Effect>,
+    ) {
+        let mut effects = Vec::new();
+        for (watcher, watch) in self.watchers.iter() {
+            let Query::Endpoints(query) = &watch.query else {
+                continue;
+            };
+            let shown = match (domain, uid) {
+                (Some(domain), Some(uid)) => {
+                    self.show_remote(domain, uid, endpoint, &watch.peer, wall, deleted)
+                }
+                _ => self.show_own(endpoint, &watch.peer, wall),
+            };
+            let Some(endpoint) = shown.filter(|shown| query.matches(shown, expires.unix_secs()))
+            else {
+                continue;
+            };
+            let found = FoundEndpoint { endpoint, expires };
+            effects.push(Effect::Deliver {
+                watcher,
+                events: vec![WatchEvent::Endpoint { found, deleted }],
+            });
+        }
+        effects.into_iter().for_each(|effect| self.say(effect, out));
+    }
+}
