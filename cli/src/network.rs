@@ -120,19 +120,44 @@ fn time(text: &str) -> Result<Wall, String> {
 
 pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
     match verb {
-        Verb::Init { name, zone, pool4, exclude, stale_limit, admin, out: file } => {
+        Verb::Init {
+            name,
+            zone,
+            pool4,
+            exclude,
+            stale_limit,
+            admin,
+            out: file,
+        } => {
             let file = file.unwrap_or_else(|| PathBuf::from(format!("{name}.vl3net")));
             if file.exists() {
                 let error = anyhow!("{} is there already", file.display());
-                return Err(Failure::with_next(error, format!("vl3 network show {}", file.display())));
+                return Err(Failure::with_next(
+                    error,
+                    format!("vl3 network show {}", file.display()),
+                ));
             }
             let secret = key::load_or_make(&admin.admin_key)?;
             let zone = zone.unwrap_or_else(|| format!("{name}.vl3"));
-            let new = NewNetwork { name, zone, pool4, exclusions: exclude, stale_limit_seconds: stale_limit };
+            let new = NewNetwork {
+                name,
+                zone,
+                pool4,
+                exclusions: exclude,
+                stale_limit_seconds: stale_limit,
+            };
             let chain = edit::init(new, &secret)?;
             write(&file, &chain)?;
-            out.line(&format!("made network {} ({}) in {}", chain.document().name, chain.uid(), file.display()));
-            out.line(&format!("next: vl3 network add-member {} --domain NAME ...", file.display()));
+            out.line(&format!(
+                "made network {} ({}) in {}",
+                chain.document().name,
+                chain.uid(),
+                file.display()
+            ));
+            out.line(&format!(
+                "next: vl3 network add-member {} --domain NAME ...",
+                file.display()
+            ));
         }
         Verb::AddMember {
             file,
@@ -147,7 +172,8 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
         } => {
             let chain = open(&file)?;
             let secret = key::load(&admin.admin_key)?;
-            let pem = std::fs::read(&bundle).with_context(|| format!("read {}", bundle.display()))?;
+            let pem =
+                std::fs::read(&bundle).with_context(|| format!("read {}", bundle.display()))?;
             vl3_identity::Bundle::from_pem(&pem)
                 .map_err(|error| anyhow!("{}: {error}", bundle.display()))?;
             let member = NewMember {
@@ -162,21 +188,34 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
             let chain = edit::add_member(&chain, member, &secret)?;
             write(&file, &chain)?;
             let member = chain.document().members.get(&domain);
-            let blocks: Vec<_> =
-                member.into_iter().flat_map(|member| member.blocks()).map(|block| block.to_string()).collect();
+            let blocks: Vec<_> = member
+                .into_iter()
+                .flat_map(|member| member.blocks())
+                .map(|block| block.to_string())
+                .collect();
             out.line(&format!(
                 "version {}: {domain} is a member with {}",
                 chain.document().version,
                 blocks.join(" and ")
             ));
         }
-        Verb::RemoveMember { file, domain, admin } => {
+        Verb::RemoveMember {
+            file,
+            domain,
+            admin,
+        } => {
             let chain = open(&file)?;
             let secret = key::load(&admin.admin_key)?;
             let chain = edit::remove_member(&chain, &domain, &secret)?;
             write(&file, &chain)?;
-            out.line(&format!("version {}: {domain} is revoked", chain.document().version));
-            out.line(&format!("next: vl3 network publish {} --to HOST:PORT --identity DIR", file.display()));
+            out.line(&format!(
+                "version {}: {domain} is revoked",
+                chain.document().version
+            ));
+            out.line(&format!(
+                "next: vl3 network publish {} --to HOST:PORT --identity DIR",
+                file.display()
+            ));
         }
         Verb::Show { file, output } => {
             let chain = open(&file)?;
@@ -188,8 +227,12 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
         Verb::Verify { file } => {
             let chain = open(&file)?;
             let document = chain.document();
-            let signers: Vec<_> =
-                chain.newest().signatures.iter().map(|signature| signature.key.to_string()).collect();
+            let signers: Vec<_> = chain
+                .newest()
+                .signatures
+                .iter()
+                .map(|signature| signature.key.to_string())
+                .collect();
             out.line(&format!(
                 "{} is fine: network {} ({}), version {}, signed by {}",
                 file.display(),

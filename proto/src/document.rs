@@ -11,8 +11,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message as _;
 use vl3_core::Wall;
 use vl3_core::document::{
-    AdminKey, AdminSecret, Chain, ChainError, Document, LINKS_MAX, MEMBERS_MAX, Member, Policy, RoleIds,
-    SIGNATURES_MAX, Signature, SignedDocument,
+    AdminKey, AdminSecret, Chain, ChainError, Document, LINKS_MAX, MEMBERS_MAX, Member, Policy,
+    RoleIds, SIGNATURES_MAX, Signature, SignedDocument,
 };
 use vl3_core::ids::{DomainName, Generation, NetworkName};
 
@@ -37,7 +37,9 @@ pub enum DocumentError {
     Format { found: u32 },
     #[error("the network document: {0}")]
     Field(#[from] FieldError),
-    #[error("a version of the network document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} are allowed")]
+    #[error(
+        "a version of the network document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} are allowed"
+    )]
     TooBig { bytes: usize },
     #[error(transparent)]
     Chain(#[from] ChainError),
@@ -52,14 +54,23 @@ impl From<DocumentError> for tonic::Status {
 /// Decodes and verifies a chain.
 pub fn decode_chain(chain: &wire::DocumentChain) -> Result<Chain, DocumentError> {
     if chain.links.len() > LINKS_MAX {
-        return Err(ChainError::TooLong { count: chain.links.len() }.into());
+        return Err(ChainError::TooLong {
+            count: chain.links.len(),
+        }
+        .into());
     }
-    let links = chain.links.iter().map(decode_signed).collect::<Result<_, _>>()?;
+    let links = chain
+        .links
+        .iter()
+        .map(decode_signed)
+        .collect::<Result<_, _>>()?;
     Ok(Chain::verify(links)?)
 }
 
 pub fn encode_chain(chain: &Chain) -> wire::DocumentChain {
-    wire::DocumentChain { links: chain.links().iter().map(encode_signed).collect() }
+    wire::DocumentChain {
+        links: chain.links().iter().map(encode_signed).collect(),
+    }
 }
 
 /// Encodes a version and signs the bytes.
@@ -87,27 +98,43 @@ pub fn write_armoured(chain: &Chain) -> String {
 
 /// Reads and verifies the text of a document file. Text around the armour is ignored.
 pub fn read_armoured(text: &str) -> Result<Chain, DocumentError> {
-    let (_, rest) = text.split_once(BEGIN).ok_or(DocumentError::Armour("its first line is missing"))?;
-    let (body, _) = rest.split_once(END).ok_or(DocumentError::Armour("its last line is missing"))?;
+    let (_, rest) = text
+        .split_once(BEGIN)
+        .ok_or(DocumentError::Armour("its first line is missing"))?;
+    let (body, _) = rest
+        .split_once(END)
+        .ok_or(DocumentError::Armour("its last line is missing"))?;
     let body: String = body.split_ascii_whitespace().collect();
-    let bytes = STANDARD.decode(body).map_err(|_| DocumentError::Armour("its body is no base64"))?;
+    let bytes = STANDARD
+        .decode(body)
+        .map_err(|_| DocumentError::Armour("its body is no base64"))?;
     decode_chain(&wire::DocumentChain::decode(bytes.as_slice())?)
 }
 
 fn decode_signed(signed: &wire::SignedDocument) -> Result<SignedDocument, DocumentError> {
     if signed.document.len() > DOCUMENT_BYTES_MAX {
-        return Err(DocumentError::TooBig { bytes: signed.document.len() });
+        return Err(DocumentError::TooBig {
+            bytes: signed.document.len(),
+        });
     }
     let document = decode_document(&signed.document)?;
-    let signatures = signed.signatures.iter().take(SIGNATURES_MAX).map(|signature| {
-        Ok(Signature {
-            key: admin_key("signatures.key", &signature.key)?,
-            signature: signature.signature.as_slice().try_into().map_err(|_| {
-                let bytes = format!("{} bytes", signature.signature.len());
-                FieldError::new("signatures.signature", bytes, "64 bytes, an Ed25519 signature")
-            })?,
-        })
-    });
+    let signatures = signed
+        .signatures
+        .iter()
+        .take(SIGNATURES_MAX)
+        .map(|signature| {
+            Ok(Signature {
+                key: admin_key("signatures.key", &signature.key)?,
+                signature: signature.signature.as_slice().try_into().map_err(|_| {
+                    let bytes = format!("{} bytes", signature.signature.len());
+                    FieldError::new(
+                        "signatures.signature",
+                        bytes,
+                        "64 bytes, an Ed25519 signature",
+                    )
+                })?,
+            })
+        });
     Ok(SignedDocument {
         bytes: signed.document.clone(),
         document: document.into(),
@@ -140,12 +167,23 @@ pub fn encode_document(document: &Document) -> Vec<u8> {
         name: document.name.to_string(),
         zone: document.zone.clone(),
         pool6: document.pool6.to_string(),
-        pool4: document.pool4.map(|pool| pool.to_string()).unwrap_or_default(),
-        admin_keys: document.admin_keys.iter().map(|key| key.0.to_vec()).collect(),
+        pool4: document
+            .pool4
+            .map(|pool| pool.to_string())
+            .unwrap_or_default(),
+        admin_keys: document
+            .admin_keys
+            .iter()
+            .map(|key| key.0.to_vec())
+            .collect(),
         members: document.members.values().map(encode_member).collect(),
         policy: Some(wire::Policy {
             exclusions: policy.exclusions.iter().map(IpNet::to_string).collect(),
-            shared_names: policy.shared_names.iter().map(DomainName::to_string).collect(),
+            shared_names: policy
+                .shared_names
+                .iter()
+                .map(DomainName::to_string)
+                .collect(),
             stale_limit_seconds: policy.stale_limit_seconds,
         }),
     }
@@ -166,10 +204,15 @@ fn encode_member(member: &Member) -> wire::Member {
             intermediary: roles.intermediary.clone(),
         }),
         contacts: member.contacts.clone(),
-        block4: member.block4.map(|block| block.to_string()).unwrap_or_default(),
+        block4: member
+            .block4
+            .map(|block| block.to_string())
+            .unwrap_or_default(),
         block6: member.block6.to_string(),
         generation: member.generation.0,
-        not_after: member.not_after.map_or(0, |end| i64::try_from(end.unix_secs()).unwrap_or(i64::MAX)),
+        not_after: member
+            .not_after
+            .map_or(0, |end| i64::try_from(end.unix_secs()).unwrap_or(i64::MAX)),
         revoked: member.revoked,
         dials_only: member.dials_only,
     }
@@ -189,10 +232,15 @@ fn decode_document(bytes: &[u8]) -> Result<Document, DocumentError> {
         let member = decode_member(member)?;
         let domain = member.domain.clone();
         if members.insert(domain.clone(), member).is_some() {
-            return Err(FieldError::new("members.domain", domain.as_str(), "each domain once").into());
+            return Err(
+                FieldError::new("members.domain", domain.as_str(), "each domain once").into(),
+            );
         }
     }
-    let keys = wire.admin_keys.iter().map(|key| admin_key("admin_keys", key));
+    let keys = wire
+        .admin_keys
+        .iter()
+        .map(|key| admin_key("admin_keys", key));
     let policy = wire.policy.unwrap_or_default();
     Ok(Document {
         uid: network_uid("uid", &wire.uid)?,
@@ -226,7 +274,8 @@ fn decode_member(wire: &wire::Member) -> Result<Member, FieldError> {
     let field = |name: &str| format!("members[{domain}].{name}");
     let defaults = RoleIds::defaults(&wire.trust_domain);
     let given = wire.roles.clone().unwrap_or_default();
-    let or = |given: Vec<String>, default: Vec<String>| if given.is_empty() { default } else { given };
+    let or =
+        |given: Vec<String>, default: Vec<String>| if given.is_empty() { default } else { given };
     Ok(Member {
         trust_domain: wire.trust_domain.clone(),
         bundle: wire.bundle.clone(),
@@ -258,17 +307,27 @@ fn domain_name(field: &str, value: &str) -> Result<DomainName, FieldError> {
 }
 
 fn admin_key(field: &str, bytes: &[u8]) -> Result<AdminKey, FieldError> {
-    let bad = |_| FieldError::new(field, format!("{} bytes", bytes.len()), "32 bytes, an Ed25519 public key");
+    let bad = |_| {
+        FieldError::new(
+            field,
+            format!("{} bytes", bytes.len()),
+            "32 bytes, an Ed25519 public key",
+        )
+    };
     bytes.try_into().map(AdminKey).map_err(bad)
 }
 
 /// As written: host bits are the validation's matter.
 fn net(field: &str, value: &str) -> Result<IpNet, FieldError> {
-    value.parse().map_err(|_| FieldError::new(field, value, "a prefix such as 10.0.0.0/8 or fd00::/64"))
+    value
+        .parse()
+        .map_err(|_| FieldError::new(field, value, "a prefix such as 10.0.0.0/8 or fd00::/64"))
 }
 
 fn net6(field: &str, value: &str) -> Result<Ipv6Net, FieldError> {
-    value.parse().map_err(|_| FieldError::new(field, value, "an IPv6 prefix such as fd12:3456::/64"))
+    value
+        .parse()
+        .map_err(|_| FieldError::new(field, value, "an IPv6 prefix such as fd12:3456::/64"))
 }
 
 fn net4(field: &str, value: &str) -> Result<Option<Ipv4Net>, FieldError> {
@@ -276,7 +335,13 @@ fn net4(field: &str, value: &str) -> Result<Option<Ipv4Net>, FieldError> {
         return Ok(None);
     }
     let parsed = value.parse().map(Some);
-    parsed.map_err(|_| FieldError::new(field, value, "an IPv4 prefix such as 10.0.0.0/16, or nothing"))
+    parsed.map_err(|_| {
+        FieldError::new(
+            field,
+            value,
+            "an IPv4 prefix such as 10.0.0.0/16, or nothing",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -312,7 +377,10 @@ mod tests {
             pool4: Some("10.0.0.0/16".parse().unwrap()),
             admin_keys,
             members: BTreeMap::from([(member.domain.clone(), member)]),
-            policy: Policy { exclusions: vec!["10.244.0.0/16".parse().unwrap()], ..Policy::default() },
+            policy: Policy {
+                exclusions: vec!["10.244.0.0/16".parse().unwrap()],
+                ..Policy::default()
+            },
         };
         Chain::verify(vec![sign(document, &[&secret])]).unwrap()
     }
@@ -331,16 +399,35 @@ mod tests {
         let bytes = &mut wire.links[0].document;
         let at = bytes.windows(3).position(|bytes| bytes == b"PEM").unwrap();
         bytes[at] = b'Q';
-        assert!(matches!(decode_chain(&wire), Err(DocumentError::Chain(ChainError::Unsigned { .. }))));
+        assert!(matches!(
+            decode_chain(&wire),
+            Err(DocumentError::Chain(ChainError::Unsigned { .. }))
+        ));
     }
 
     #[test]
     fn garbage_and_other_formats_are_named() {
-        assert!(matches!(read_armoured("nothing"), Err(DocumentError::Armour(_))));
-        assert!(matches!(read_armoured(&format!("{BEGIN}\n!!\n{END}")), Err(DocumentError::Armour(_))));
-        assert!(matches!(read_armoured(&format!("{BEGIN}\n{END}")), Err(DocumentError::Chain(ChainError::Empty))));
-        let newer = wire::Document { format: 2, ..Default::default() }.encode_to_vec();
-        let link = wire::SignedDocument { document: newer, signatures: Vec::new() };
+        assert!(matches!(
+            read_armoured("nothing"),
+            Err(DocumentError::Armour(_))
+        ));
+        assert!(matches!(
+            read_armoured(&format!("{BEGIN}\n!!\n{END}")),
+            Err(DocumentError::Armour(_))
+        ));
+        assert!(matches!(
+            read_armoured(&format!("{BEGIN}\n{END}")),
+            Err(DocumentError::Chain(ChainError::Empty))
+        ));
+        let newer = wire::Document {
+            format: 2,
+            ..Default::default()
+        }
+        .encode_to_vec();
+        let link = wire::SignedDocument {
+            document: newer,
+            signatures: Vec::new(),
+        };
         let error = decode_chain(&wire::DocumentChain { links: vec![link] }).unwrap_err();
         assert!(error.to_string().contains("format 2"), "{error}");
     }

@@ -17,7 +17,11 @@ use crate::vl3::registry::v1 as names;
 pub const VERSION: u32 = 1;
 
 fn check_version(version: u32) -> Result<(), FieldError> {
-    if version == VERSION { Ok(()) } else { Err(FieldError::new("version", version.to_string(), "1")) }
+    if version == VERSION {
+        Ok(())
+    } else {
+        Err(FieldError::new("version", version.to_string(), "1"))
+    }
 }
 
 fn router_name(field: &str, value: &str) -> Result<RouterName, FieldError> {
@@ -38,7 +42,10 @@ pub fn encode_lease(lease: &Lease) -> ipam::Lease {
         router: lease.router.to_string(),
         instance: lease.instance.0.to_vec(),
         generation: lease.generation.0,
-        prefix4: lease.prefix4.map(|prefix| prefix.to_string()).unwrap_or_default(),
+        prefix4: lease
+            .prefix4
+            .map(|prefix| prefix.to_string())
+            .unwrap_or_default(),
         prefix6: lease.prefix6.to_string(),
     }
 }
@@ -53,7 +60,13 @@ pub fn decode_lease(lease: &ipam::Lease) -> Result<Lease, FieldError> {
     };
     let prefix6 = match prefix("lease.prefix6", &lease.prefix6)? {
         IpNet::V6(net) => net,
-        IpNet::V4(_) => return Err(FieldError::new("lease.prefix6", &lease.prefix6, "an IPv6 prefix")),
+        IpNet::V4(_) => {
+            return Err(FieldError::new(
+                "lease.prefix6",
+                &lease.prefix6,
+                "an IPv6 prefix",
+            ));
+        }
     };
     Ok(Lease {
         uid: network_uid("lease.uid", &lease.uid)?,
@@ -86,9 +99,10 @@ pub fn decode_acquire(request: &ipam::AcquireRequest) -> Result<(NetworkUid, Acq
         prefix_len4: match request.prefix_len4 {
             0 => None,
             len => Some(
-                u8::try_from(len).ok().filter(|len| *len <= 32).ok_or_else(|| {
-                    FieldError::new("prefix_len4", len.to_string(), "0 to 32")
-                })?,
+                u8::try_from(len)
+                    .ok()
+                    .filter(|len| *len <= 32)
+                    .ok_or_else(|| FieldError::new("prefix_len4", len.to_string(), "0 to 32"))?,
             ),
         },
         exclusions: prefixes("exclusions", &request.exclusions)?,
@@ -97,7 +111,10 @@ pub fn decode_acquire(request: &ipam::AcquireRequest) -> Result<(NetworkUid, Acq
 }
 
 pub fn encode_renew(lease: &Lease) -> ipam::RenewRequest {
-    ipam::RenewRequest { version: VERSION, lease: Some(encode_lease(lease)) }
+    ipam::RenewRequest {
+        version: VERSION,
+        lease: Some(encode_lease(lease)),
+    }
 }
 
 pub fn decode_renew(request: &ipam::RenewRequest) -> Result<Lease, FieldError> {
@@ -106,7 +123,10 @@ pub fn decode_renew(request: &ipam::RenewRequest) -> Result<Lease, FieldError> {
 }
 
 pub fn encode_release(lease: &Lease) -> ipam::ReleaseRequest {
-    ipam::ReleaseRequest { version: VERSION, lease: Some(encode_lease(lease)) }
+    ipam::ReleaseRequest {
+        version: VERSION,
+        lease: Some(encode_lease(lease)),
+    }
 }
 
 pub fn decode_release(request: &ipam::ReleaseRequest) -> Result<Lease, FieldError> {
@@ -121,7 +141,9 @@ fn present(lease: Option<&ipam::Lease>) -> Result<Lease, FieldError> {
 pub fn encode_granted(granted: &Granted) -> ipam::LeaseReply {
     ipam::LeaseReply {
         lease: Some(encode_lease(&granted.lease)),
-        renew_after_seconds: u32::try_from(granted.renew_after.as_secs()).unwrap_or(u32::MAX).max(1),
+        renew_after_seconds: u32::try_from(granted.renew_after.as_secs())
+            .unwrap_or(u32::MAX)
+            .max(1),
     }
 }
 
@@ -157,7 +179,11 @@ pub fn decode_claim(request: &names::ClaimRequest) -> Result<(NetworkUid, Claim)
     Ok((network_uid("uid", &request.uid)?, claim))
 }
 
-pub fn encode_release_name(uid: NetworkUid, name: &WorkloadName, workload: &SpiffeId) -> names::ReleaseRequest {
+pub fn encode_release_name(
+    uid: NetworkUid,
+    name: &WorkloadName,
+    workload: &SpiffeId,
+) -> names::ReleaseRequest {
     names::ReleaseRequest {
         version: VERSION,
         uid: uid.0.to_vec(),

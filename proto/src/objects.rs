@@ -5,7 +5,9 @@ use std::time::Duration;
 use prost_types::Timestamp;
 use vl3_core::federation::SyncMessage;
 use vl3_core::ids::DomainName;
-use vl3_core::registry::{Destination, Endpoint, EndpointQuery, FoundEndpoint, Match, Service, ServiceQuery};
+use vl3_core::registry::{
+    Destination, Endpoint, EndpointQuery, FoundEndpoint, Match, Service, ServiceQuery,
+};
 
 use crate::convert::time::{timestamp, wall};
 use crate::convert::{FieldError, network_uid};
@@ -37,7 +39,10 @@ fn encode_match(rule: &Match) -> nsm::Match {
         routes: rule
             .routes
             .iter()
-            .map(|route| nsm::Destination { destination_selector: route.selector.clone(), weight: route.weight })
+            .map(|route| nsm::Destination {
+                destination_selector: route.selector.clone(),
+                weight: route.weight,
+            })
             .collect(),
         fallthrough: rule.fallthrough,
         metadata: rule.metadata.clone().map(|labels| nsm::Metadata { labels }),
@@ -50,7 +55,10 @@ fn decode_match(rule: nsm::Match) -> Match {
         routes: rule
             .routes
             .into_iter()
-            .map(|route| Destination { selector: route.destination_selector, weight: route.weight })
+            .map(|route| Destination {
+                selector: route.destination_selector,
+                weight: route.weight,
+            })
             .collect(),
         fallthrough: rule.fallthrough,
         metadata: rule.metadata.map(|metadata| metadata.labels),
@@ -64,7 +72,14 @@ pub fn encode_endpoint(endpoint: &Endpoint) -> nsm::NetworkServiceEndpoint {
         name: endpoint.name.clone(),
         network_service_names: endpoint.services.clone(),
         network_service_labels: labels
-            .map(|(service, labels)| (service.clone(), nsm::NetworkServiceLabels { labels: labels.clone() }))
+            .map(|(service, labels)| {
+                (
+                    service.clone(),
+                    nsm::NetworkServiceLabels {
+                        labels: labels.clone(),
+                    },
+                )
+            })
             .collect(),
         url: endpoint.url.clone(),
         expiration_time: None,
@@ -85,10 +100,14 @@ pub fn decode_endpoint(endpoint: nsm::NetworkServiceEndpoint) -> Result<Endpoint
     let registered = endpoint.initial_registration_time.as_ref();
     let labels = endpoint.network_service_labels.into_iter();
     Ok(Endpoint {
-        registered: registered.map(|time| wall("initial_registration_time", time)).transpose()?,
+        registered: registered
+            .map(|time| wall("initial_registration_time", time))
+            .transpose()?,
         name: endpoint.name,
         services: endpoint.network_service_names,
-        labels: labels.map(|(service, labels)| (service, labels.labels)).collect(),
+        labels: labels
+            .map(|(service, labels)| (service, labels.labels))
+            .collect(),
         url: endpoint.url,
         path_ids: endpoint.path_ids,
     })
@@ -96,9 +115,9 @@ pub fn decode_endpoint(endpoint: nsm::NetworkServiceEndpoint) -> Result<Endpoint
 
 /// The inner message must be there: stock registries crash without it, ours says so.
 pub fn decode_service_query(query: nsm::NetworkServiceQuery) -> Result<ServiceQuery, FieldError> {
-    let service = query
-        .network_service
-        .ok_or_else(|| FieldError::new("network_service", "", "a message, empty for every service"))?;
+    let service = query.network_service.ok_or_else(|| {
+        FieldError::new("network_service", "", "a message, empty for every service")
+    })?;
     Ok(ServiceQuery {
         name: service.name,
         payload: service.payload,
@@ -106,9 +125,15 @@ pub fn decode_service_query(query: nsm::NetworkServiceQuery) -> Result<ServiceQu
     })
 }
 
-pub fn decode_endpoint_query(query: nsm::NetworkServiceEndpointQuery) -> Result<EndpointQuery, FieldError> {
+pub fn decode_endpoint_query(
+    query: nsm::NetworkServiceEndpointQuery,
+) -> Result<EndpointQuery, FieldError> {
     let endpoint = query.network_service_endpoint.ok_or_else(|| {
-        FieldError::new("network_service_endpoint", "", "a message, empty for every endpoint")
+        FieldError::new(
+            "network_service_endpoint",
+            "",
+            "a message, empty for every endpoint",
+        )
     })?;
     let expires = |time: &Timestamp| u64::try_from(time.seconds).unwrap_or(0);
     Ok(EndpointQuery {
@@ -127,24 +152,44 @@ pub fn decode_endpoint_query(query: nsm::NetworkServiceEndpointQuery) -> Result<
 pub fn encode_sync(message: &SyncMessage) -> sync::SyncMessage {
     use sync::sync_message::Body;
     let body = match message {
-        SyncMessage::Open { version, domain, epoch, uids } => Body::Open(sync::Open {
+        SyncMessage::Open {
+            version,
+            domain,
+            epoch,
+            uids,
+        } => Body::Open(sync::Open {
             version: *version,
             domain: domain.to_string(),
             epoch: epoch.to_vec(),
             uids: uids.iter().map(|uid| uid.0.to_vec()).collect(),
         }),
-        SyncMessage::Upsert { sequence, uid, endpoint, lifetime } => Body::Upsert(sync::Upsert {
+        SyncMessage::Upsert {
+            sequence,
+            uid,
+            endpoint,
+            lifetime,
+        } => Body::Upsert(sync::Upsert {
             sequence: *sequence,
             uid: uid.0.to_vec(),
             endpoint: Some(encode_endpoint(endpoint)),
             lifetime_seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
         }),
-        SyncMessage::Remove { sequence, uid, name } => {
-            Body::Remove(sync::Remove { sequence: *sequence, uid: uid.0.to_vec(), name: name.clone() })
-        }
-        SyncMessage::EndOfSnapshot { sequence } => Body::End(sync::EndOfSnapshot { sequence: *sequence }),
+        SyncMessage::Remove {
+            sequence,
+            uid,
+            name,
+        } => Body::Remove(sync::Remove {
+            sequence: *sequence,
+            uid: uid.0.to_vec(),
+            name: name.clone(),
+        }),
+        SyncMessage::EndOfSnapshot { sequence } => Body::End(sync::EndOfSnapshot {
+            sequence: *sequence,
+        }),
         SyncMessage::Document(chain) => Body::Document(encode_chain(chain)),
-        SyncMessage::KeepAlive { sequence } => Body::KeepAlive(sync::KeepAlive { sequence: *sequence }),
+        SyncMessage::KeepAlive { sequence } => Body::KeepAlive(sync::KeepAlive {
+            sequence: *sequence,
+        }),
     };
     sync::SyncMessage { body: Some(body) }
 }
@@ -155,14 +200,20 @@ const UIDS_MAX: usize = 4096;
 /// None: a kind of message that this version does not know, to be passed over.
 pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, DocumentError> {
     use sync::sync_message::Body;
-    let Some(body) = message.body else { return Ok(None) };
+    let Some(body) = message.body else {
+        return Ok(None);
+    };
     Ok(Some(match body {
         Body::Open(open) => SyncMessage::Open {
             version: open.version,
             domain: DomainName::new(&open.domain)
                 .map_err(|error| FieldError::new("open.domain", &open.domain, error.allowed))?,
             epoch: open.epoch.as_slice().try_into().map_err(|_| {
-                FieldError::new("open.epoch", format!("{} bytes", open.epoch.len()), "16 random bytes")
+                FieldError::new(
+                    "open.epoch",
+                    format!("{} bytes", open.epoch.len()),
+                    "16 random bytes",
+                )
             })?,
             uids: open
                 .uids
@@ -175,7 +226,9 @@ pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, Do
             sequence: upsert.sequence,
             uid: network_uid("upsert.uid", &upsert.uid)?,
             endpoint: decode_endpoint(
-                upsert.endpoint.ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?,
+                upsert
+                    .endpoint
+                    .ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?,
             )?,
             lifetime: Duration::from_secs(upsert.lifetime_seconds.into()),
         },
@@ -184,8 +237,12 @@ pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, Do
             uid: network_uid("remove.uid", &remove.uid)?,
             name: remove.name,
         },
-        Body::End(end) => SyncMessage::EndOfSnapshot { sequence: end.sequence },
+        Body::End(end) => SyncMessage::EndOfSnapshot {
+            sequence: end.sequence,
+        },
         Body::Document(chain) => SyncMessage::Document(decode_chain(&chain)?),
-        Body::KeepAlive(keep_alive) => SyncMessage::KeepAlive { sequence: keep_alive.sequence },
+        Body::KeepAlive(keep_alive) => SyncMessage::KeepAlive {
+            sequence: keep_alive.sequence,
+        },
     }))
 }

@@ -53,7 +53,12 @@ impl FromStr for Block4 {
             return Ok(Self::None);
         }
         if let Some(len) = text.strip_prefix('/') {
-            return len.parse().ok().filter(|len| (8..=30).contains(len)).map(Self::Size).ok_or_else(bad);
+            return len
+                .parse()
+                .ok()
+                .filter(|len| (8..=30).contains(len))
+                .map(Self::Size)
+                .ok_or_else(bad);
         }
         text.parse().map(Self::Exactly).map_err(|_| bad())
     }
@@ -92,11 +97,18 @@ fn random_pool6(random: [u8; 7]) -> Ipv6Net {
 
 /// The next version, with one more live member. A domain that was removed comes back with
 /// the blocks that it had.
-pub(crate) fn add_member(chain: &Chain, new: NewMember, secret: &AdminSecret) -> anyhow::Result<Chain> {
+pub(crate) fn add_member(
+    chain: &Chain,
+    new: NewMember,
+    secret: &AdminSecret,
+) -> anyhow::Result<Chain> {
     let mut document = next_version(chain);
     let before = document.members.get(&new.domain);
     if before.is_some_and(|member| !member.revoked) {
-        bail!("{} is a member already (vl3 network remove-member takes it out)", new.domain);
+        bail!(
+            "{} is a member already (vl3 network remove-member takes it out)",
+            new.domain
+        );
     }
     let (block4, block6, generation) = match before {
         Some(member) => (member.block4, member.block6, member.generation.0 + 1),
@@ -120,7 +132,11 @@ pub(crate) fn add_member(chain: &Chain, new: NewMember, secret: &AdminSecret) ->
 }
 
 /// The next version, in which the domain is revoked.
-pub(crate) fn remove_member(chain: &Chain, domain: &DomainName, secret: &AdminSecret) -> anyhow::Result<Chain> {
+pub(crate) fn remove_member(
+    chain: &Chain,
+    domain: &DomainName,
+    secret: &AdminSecret,
+) -> anyhow::Result<Chain> {
     let mut document = next_version(chain);
     let members: Vec<_> = document.members.keys().map(DomainName::to_string).collect();
     let member = document
@@ -136,14 +152,23 @@ pub(crate) fn remove_member(chain: &Chain, domain: &DomainName, secret: &AdminSe
 
 fn next_version(chain: &Chain) -> Document {
     let document = Document::clone(chain.document());
-    Document { version: document.version + 1, ..document }
+    Document {
+        version: document.version + 1,
+        ..document
+    }
 }
 
 fn extend(chain: &Chain, document: Document, secret: &AdminSecret) -> anyhow::Result<Chain> {
     if !chain.document().admin_keys.contains(&secret.public()) {
-        bail!("{} is no admin key of network {}", secret.public(), document.name);
+        bail!(
+            "{} is no admin key of network {}",
+            secret.public(),
+            document.name
+        );
     }
-    chain.extend(sign(document, &[secret])).context("write the next version")
+    chain
+        .extend(sign(document, &[secret]))
+        .context("write the next version")
 }
 
 fn block4(document: &Document, wanted: Block4) -> anyhow::Result<Option<Ipv4Net>> {
@@ -171,7 +196,9 @@ fn block6(document: &Document) -> anyhow::Result<Ipv6Net> {
 /// Blocks, those of removed members too, and exclusions.
 fn taken(document: &Document) -> Vec<IpNet> {
     let blocks = document.members.values().flat_map(|member| member.blocks());
-    blocks.chain(document.policy.exclusions.iter().copied()).collect()
+    blocks
+        .chain(document.policy.exclusions.iter().copied())
+        .collect()
 }
 
 #[cfg(test)]
@@ -208,8 +235,12 @@ mod tests {
         let chain = add_member(&chain, member("east", "/22"), &secret).unwrap();
         let chain = add_member(&chain, member("west", "/22"), &secret).unwrap();
         let chain = add_member(&chain, member("kiosk", "/28"), &secret).unwrap();
-        let blocks: Vec<_> =
-            chain.document().members.values().map(|member| member.block4.unwrap().to_string()).collect();
+        let blocks: Vec<_> = chain
+            .document()
+            .members
+            .values()
+            .map(|member| member.block4.unwrap().to_string())
+            .collect();
         assert_eq!(blocks, ["10.80.4.0/22", "10.80.1.0/28", "10.80.8.0/22"]);
         assert_eq!(chain.document().version, 4);
         assert_eq!(chain.links().len(), 2, "version 1 and the newest");
@@ -225,7 +256,10 @@ mod tests {
         assert!(removed.document().members[&east].revoked);
         assert!(remove_member(&removed, &east, &secret).is_err());
         let back = add_member(&removed, member("east", "none"), &secret).unwrap();
-        let (before, after) = (&added.document().members[&east], &back.document().members[&east]);
+        let (before, after) = (
+            &added.document().members[&east],
+            &back.document().members[&east],
+        );
         assert_eq!((before.block4, before.block6), (after.block4, after.block6));
         assert_eq!(after.generation, Generation(2));
     }

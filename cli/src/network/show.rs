@@ -9,37 +9,72 @@ use crate::output::{self, Output};
 
 pub(super) fn table(chain: &Chain, out: &Output) {
     let document = chain.document();
-    out.heading(&format!("network {} version {}", document.name, document.version));
-    let pool4 = document.pool4.map_or_else(|| "none".to_owned(), |pool| pool.to_string());
-    let keys: Vec<_> = document.admin_keys.iter().map(ToString::to_string).collect();
+    out.heading(&format!(
+        "network {} version {}",
+        document.name, document.version
+    ));
+    let pool4 = document
+        .pool4
+        .map_or_else(|| "none".to_owned(), |pool| pool.to_string());
+    let keys: Vec<_> = document
+        .admin_keys
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let mut facts = vec![
         ("uid", document.uid.to_string()),
         ("zone", document.zone.clone()),
         ("pools", format!("{}, IPv4 {pool4}", document.pool6)),
         ("admin keys", keys.join(", ")),
-        ("stale limit", format!("{} s", document.policy.stale_limit_seconds)),
+        (
+            "stale limit",
+            format!("{} s", document.policy.stale_limit_seconds),
+        ),
     ];
     if !document.policy.exclusions.is_empty() {
-        let ranges: Vec<_> = document.policy.exclusions.iter().map(ToString::to_string).collect();
+        let ranges: Vec<_> = document
+            .policy
+            .exclusions
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         facts.push(("exclusions", ranges.join(", ")));
     }
     if !document.policy.shared_names.is_empty() {
-        let domains: Vec<_> = document.policy.shared_names.iter().map(ToString::to_string).collect();
+        let domains: Vec<_> = document
+            .policy
+            .shared_names
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         facts.push(("shared names", domains.join(", ")));
     }
     for (name, value) in facts {
         out.line(&format!("{name:<13}{value}"));
     }
     out.line("");
-    let header = ["domain", "trust domain", "IPv4 block", "IPv6 block", "registry", "state"];
+    let header = [
+        "domain",
+        "trust domain",
+        "IPv4 block",
+        "IPv6 block",
+        "registry",
+        "state",
+    ];
     let mut members = output::table(&header.map(str::to_owned));
     for member in document.members.values() {
         members.add_row([
             member.domain.to_string(),
             member.trust_domain.clone(),
-            member.block4.map_or_else(|| "-".to_owned(), |block| block.to_string()),
+            member
+                .block4
+                .map_or_else(|| "-".to_owned(), |block| block.to_string()),
             member.block6.to_string(),
-            if member.contacts.is_empty() { "-".to_owned() } else { member.contacts.join(", ") },
+            if member.contacts.is_empty() {
+                "-".to_owned()
+            } else {
+                member.contacts.join(", ")
+            },
             state(member),
         ]);
     }

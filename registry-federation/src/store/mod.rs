@@ -6,6 +6,8 @@
 mod codec;
 mod memory;
 mod redb;
+#[cfg(test)]
+mod tests;
 pub(crate) mod writer;
 
 pub use self::redb::Redb;

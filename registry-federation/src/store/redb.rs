@@ -71,6 +71,18 @@ impl Redb {
         Ok(engine)
     }
 
+    /// As a later version would leave it.
+    #[cfg(test)]
+    pub(super) fn set_format(&self, format: u64) -> Result<(), StoreError> {
+        let transaction = self.begin()?;
+        transaction
+            .open_table(META)
+            .map_err(write)?
+            .insert(KEY_FORMAT, format)
+            .map_err(write)?;
+        transaction.commit().map_err(write)
+    }
+
     fn begin(&self) -> Result<WriteTransaction, StoreError> {
         let mut transaction = self.database.begin_write().map_err(write)?;
         // A reply rests on what is written.

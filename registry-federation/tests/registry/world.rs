@@ -89,7 +89,12 @@ impl World {
             policy: Policy::default(),
         };
         let chain = Chain::verify(vec![sign(document, &[&admin])]).unwrap();
-        Self { admin, authorities, chain, dir: tempfile::tempdir().unwrap() }
+        Self {
+            admin,
+            authorities,
+            chain,
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub(crate) fn uid(&self) -> NetworkUid {
@@ -106,16 +111,22 @@ impl World {
     }
 
     pub(crate) fn source(&self, domain: &str, path: &str) -> Source {
-        Source::fixed(self.authorities[domain].identity(path, HOUR, clock::wall()).unwrap())
+        Source::fixed(
+            self.authorities[domain]
+                .identity(path, HOUR, clock::wall())
+                .unwrap(),
+        )
     }
 
     /// A registry with its state in memory.
     pub(crate) async fn registry(&self, domain: &'static str) -> Registry {
-        self.registry_with(domain, Box::new(Memory::default()), |_| {}).await
+        self.registry_with(domain, Box::new(Memory::default()), |_| {})
+            .await
     }
 
     pub(crate) async fn registry_on_disk(&self, domain: &'static str, file: &Path) -> Registry {
-        self.registry_with(domain, Box::new(Redb::open(file).unwrap()), |_| {}).await
+        self.registry_with(domain, Box::new(Redb::open(file).unwrap()), |_| {})
+            .await
     }
 
     pub(crate) async fn registry_with(
@@ -130,7 +141,10 @@ impl World {
         let mut config = Config {
             domain: DomainName::new(domain).unwrap(),
             listen: vec!["tcp://127.0.0.1:0".parse().unwrap()],
-            networks: vec![NetworkConfig { document: "test".into(), chain: self.chain.clone() }],
+            networks: vec![NetworkConfig {
+                document: "test".into(),
+                chain: self.chain.clone(),
+            }],
             endpoint_lifetime: Duration::from_secs(60),
             lease_lifetime: Duration::from_secs(3600),
             renew_after: Duration::from_secs(60),
@@ -142,27 +156,44 @@ impl World {
         let shutdown = ctx.shutdown.clone();
         let running = start(config, ctx, store).await.unwrap();
         let listen = running.addresses[0].clone();
-        Registry { listen, shutdown, running }
+        Registry {
+            listen,
+            shutdown,
+            running,
+        }
     }
 
     pub(crate) fn dialer(&self, domain: &str, path: &str) -> Dialer {
         let source = self.source(domain, path);
         let trust = vl3_identity::Trust::new(&source);
-        trust.set_document(self.chain.document(), clock::wall()).unwrap();
+        trust
+            .set_document(self.chain.document(), clock::wall())
+            .unwrap();
         Dialer::new(source, trust)
     }
 
-    pub(crate) async fn dial(&self, domain: &str, path: &str, to: &Registry) -> Result<Connection, DialError> {
-        self.dialer(domain, path).dial(&to.listen.dial_url(), Expect::anybody()).await
+    pub(crate) async fn dial(
+        &self,
+        domain: &str,
+        path: &str,
+        to: &Registry,
+    ) -> Result<Connection, DialError> {
+        self.dialer(domain, path)
+            .dial(&to.listen.dial_url(), Expect::anybody())
+            .await
     }
 
     pub(crate) async fn client(&self, domain: &str, path: &str, to: &Registry) -> Client {
-        Client { connection: self.dial(domain, path, to).await.unwrap(), uid: self.uid() }
+        Client {
+            connection: self.dial(domain, path, to).await.unwrap(),
+            uid: self.uid(),
+        }
     }
 
     /// As the router of that domain.
     pub(crate) async fn router(&self, domain: &str, to: &Registry) -> Client {
-        self.client(domain, &format!("vl3/router/red-{domain}"), to).await
+        self.client(domain, &format!("vl3/router/red-{domain}"), to)
+            .await
     }
 
     pub(crate) fn acquire(&self, domain: &str, instance: u8) -> Acquire {
@@ -209,7 +240,10 @@ impl Registry {
 
     /// `host:port`, as a document's contact.
     pub(crate) fn contact(&self) -> String {
-        self.listen.to_string().trim_start_matches("tcp://").to_owned()
+        self.listen
+            .to_string()
+            .trim_start_matches("tcp://")
+            .to_owned()
     }
 }
 
@@ -222,49 +256,87 @@ pub(crate) struct Client {
 pub(crate) type Events = tonic::Streaming<NetworkServiceEndpointResponse>;
 
 impl Client {
-    pub(crate) fn endpoints(&self) -> NetworkServiceEndpointRegistryClient<vl3_runtime::grpc::NsmChannel> {
+    pub(crate) fn endpoints(
+        &self,
+    ) -> NetworkServiceEndpointRegistryClient<vl3_runtime::grpc::NsmChannel> {
         NetworkServiceEndpointRegistryClient::new(self.connection.nsm())
     }
 
-    pub(crate) async fn register(&self, endpoint: &Endpoint) -> Result<NetworkServiceEndpoint, tonic::Status> {
-        self.endpoints().register(encode_endpoint(endpoint)).await.map(tonic::Response::into_inner)
+    pub(crate) async fn register(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<NetworkServiceEndpoint, tonic::Status> {
+        self.endpoints()
+            .register(encode_endpoint(endpoint))
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     pub(crate) async fn unregister(&self, endpoint: &Endpoint) -> Result<(), tonic::Status> {
-        self.endpoints().unregister(encode_endpoint(endpoint)).await.map(|_| ())
+        self.endpoints()
+            .unregister(encode_endpoint(endpoint))
+            .await
+            .map(|_| ())
     }
 
     pub(crate) async fn find(&self, service: &str) -> Vec<String> {
-        let stream = self.endpoints().find(query(service, false)).await.unwrap().into_inner();
+        let stream = self
+            .endpoints()
+            .find(query(service, false))
+            .await
+            .unwrap()
+            .into_inner();
         let found = stream.map(|found| found.unwrap().network_service_endpoint.unwrap().name);
         found.collect().await
     }
 
     pub(crate) async fn watch(&self, service: &str) -> Events {
-        self.endpoints().find(query(service, true)).await.unwrap().into_inner()
+        self.endpoints()
+            .find(query(service, true))
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn acquire(&self, acquire: &Acquire) -> Result<Granted, tonic::Status> {
         let request = encode_acquire(self.uid, acquire);
-        let reply = IpamClient::new(self.connection.plain()).acquire(request).await?;
+        let reply = IpamClient::new(self.connection.plain())
+            .acquire(request)
+            .await?;
         Ok(decode_granted(reply.get_ref()).unwrap())
     }
 
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Granted, tonic::Status> {
-        let reply = IpamClient::new(self.connection.plain()).renew(encode_renew(lease)).await?;
+        let reply = IpamClient::new(self.connection.plain())
+            .renew(encode_renew(lease))
+            .await?;
         Ok(decode_granted(reply.get_ref()).unwrap())
     }
 
     pub(crate) async fn publish(&self, chain: &Chain) -> PublishReply {
         let mut client = NetworkClient::new(self.connection.plain());
-        client.publish(encode_chain(chain)).await.unwrap().into_inner()
+        client
+            .publish(encode_chain(chain))
+            .await
+            .unwrap()
+            .into_inner()
     }
 }
 
 pub(crate) fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
-    let network_service_names = if service.is_empty() { Vec::new() } else { vec![service.to_owned()] };
-    let endpoint = NetworkServiceEndpoint { network_service_names, ..Default::default() };
-    NetworkServiceEndpointQuery { network_service_endpoint: Some(endpoint), watch }
+    let network_service_names = if service.is_empty() {
+        Vec::new()
+    } else {
+        vec![service.to_owned()]
+    };
+    let endpoint = NetworkServiceEndpoint {
+        network_service_names,
+        ..Default::default()
+    };
+    NetworkServiceEndpointQuery {
+        network_service_endpoint: Some(endpoint),
+        watch,
+    }
 }
 
 /// The next event: name and whether it is gone.

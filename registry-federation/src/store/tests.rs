@@ -1,0 +1,214 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use vl3_core::allocator::{Lease, LeaseRecord};
+use vl3_core::document::{AdminSecret, Chain, Document, Policy};
+use vl3_core::ids::{Generation, InstanceId, NetworkUid, RouterName, SpiffeId};
+use vl3_core::registry::{Claim, Endpoint, Record, Service};
+use vl3_proto::document::sign;
+
+use super::writer::Writer;
+use super::{
+    CodecError, Conflict, FORMAT, Journal, Memory, Objects, Redb, Store, StoreError, Swap, decode,
+    encode,
+};
+
+fn chain() -> Chain {
+    let secret = AdminSecret::from_bytes(&[1; 32]);
+    let admin_keys = BTreeSet::from([secret.public()]);
+    let nonce = vec![1; 32];
+    let document = Document {
+        uid: NetworkUid::derive(&nonce, &admin_keys),
+        nonce,
+        version: 1,
+        name: "red".parse().unwrap(),
+        zone: "red.vl3".to_owned(),
+        pool6: "fd00:1:2:3::/64".parse().unwrap(),
+        pool4: None,
+        admin_keys,
+        members: BTreeMap::new(),
+        policy: Policy::default(),
+    };
+    Chain::verify(vec![sign(document, &[&secret])]).unwrap()
+}
+
+/// One record of every kind that has bytes.
+fn records() -> Vec<Record> {
+    let chain = chain();
+    let uid = chain.uid();
+    let id: SpiffeId = "spiffe://east.test/vl3/router/red-east".parse().unwrap();
+    let router = RouterName::new("red-east").unwrap();
+    let lease = Lease {
+        uid,
+        router: router.clone(),
+        instance: InstanceId([3; 16]),
+        generation: Generation(7),
+        prefix4: Some("10.80.4.0/24".parse().unwrap()),
+        prefix6: "fd00:1:2:3:1::/96".parse().unwrap(),
+    };
+    let range = "10.80.5.0/26".parse().unwrap();
+    let endpoint = Endpoint {
+        name: "red-east".to_owned(),
+        url: "tcp://192.0.2.1:1".to_owned(),
+        ..Endpoint::default()
+    };
+    let claim = Claim {
+        name: "web".parse().unwrap(),
+        workload: "spiffe://east.test/workload/a".parse().unwrap(),
+        addresses: vec!["10.80.4.9".parse().unwrap()],
+        router: router.clone(),
+    };
+    let of_lease = |record| Record::Lease { uid, record };
+    vec![
+        Record::Document { chain },
+        of_lease(LeaseRecord::Granted {
+            lease,
+            holder: id.clone(),
+            exclusions: vec![range],
+        }),
+        of_lease(LeaseRecord::Ended { router }),
+        of_lease(LeaseRecord::Floor {
+            generation: Generation(9),
+        }),
+        of_lease(LeaseRecord::Excluded { range }),
+        of_lease(LeaseRecord::Included { range }),
+        Record::Name {
+            uid,
+            claim,
+            by: id.clone(),
+        },
+        Record::NameReleased {
+            uid,
+            name: "web".parse().unwrap(),
+        },
+        Record::Endpoint {
+            endpoint: endpoint.clone(),
+            owner: id.clone(),
+        },
+        Record::Remote {
+            uid,
+            domain: "west".parse().unwrap(),
+            endpoint,
+        },
+        Record::Service {
+            service: Service {
+                name: "s".to_owned(),
+                ..Service::default()
+            },
+            owner: id,
+        },
+    ]
+}
+
+#[test]
+fn every_record_reads_back_as_it_was_written() {
+    for record in records() {
+        assert_eq!(decode(&encode(&record).unwrap()).unwrap(), record);
+    }
+    let removal = Record::EndpointRemoved {
+        name: "x".to_owned(),
+    };
+    assert_eq!(encode(&removal), None);
+}
+
+#[test]
+fn a_record_of_a_newer_version_is_named() {
+    // Field 1, kind 99.
+    let newer = [0x08, 99];
+    assert!(matches!(
+        decode(&newer),
+        Err(CodecError::UnknownKind { kind: 99 })
+    ));
+    assert!(matches!(decode(&[0xff]), Err(CodecError::Decode(_))));
+    let mut memory = Memory::default();
+    memory.append(&[newer.to_vec()]).unwrap();
+    let error = Writer::start(Box::new(memory)).err().unwrap();
+    let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(
+        text.contains("record 0") && text.contains("newer version"),
+        "{text}"
+    );
+}
+
+fn behaves(mut store: impl Store) {
+    store.append(&[b"a".to_vec(), b"b".to_vec()]).unwrap();
+    let second = store.append(&[b"c".to_vec()]).unwrap();
+    assert_eq!(store.replay().unwrap(), [b"a", b"b", b"c"]);
+    assert!(store.rewrite(&[b"d".to_vec()]).unwrap() > second);
+    store.append(&[b"e".to_vec()]).unwrap();
+    assert_eq!(store.replay().unwrap(), [b"d", b"e"]);
+
+    let mut watch = store.watch();
+    let set = |expected, value: &[u8]| Swap {
+        key: "k".to_owned(),
+        expected,
+        value: Some(value.to_vec()),
+    };
+    let first = store.swap(&[set(None, b"1")]).unwrap()[0].unwrap();
+    assert_eq!(
+        store.swap(&[set(None, b"2")]).unwrap(),
+        [Err(Conflict { found: Some(first) })]
+    );
+    let second = store.swap(&[set(Some(first), b"2")]).unwrap()[0].unwrap();
+    assert!(second > first);
+    assert_eq!(store.list().unwrap()[0].value, b"2");
+    let gone = Swap {
+        key: "k".to_owned(),
+        expected: Some(second),
+        value: None,
+    };
+    store.swap(&[gone]).unwrap()[0].unwrap();
+    assert!(store.list().unwrap().is_empty());
+    let changes: Vec<_> = std::iter::from_fn(|| watch.try_recv().ok())
+        .map(|change| change.value)
+        .collect();
+    assert_eq!(changes, [Some(b"1".to_vec()), Some(b"2".to_vec()), None]);
+}
+
+#[test]
+fn both_engines_append_rewrite_swap_and_watch() {
+    let dir = tempfile::tempdir().unwrap();
+    behaves(Memory::default());
+    behaves(Redb::open(&dir.path().join("x.redb")).unwrap());
+}
+
+#[tokio::test]
+async fn what_the_writer_kept_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.redb");
+    let open = || Writer::start(Box::new(Redb::open(&path).unwrap())).unwrap();
+    let (writer, found) = open();
+    assert!(found.is_empty());
+    writer.append(records()).await.unwrap().unwrap();
+    let removed = vec![Record::EndpointRemoved {
+        name: "red-east".to_owned(),
+    }];
+    writer.append(removed).await.unwrap().unwrap();
+    drop(writer);
+    let (writer, found) = open();
+    let mut expected: Vec<_> = records()
+        .into_iter()
+        .filter(|record| !matches!(record, Record::Endpoint { .. }))
+        .collect();
+    assert_eq!(found, expected);
+    // A snapshot replaces objects, too.
+    expected.truncate(1);
+    writer.rewrite(expected.clone()).await.unwrap().unwrap();
+    drop(writer);
+    assert_eq!(open().1, expected);
+}
+
+#[test]
+fn a_newer_format_a_damaged_file_and_a_second_process_are_clear_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.redb");
+    let store = Redb::open(&path).unwrap();
+    let second = Redb::open(&path).err().unwrap().to_string();
+    assert!(second.contains("x.redb"), "{second}");
+    store.set_format(FORMAT + 1).unwrap();
+    drop(store);
+    assert!(matches!(Redb::open(&path), Err(StoreError::Newer { found }) if found == FORMAT + 1));
+    let torn = dir.path().join("torn.redb");
+    std::fs::write(&torn, b"this is no database, whatever it was once").unwrap();
+    let error = Redb::open(&torn).err().unwrap();
+    assert!(matches!(error, StoreError::Open { .. }), "{error}");
+}
