@@ -203,7 +203,7 @@ impl Actor {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 command = commands.recv() => match command {
-                    Some(command) => self.command(command).await,
+                    Some(command) => self.command(command),
                     None => return Ok(()),
                 },
                 () = clock::sleep_until(deadline) => {
@@ -214,7 +214,7 @@ impl Actor {
         }
     }
 
-    async fn command(&mut self, command: Command) {
+    fn command(&mut self, command: Command) {
         match command {
             Command::Input(input) => {
                 if let Input::Routes {

@@ -272,19 +272,6 @@ fn context(dial: &Dial) -> ConnectionContext {
     }
 }
 
-/// The connection as last answered, with our own Hello in place of the other router's.
-fn refresh(last: &Connection, dial: &Dial) -> NetworkServiceRequest {
-    let mut request = client::refresh(last);
-    if let Some(connection) = &mut request.connection {
-        let context = connection.context.get_or_insert_default();
-        context.extra_context.insert(
-            HELLO_KEY.to_owned(),
-            hello::to_wire(dial.hello.clone()).encode(),
-        );
-    }
-    request
-}
-
 fn failure(status: &tonic::Status) -> DialFailure {
     let text = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
