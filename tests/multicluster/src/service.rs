@@ -156,10 +156,18 @@ impl Service {
         Ok(())
     }
 
+    /// What the role shows of itself.
     pub async fn status(&self) -> anyhow::Result<serde_json::Value> {
         let (_, body) = admin::get(&self.run_dir, "/status").await?;
-        serde_json::from_str(&body)
-            .with_context(|| format!("the status of {} is no JSON", self.label()))
+        let status: serde_json::Value = serde_json::from_str(&body)
+            .with_context(|| format!("the status of {} is no JSON", self.label()))?;
+        let shown = status[self.role].clone();
+        anyhow::ensure!(
+            shown.is_object(),
+            "{} shows no status of its own: {status}",
+            self.label()
+        );
+        Ok(shown)
     }
 
     /// The sum of all samples of the metrics whose name starts so and whose labels hold `label`.

@@ -6,7 +6,7 @@ use vl3_lab::SiteSpec;
 use vl3_lab::tools::{QueryType, Rcode};
 use vl3_multicluster::{Mechanism, eventually};
 
-use crate::{JOINED_MAX, pair};
+use crate::{JOINED_MAX, pair, serves_nobody};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_mechanisms_attach_reach_each_other_and_detach_without_a_trace() -> anyhow::Result<()>
@@ -45,17 +45,7 @@ async fn both_mechanisms_attach_reach_each_other_and_detach_without_a_trace() ->
         !world.east_a.is_attached("red").await,
         "its interface is still there"
     );
-    let router = world.east.router("red")?;
-    eventually(
-        "the router serves nobody",
-        Duration::from_secs(10),
-        || async {
-            let status = router.status().await?;
-            let none = |key: &str| status[key].as_array().is_some_and(Vec::is_empty);
-            Ok(none("workloads") && none("names"))
-        },
-    )
-    .await
+    serves_nobody(world.east.router("red")?, Duration::from_secs(10)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

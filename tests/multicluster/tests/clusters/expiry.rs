@@ -6,7 +6,7 @@ use vl3_lab::SiteSpec;
 use vl3_lab::tools::{Continuous, QueryType, Rcode};
 use vl3_multicluster::{Country, Mechanism, eventually};
 
-use crate::{JOINED_MAX, pair_in};
+use crate::{JOINED_MAX, pair_in, serves_nobody};
 
 /// Of every path token in these tests.
 const SHORT: &str = "token_lifetime = \"5s\"\n";
@@ -36,24 +36,7 @@ async fn a_killed_workload_is_gone_soon_after_its_token() -> anyhow::Result<()> 
     let killed = Instant::now();
     // At most 5 s of token are left, then 25 s.
     let limit = Duration::from_secs(30);
-    let router = world.west.router("red")?;
-    eventually(
-        "peer, routes and name of the dead are gone",
-        limit,
-        || async {
-            let status = router.status().await?;
-            let served = status["workloads"].as_array().map_or(usize::MAX, Vec::len);
-            let names = status["names"].as_array().map_or(usize::MAX, Vec::len);
-            let members = status["peers"].as_array().map_or(usize::MAX, |peers| {
-                peers
-                    .iter()
-                    .filter(|peer| peer["class"] == "Member")
-                    .count()
-            });
-            Ok(served == 0 && names == 0 && members == 0)
-        },
-    )
-    .await?;
+    serves_nobody(world.west.router("red")?, limit).await?;
     for name in ["west-a.west.red.vl3", "west-b.west.red.vl3"] {
         let left = limit
             .saturating_sub(killed.elapsed())

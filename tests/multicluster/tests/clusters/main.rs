@@ -10,8 +10,11 @@ mod underlay;
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use vl3_lab::SiteSpec;
-use vl3_multicluster::{Addresses, Country, Domain, Mechanism, NetworkSpec, Workload};
+use vl3_multicluster::{
+    Addresses, Country, Domain, Mechanism, NetworkSpec, Service, Workload, eventually,
+};
 
 /// What two domains and their routers may take to find each other on a busy machine.
 const JOINED_MAX: Duration = Duration::from_secs(30);
@@ -70,4 +73,24 @@ async fn pair_in(
         east,
         country,
     })
+}
+
+/// Until a router has no workload, no name and no member's peer or descriptor left.
+async fn serves_nobody(router: &Service, limit: Duration) -> anyhow::Result<()> {
+    let waited = eventually("the router serves nobody", limit, || async {
+        let status = router.status().await?;
+        let count = |key: &str| status[key].as_array().map_or(usize::MAX, Vec::len);
+        let peers = status["peers"].as_array().map_or(&[][..], Vec::as_slice);
+        let members = peers
+            .iter()
+            .filter(|peer| peer["class"] == "Member")
+            .count();
+        Ok(count("workloads") == 0 && count("names") == 0 && members == 0)
+    })
+    .await;
+    if waited.is_err() {
+        let status = router.status().await?;
+        waited.with_context(|| format!("{status:#}"))?;
+    }
+    Ok(())
 }
