@@ -179,13 +179,30 @@ mod tests {
             links = 0
         "#;
         std::fs::write(&file, text).unwrap();
-        let flags = Flags { config: Some(file), ..Flags::default() };
+        let flags = Flags {
+            config: Some(file),
+            ..Flags::default()
+        };
         let text = load_from::<Config>(&flags, []).err().unwrap().to_string();
         for key in [
-            "domain", "registry", "listen", "udp_listen", "advertise", "exclusions", "prefix_len4", "mtu",
-            "workers", "token_lifetime", "udp_port", "network.uid", "limits.links",
+            "domain",
+            "registry",
+            "listen",
+            "udp_listen",
+            "advertise",
+            "exclusions",
+            "prefix_len4",
+            "mtu",
+            "workers",
+            "token_lifetime",
+            "udp_port",
+            "network.uid",
+            "limits.links",
         ] {
-            assert!(text.lines().any(|line| line.contains(key)), "{key} is missing in:\n{text}");
+            assert!(
+                text.lines().any(|line| line.contains(key)),
+                "{key} is missing in:\n{text}"
+            );
         }
     }
 }

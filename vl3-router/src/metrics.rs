@@ -23,7 +23,10 @@ impl Shared {
     }
 
     fn get(&self) -> Counts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -50,10 +53,19 @@ impl Collector for Scrape {
         let counts = self.shared.get();
         let drops = self.plane.drops();
         let drops = drops.iter().map(|(reason, count)| (reason.label(), *count));
-        counters(&mut encoder, "router_drops", "Packets not forwarded, by reason", "reason", drops)?;
-        let disbelieved = Disbelief::ALL
-            .iter()
-            .map(|why| (why.label(), counts.disbelieved.get(why).copied().unwrap_or(0)));
+        counters(
+            &mut encoder,
+            "router_drops",
+            "Packets not forwarded, by reason",
+            "reason",
+            drops,
+        )?;
+        let disbelieved = Disbelief::ALL.iter().map(|why| {
+            (
+                why.label(),
+                counts.disbelieved.get(why).copied().unwrap_or(0),
+            )
+        });
         counters(
             &mut encoder,
             "router_routes_disbelieved",
@@ -61,21 +73,60 @@ impl Collector for Scrape {
             "reason",
             disbelieved,
         )?;
-        let links = [("up", counts.links_up), ("down", counts.links - counts.links_up)];
-        gauges(&mut encoder, "router_links", "Links to other routers, by state", Some("state"), &links)?;
+        let links = [
+            ("up", counts.links_up),
+            ("down", counts.links - counts.links_up),
+        ];
+        gauges(
+            &mut encoder,
+            "router_links",
+            "Links to other routers, by state",
+            Some("state"),
+            &links,
+        )?;
         let one = |value| [("", value)];
-        gauges(&mut encoder, "router_workloads", "Served workloads", None, &one(counts.workloads))?;
-        gauges(&mut encoder, "router_names", "Workload names answered for", None, &one(counts.names))?;
-        gauges(&mut encoder, "router_routes", "Lines of the table", None, &one(counts.routes))?;
+        gauges(
+            &mut encoder,
+            "router_workloads",
+            "Served workloads",
+            None,
+            &one(counts.workloads),
+        )?;
+        gauges(
+            &mut encoder,
+            "router_names",
+            "Workload names answered for",
+            None,
+            &one(counts.names),
+        )?;
+        gauges(
+            &mut encoder,
+            "router_routes",
+            "Lines of the table",
+            None,
+            &one(counts.routes),
+        )?;
         let fenced = usize::from(counts.fenced);
-        gauges(&mut encoder, "router_fenced", "1: another instance has this router's name", None, &one(fenced))?;
+        gauges(
+            &mut encoder,
+            "router_fenced",
+            "1: another instance has this router's name",
+            None,
+            &one(fenced),
+        )?;
         let (mut received, mut sent) = (0, 0);
         for port in self.plane.status() {
             received += port.received_bytes;
             sent += port.sent_bytes;
         }
         let bytes = [("received", received), ("sent", sent)];
-        counters(&mut encoder, "router_bytes", "Inner bytes of the ports that are there", "direction", bytes)
+        counters(
+            &mut encoder,
+            "router_bytes",
+            "Inner bytes of the ports that are there",
+            "direction",
+            bytes,
+        )
     }
 }
 

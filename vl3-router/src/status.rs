@@ -31,14 +31,30 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
         .collect();
     let via = |port: PortId| {
         let link = status.links.iter().find(|link| link.port == Some(port));
-        let workload = status.workloads.iter().find(|workload| workload.port == Some(port));
-        let name = workload.and_then(|workload| workload.name.as_ref()).map(ToString::to_string);
+        let workload = status
+            .workloads
+            .iter()
+            .find(|workload| workload.port == Some(port));
+        let name = workload
+            .and_then(|workload| workload.name.as_ref())
+            .map(ToString::to_string);
         link.map(|link| link.router.name.to_string()).or(name)
     };
     let preference = |route: &Route| {
-        let link = status.links.iter().find(|link| link.port == Some(route.port))?;
-        let (_, _, routes) = status.received.iter().find(|(router, ..)| *router == link.router)?;
-        Some(routes.iter().find(|received| received.prefix == route.prefix)?.preference)
+        let link = status
+            .links
+            .iter()
+            .find(|link| link.port == Some(route.port))?;
+        let (_, _, routes) = status
+            .received
+            .iter()
+            .find(|(router, ..)| *router == link.router)?;
+        Some(
+            routes
+                .iter()
+                .find(|received| received.prefix == route.prefix)?
+                .preference,
+        )
     };
     json!({
         "role": "router",

@@ -68,7 +68,11 @@ pub(crate) fn to_core(
         "context.ip_context.excluded_prefixes",
         &ip.excluded_prefixes,
     )?;
-    let wire_hello = Hello::from_extra_context(&context.extra_context)?;
+    // A stock client sends the context of the last answer back, our own Hello with it.
+    let echo = |hello: &Hello| {
+        hello.role == vl3_proto::HelloRole::Router && hello.name == expected.router.as_str()
+    };
+    let wire_hello = Hello::from_extra_context(&context.extra_context)?.filter(|hello| !echo(hello));
     let name = workload_name(connection, wire_hello.as_ref(), &peer.id)?;
     let (mechanism, wish, mechanism_mtu) = choose(message, connection, peer, secret)?;
     let request = Request {
@@ -306,6 +310,28 @@ mod tests {
         let got = convert(&request(|_| {}), Some([10, 0, 0, 1].into())).unwrap();
         assert_eq!(got.name.unwrap().as_str(), "alpha");
         assert_eq!((got.hello, got.mtu), (None, 1400));
+    }
+
+    #[test]
+    fn a_refresh_that_carries_our_own_hello_back_keeps_its_name() {
+        let hello = Hello {
+            uid: vl3_core::ids::NetworkUid([1; 16]),
+            domain: "east".parse().unwrap(),
+            name: expected().router.to_string(),
+            instance: vl3_core::ids::InstanceId([2; 16]),
+            generation: vl3_core::ids::Generation(1),
+            dials_only: false,
+            role: vl3_proto::HelloRole::Router,
+        };
+        let got = convert(
+            &request(|c| {
+                let extra_context = BTreeMap::from([(vl3_proto::HELLO_KEY.to_owned(), hello.encode())]);
+                c.context = Some(ConnectionContext { extra_context, ..Default::default() });
+            }),
+            Some([10, 0, 0, 1].into()),
+        )
+        .unwrap();
+        assert_eq!((got.name.unwrap().as_str(), got.hello), ("alpha", None));
     }
 
     #[test]
