@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use vl3_lab::Host;
 
+use super::domain::READY_WAIT_MAX;
 use super::plan::WorkloadPlan;
 use super::service::Service;
 
@@ -62,6 +64,21 @@ impl Workload {
         Ok(found)
     }
 
+    /// The same, once all networks are there: a client is ready with the first of them.
+    pub(super) async fn await_addresses(
+        &self,
+    ) -> anyhow::Result<BTreeMap<&'static str, Addresses>> {
+        let started = Instant::now();
+        loop {
+            match self.read_addresses().await {
+                Err(_) if started.elapsed() < READY_WAIT_MAX => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// The resolvers that the client has put into the workload's own resolv.conf.
     pub(super) fn resolvers(&self) -> anyhow::Result<Vec<IpAddr>> {
         let text = self.host.namespace().resolv_conf()?;
@@ -71,17 +88,16 @@ impl Workload {
             .collect())
     }
 
-    /// The resolver of `network`: the one inside the network's IPv6 pool where the workload is in
-    /// several, else any.
+    /// The resolver of a network: the one inside its IPv6 pool, else (it is the first or only
+    /// network) the one at an IPv4 address.
     pub(super) fn resolver(&self, pool6: ipnet::Ipv6Net) -> anyhow::Result<SocketAddr> {
         let all = self.resolvers()?;
         let inside =
             |address: &&IpAddr| matches!(address, IpAddr::V6(address) if pool6.contains(address));
-        let chosen = if self.plan.networks.len() > 1 {
-            all.iter().find(inside)
-        } else {
-            all.first()
-        };
+        let chosen = all
+            .iter()
+            .find(inside)
+            .or_else(|| all.iter().find(|one| one.is_ipv4()));
         let address = chosen.with_context(|| {
             format!(
                 "the resolv.conf of {} names no resolver of {pool6}: {all:?}",

@@ -135,7 +135,7 @@ impl World {
                 .map(|workload| workload.client.wait_ready(READY_WAIT_MAX)),
         )
         .await?;
-        let read = join_all(self.workloads.iter().map(Workload::read_addresses)).await;
+        let read = join_all(self.workloads.iter().map(Workload::await_addresses)).await;
         for (workload, addresses) in self.workloads.iter_mut().zip(read) {
             workload.addresses = addresses?;
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::packet::{ICMP, TCP, UDP, adjust};
+use crate::packet::{ICMP, TCP, UDP, adjust, fold, sum};
 
 /// How one NAT behaves.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,9 @@ impl Nat {
         if layout.destination != self.public {
             return false;
         }
+        if layout.protocol == ICMP && is_error(packet[layout.transport]) {
+            return self.inbound_error(packet, &layout);
+        }
         let (source_at, destination_at) = port_offsets(&layout, packet, false);
         let Some(port) = destination_at.and_then(|at| read(packet, at)) else {
             return false;
@@ -128,6 +131,41 @@ impl Nat {
             destination_at,
             inner_port,
         )
+    }
+
+    /// An ICMP error about a packet that went out (RFC 5508, section 4.2): without it an inner
+    /// host never learns the path's MTU.
+    fn inbound_error(&self, packet: &mut [u8], outer: &Layout) -> bool {
+        let quoted_at = outer.transport + ICMP_ERROR_HEADER;
+        let Some(quoted) = packet.get_mut(quoted_at..) else {
+            return false;
+        };
+        let Some(quote) = layout(quoted) else {
+            return false;
+        };
+        if quote.source != self.public || !matches!(quote.protocol, TCP | UDP) {
+            return false;
+        }
+        let Some(port) = read(quoted, quote.transport) else {
+            return false;
+        };
+        let Some(mapping) = self.by_port.get(&(quote.protocol, port)) else {
+            return false;
+        };
+        let (_, address, inner_port) = mapping.inner;
+        quoted[12..16].copy_from_slice(&address.octets());
+        quoted[quote.transport..quote.transport + 2].copy_from_slice(&inner_port.to_be_bytes());
+        quoted[10..12].copy_from_slice(&[0, 0]);
+        let header = fold(sum(&quoted[..quote.transport]));
+        quoted[10..12].copy_from_slice(&header.to_be_bytes());
+        packet[outer.transport + 2..outer.transport + 4].copy_from_slice(&[0, 0]);
+        let message = fold(sum(&packet[outer.transport..]));
+        packet[outer.transport + 2..outer.transport + 4].copy_from_slice(&message.to_be_bytes());
+        packet[16..20].copy_from_slice(&address.octets());
+        packet[10..12].copy_from_slice(&[0, 0]);
+        let header = fold(sum(&packet[..outer.transport]));
+        packet[10..12].copy_from_slice(&header.to_be_bytes());
+        true
     }
 
     fn mapping(&mut self, inner: Inner, now: Duration) -> Option<u16> {
@@ -165,6 +203,14 @@ impl Nat {
             live
         });
     }
+}
+
+/// Type, code, checksum and four bytes that depend on both.
+const ICMP_ERROR_HEADER: usize = 8;
+
+/// Unreachable (too big is one of its codes), time exceeded, parameter problem.
+fn is_error(kind: u8) -> bool {
+    matches!(kind, 3 | 11 | 12)
 }
 
 fn after(port: u16) -> u16 {
@@ -256,7 +302,7 @@ fn rewrite(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Datagram, fold, sum, udp_packet};
+    use crate::packet::{Datagram, ip_packet, udp_packet};
 
     const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 2);
     const SECOND: Duration = Duration::from_secs(1);
@@ -315,6 +361,28 @@ mod tests {
         let mut again = packet("192.168.1.2:51820", "198.18.1.2:51820");
         assert!(nat.outbound(&mut again, SECOND * 32));
         assert_ne!(ports(&again).0, port);
+    }
+
+    #[test]
+    fn a_too_big_about_a_packet_that_went_out_reaches_its_sender() {
+        let mut nat = nat();
+        let original = packet("192.168.1.2:51820", "198.18.1.2:51820");
+        let mut out = original.clone();
+        assert!(nat.outbound(&mut out, Duration::ZERO));
+        let too_big = |quoted: &[u8], to: Ipv4Addr| {
+            let mut message = vec![3, 4, 0, 0, 0, 0, 5, 0];
+            message.extend(&quoted[..28]);
+            let router = Ipv4Addr::new(198, 18, 3, 1);
+            ip_packet(router.into(), to.into(), ICMP, message, 2).expect("one family")
+        };
+        let mut error = too_big(&out, PUBLIC);
+        assert!(nat.inbound(&mut error, SECOND));
+        let inner: Ipv4Addr = "192.168.1.2".parse().expect("a constant");
+        assert_eq!(error[16..20], inner.octets());
+        assert_eq!(fold(sum(&error[..20])), 0);
+        assert_eq!(fold(sum(&error[20..])), 0);
+        assert_eq!(error[28..48], original[..20]);
+        assert_eq!(error[48..52], original[20..24]);
     }
 
     #[test]

@@ -1,0 +1,107 @@
+//! The binary as people call it.
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn vl3(dir: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vl3"))
+        .args(words)
+        .current_dir(dir)
+        .env_clear()
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn fine(dir: &Path, words: &[&str]) -> String {
+    let output = vl3(dir, words);
+    assert!(output.status.success(), "{words:?}: {}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn an_identity_and_a_document_are_enough_for_a_registry_and_a_router() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fine(dir, &["identity", "init", "east.test"]);
+    for role in ["registry", "router", "dns", "client"] {
+        fine(dir, &["identity", "issue", role, "a", "--ttl", "1h"]);
+    }
+    let bundle = fine(dir, &["identity", "bundle"]);
+    assert!(bundle.starts_with("-----BEGIN CERTIFICATE-----"));
+    std::fs::write(dir.join("east.pem"), bundle).unwrap();
+    fine(dir, &["network", "init", "red", "--pool4", "10.80.0.0/16"]);
+    fine(
+        dir,
+        &["network", "add-member", "red.vl3net", "--domain", "east", "--trust-domain", "east.test", "--bundle", "east.pem", "--contact", "192.0.2.1:5002"],
+    );
+    let shown = fine(dir, &["network", "show", "red.vl3net"]);
+    let uid = shown.lines().find_map(|line| line.strip_prefix("uid")).unwrap().trim().to_owned();
+    let common = "domain = \"east\"\nidentity.dir = \"a\"\n";
+    let network = format!("document = \"red.vl3net\"\nuid = \"{uid}\"\n");
+    std::fs::write(dir.join("registry.toml"), format!("{common}[[network]]\n{network}")).unwrap();
+    std::fs::write(dir.join("router.toml"), format!("{common}registry = \"tcp://192.0.2.1:5002\"\n[network]\n{network}")).unwrap();
+    for role in ["registry", "router"] {
+        let said = fine(dir, &[role, "--config", &format!("{role}.toml"), "--check-config"]);
+        assert_eq!(said, format!("the configuration of {role} {role} is fine\n"));
+    }
+}
+
+#[test]
+fn mistakes_of_a_configuration_are_all_named_and_the_exit_code_is_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("router.toml"), "domian = \"east\"\nregistry = 7\n[network]\nuid = \"x\"\n").unwrap();
+    let output = vl3(dir, &["router", "--config", "router.toml", "--set", "workers=none", "--set", "color=red"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output);
+    for part in [
+        "domain is missing",
+        "domian = \"east\": must be a known key; did you mean domain?",
+        "registry = 7: must be tcp://HOST:PORT or unix:///PATH",
+        "network.uid = \"x\": must be a network uid: 16 bytes in hexadecimal",
+        "network.document is missing: must be a path",
+        "identity.dir is missing",
+        "workers (flag --set workers) = \"none\": must be",
+        "color (flag --set color) = red: must be a known key",
+        "try: vl3 router --config router.toml --check-config",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
+}
+
+#[test]
+fn errors_end_with_the_next_command_to_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (words, next) in [
+        (&["identity", "issue", "router", "a"][..], "try: vl3 identity init TRUST_DOMAIN --ca vl3-ca"),
+        (&["identity", "init", "Not A Domain"], "try: vl3 identity init east.example"),
+        (&["status", "./nowhere"], "try: vl3 status"),
+        (&["router", "leave", "./nowhere"], "try: vl3 status"),
+    ] {
+        let output = vl3(dir, words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(text(&output).contains(next), "{words:?}: {}", text(&output));
+    }
+}
+
+#[test]
+fn a_second_ca_never_replaces_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    fine(dir.path(), &["identity", "init", "east.test"]);
+    let before = fine(dir.path(), &["identity", "bundle"]);
+    let output = vl3(dir.path(), &["identity", "init", "east.test"]);
+    assert!(text(&output).contains("holds a CA already"), "{}", text(&output));
+    assert_eq!(fine(dir.path(), &["identity", "bundle"]), before);
+}
+
+#[test]
+fn output_has_no_colours_when_nobody_watches() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!text(&vl3(dir.path(), &["status"])).contains('\u{1b}'));
+}
