@@ -19,6 +19,9 @@ use crate::event::{CallBody, Event, Node, PipeBody, PipeKind, ReplyBody};
 use crate::faults::Fault;
 use crate::world::World;
 
+/// A name that nobody claims again is free after that.
+const NAME_LIFETIME: Duration = Duration::from_secs(20);
+
 #[derive(Debug)]
 pub struct Registry {
     pub domain: usize,
@@ -89,6 +92,7 @@ impl World {
         let mut config = Config::new(domain_name(index), registry_id(index), epoch, seed);
         config.allocator.renew_after = Duration::from_secs(15);
         config.rewrite_after = 200;
+        config.name_lifetime = NAME_LIFETIME;
         let machine = RegistryMachine::boot(config, boot, now).map_err(|error| {
             Broken::new(
                 2,

@@ -115,9 +115,10 @@ impl Router {
             prefix_len4: [28, 26, 0, 27][self.role % 4],
             mtu: 1420,
             limits: vl3_core::router::Limits::default(),
-            // As long as the tokens live.
+            // As long as the tokens live; names are claimed again within their life.
             times: Times {
                 restored_life: TOKEN_LIFE,
+                name_refresh: Duration::from_secs(5),
                 ..Times::default()
             },
             seed: self.seed,

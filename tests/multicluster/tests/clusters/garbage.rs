@@ -110,7 +110,7 @@ async fn garbage_on_every_listening_socket_is_counted_and_harmless() -> anyhow::
     let before = world
         .east
         .router("red")?
-        .metric("router_drops", "unauthentic")
+        .metric("vl3_router_drops_total", "unauthentic")
         .await?;
 
     datagrams(&attacker, SocketAddr::new(public, 51820))?;
@@ -169,11 +169,33 @@ async fn garbage_on_every_listening_socket_is_counted_and_harmless() -> anyhow::
         );
     }
     let router = world.east.router("red")?;
-    let counted = router.metric("router_drops", "unauthentic").await? - before;
+    let counted = router
+        .metric("vl3_router_drops_total", "unauthentic")
+        .await?
+        - before;
     anyhow::ensure!(
-        counted > 0.0,
-        "no datagram was counted:\n{}",
+        counted > 1_000.0,
+        "of the datagrams {counted} are counted:\n{}",
         router.metrics().await?
+    );
+    let refused = router
+        .metric("vl3_grpc_connections_refused_total", "")
+        .await?;
+    anyhow::ensure!(
+        refused > 0.0,
+        "no gRPC connection is counted:\n{}",
+        router.metrics().await?
+    );
+    let dns = world
+        .east
+        .dns
+        .get("red")
+        .ok_or_else(|| anyhow::anyhow!("no name server"))?;
+    let malformed = dns.metric("vl3_dns_malformed_total", "").await?;
+    anyhow::ensure!(
+        malformed > 0.0,
+        "no question is counted:\n{}",
+        dns.metrics().await?
     );
     Ok(())
 }
