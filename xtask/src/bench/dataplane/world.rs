@@ -82,6 +82,17 @@ pub(super) struct World {
     routers: Vec<Process>,
     /// Kept alive.
     _clients: Vec<Process>,
+    /// Control sockets that a killed baseline leaves behind.
+    sockets: Vec<PathBuf>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for socket in &self.sockets {
+            // Ours make none.
+            let _ = std::fs::remove_file(socket);
+        }
+    }
 }
 
 /// One tunnel program's settings.
@@ -129,8 +140,23 @@ impl World {
         let tunnels = tunnels(layout);
         let mut routers = Vec::new();
         let mut clients = Vec::new();
+        let mut sockets = Vec::new();
         for tunnel in &tunnels {
-            let process = start(&hosts[tunnel.node], tunnel, program, lab.scratch()).await?;
+            // The baseline's control socket has the interface's name, in a directory of the
+            // machine.
+            let interface = format!(
+                "vb{:x}",
+                (std::process::id() as usize * 64 + sequence()) & 0xfff_ffff
+            );
+            sockets.push(control_socket(&interface));
+            let process = start(
+                &hosts[tunnel.node],
+                tunnel,
+                &interface,
+                program,
+                lab.scratch(),
+            )
+            .await?;
             if matches!(tunnel.node, 1 | 2) {
                 routers.push(process)
             } else {
@@ -158,6 +184,7 @@ impl World {
             target,
             routers,
             _clients: clients,
+            sockets,
         };
         world.wait_until_up().await?;
         Ok(world)
@@ -254,22 +281,18 @@ fn tunnels(layout: Layout) -> Vec<Tunnel> {
 async fn start(
     host: &Host,
     tunnel: &Tunnel,
+    interface: &str,
     program: &Program,
     scratch: &Path,
 ) -> anyhow::Result<Process> {
-    // The baseline's control socket has the interface's name, in a directory of the machine.
-    let interface = format!(
-        "vb{:x}",
-        (std::process::id() as usize * 64 + sequence()) & 0xfff_ffff
-    );
     match program {
         Program::Ours(binary) => {
             let file = scratch.join(format!("{}.toml", host.name()));
-            std::fs::write(&file, our_config(tunnel, &interface, scratch)?)?;
+            std::fs::write(&file, our_config(tunnel, interface, scratch)?)?;
             let spec = ProcessSpec::new("wg", binary);
             let process =
                 host.spawn(spec.args(["wg".as_ref(), "--config".as_ref(), file.as_os_str()]))?;
-            wait_for_interface(host, &interface).await?;
+            wait_for_interface(host, interface).await?;
             Ok(process)
         }
         Program::Boringtun(binary) => {
@@ -280,18 +303,18 @@ async fn start(
                 BASELINE_THREADS,
             ];
             let spec = ProcessSpec::new("wg", binary).env("WG_LOG_LEVEL", "error");
-            let process = host.spawn(spec.args(arguments).args([&interface]))?;
-            wait_for_interface(host, &interface).await?;
-            configure_baseline(tunnel, &interface).await?;
+            let process = host.spawn(spec.args(arguments).args([interface]))?;
+            wait_for_interface(host, interface).await?;
+            configure_baseline(tunnel, interface).await?;
             let netlink = host.netlink();
-            netlink.set_mtu(&interface, TUNNEL_MTU).await?;
+            netlink.set_mtu(interface, TUNNEL_MTU).await?;
             netlink
-                .add_address(&interface, tunnel.address.parse()?)
+                .add_address(interface, tunnel.address.parse()?)
                 .await?;
-            netlink.link_up(&interface).await?;
+            netlink.link_up(interface).await?;
             for allowed in tunnel.peers.iter().flat_map(|peer| &peer.allowed) {
                 netlink
-                    .replace_route(&Route::to(allowed.parse()?).dev(&interface))
+                    .replace_route(&Route::to(allowed.parse()?).dev(interface))
                     .await?;
             }
             Ok(process)
@@ -333,15 +356,19 @@ async fn wait_for_interface(host: &Host, interface: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
+fn control_socket(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/var/run/wireguard/{interface}.sock"))
+}
+
 /// Over the cross-platform user-space interface of WireGuard programs.
 async fn configure_baseline(tunnel: &Tunnel, interface: &str) -> anyhow::Result<()> {
-    let path = format!("/var/run/wireguard/{interface}.sock");
+    let path = control_socket(interface);
     let deadline = Instant::now() + PATIENCE;
     let mut control = loop {
         match UnixStream::connect(&path) {
             Ok(control) => break control,
             Err(error) if Instant::now() > deadline => {
-                return Err(error).with_context(|| format!("connect to {path}"));
+                return Err(error).with_context(|| format!("connect to {}", path.display()));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
@@ -364,8 +391,6 @@ async fn configure_baseline(tunnel: &Tunnel, interface: &str) -> anyhow::Result<
     control.write_all(format!("{text}\n").as_bytes())?;
     let mut answer = String::new();
     BufReader::new(control).read_line(&mut answer)?;
-    // It is not needed again, and the program may be killed.
-    let _ = std::fs::remove_file(&path);
     if answer.trim() != "errno=0" {
         bail!("the baseline refused its settings: {answer}");
     }
