@@ -205,7 +205,12 @@ impl Attachment {
                 result: self.answered(url, outcome),
             },
             Event::Replied(reply) => {
+                let first = self.last_reply.is_none();
                 self.replied(reply);
+                if first {
+                    // The machine stops hurrying at once.
+                    self.sample();
+                }
                 return Ok(());
             }
             Event::PathEnded(epoch) if epoch == self.path_epoch => {

@@ -18,6 +18,8 @@ pub struct DataHealth {
     unanswered_since: Option<Mono>,
     next_sample: Mono,
     next_probe: Mono,
+    /// Gap to the next probe of a path that has not answered yet; grows to the fast period.
+    first_gap: Option<Duration>,
 }
 
 /// What is due.
@@ -37,6 +39,7 @@ impl DataHealth {
             unanswered_since: None,
             next_sample: now + timing.sample_every,
             next_probe: now,
+            first_gap: Some(timing.probe_first),
         }
     }
 
@@ -54,6 +57,9 @@ impl DataHealth {
         if last_receipt > self.last_receipt {
             self.last_receipt = last_receipt;
             self.up = true;
+            if self.first_gap.take().is_some() {
+                self.next_probe = now + self.timing.probe_idle;
+            }
         }
         if last_send <= self.last_receipt {
             self.unanswered_since = None;
@@ -86,7 +92,10 @@ impl DataHealth {
         }
         if due.probe {
             self.next_probe = now
-                + if self.unanswered_since.is_some() {
+                + if let Some(gap) = self.first_gap {
+                    self.first_gap = Some((gap * 2).min(self.timing.probe_fast));
+                    gap
+                } else if self.unanswered_since.is_some() {
                     self.timing.probe_fast
                 } else {
                     jittered(self.timing.probe_idle, rng)
@@ -155,10 +164,30 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_has_not_answered_yet_is_probed_again_soon() {
+        let mut health = health();
+        let mut rng = Rng::new(1);
+        let mut gaps = Vec::new();
+        let mut last = at(0);
+        health.wake(at(0), &mut rng);
+        while gaps.len() < 8 {
+            let now = health.next_wake().0;
+            if health.wake(now, &mut rng).probe {
+                gaps.push(now.saturating_since(last).as_millis());
+                last = now;
+            }
+        }
+        assert_eq!(gaps, [10, 20, 40, 80, 160, 320, 500, 500]);
+        health.observe(Some(last), Some(last), last);
+        assert!(health.next_wake().1 == "sample");
+    }
+
+    #[test]
     fn probes_are_fast_while_nothing_returns() {
         let mut health = health();
         let mut rng = Rng::new(1);
         health.wake(at(0), &mut rng);
+        health.observe(Some(at(0)), Some(at(1)), at(1));
         health.observe(Some(at(600)), Some(at(1)), at(700));
         assert_eq!(health.next_wake().0, at(500));
         assert!(health.wake(at(1200), &mut rng).probe);

@@ -10,9 +10,7 @@ use crate::time::{Mono, Now};
 
 use super::health::DataHealth;
 use super::verdict::{Heal, verdict};
-use super::{
-    Answer, AttachmentConfig, Candidate, Effect, Failure, Input, RequestKind,
-};
+use super::{Answer, AttachmentConfig, Candidate, Effect, Failure, Input, RequestKind};
 
 /// Urls kept of one Find; the rest is found again when these have failed.
 pub(super) const TARGETS_MAX: usize = 16;

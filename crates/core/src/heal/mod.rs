@@ -72,6 +72,8 @@ pub struct Timing {
     pub sticky: Duration,
     /// How often the data plane is looked at.
     pub sample_every: Duration,
+    /// Second probe of a path that was installed just now; each further gap is twice as long.
+    pub probe_first: Duration,
     /// Probes while nothing is sent.
     pub probe_idle: Duration,
     /// Probes while packets leave and none returns.
@@ -94,6 +96,7 @@ impl Default for Timing {
             steady_after: Duration::from_secs(5),
             sticky: Duration::from_secs(5),
             sample_every: Duration::from_millis(500),
+            probe_first: Duration::from_millis(10),
             probe_idle: Duration::from_secs(5),
             probe_fast: Duration::from_millis(500),
             data_down_after: Duration::from_secs(4),
