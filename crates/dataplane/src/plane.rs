@@ -175,7 +175,7 @@ impl DataPlane {
         let workers = self.shared.desks.len() as u32;
         let index = loop {
             control.next_slot = (control.next_slot + 1) & slots;
-            let index = control.next_slot << 8 | control.next_slot % workers;
+            let index = (control.next_slot << 8) | (control.next_slot % workers);
             if !ports.by_index.contains_key(&index) {
                 break index;
             }

@@ -206,7 +206,7 @@ impl Room {
     }
 
     /// Hands one packet to a peer, padded as the protocol asks, never beyond the way.
-    pub(super) fn to_peer(
+    pub(super) fn hand_to_peer(
         &mut self,
         batch: &Batch<'_>,
         peer: &Arc<Peer>,
@@ -224,7 +224,13 @@ impl Room {
     }
 
     /// Queues an opened packet, at `piece` of the plain arena, for a TUN.
-    pub(super) fn to_tun(&mut self, port: PortId, tun: &Arc<Tun>, piece: Piece, ip: &IpHeader) {
+    pub(super) fn hand_to_tun(
+        &mut self,
+        port: PortId,
+        tun: &Arc<Tun>,
+        piece: Piece,
+        ip: &IpHeader,
+    ) {
         let known = self.mergers[..self.mergers_used]
             .iter_mut()
             .find(|(_, held, _)| *held == port);

@@ -112,7 +112,7 @@ impl Room {
                     self.fragments_to_peer(batch, peer, onward, &segment, &ip, wire);
                 }
             } else {
-                self.to_peer(batch, peer, onward, len, wire, |slot| {
+                self.hand_to_peer(batch, peer, onward, len, wire, |slot| {
                     segments.write(index, slot)
                 });
             }

@@ -172,14 +172,14 @@ impl Room {
                     self.fragments_to_peer(batch, peer, &onward, packet, &ip, wire);
                 }
                 Kind::Peer(peer) => {
-                    self.to_peer(batch, peer, &onward, piece.len, wire, |slot| {
+                    self.hand_to_peer(batch, peer, &onward, piece.len, wire, |slot| {
                         slot.copy_from_slice(packet)
                     });
                 }
                 // A host takes what the tunnel brought, whatever its interface sends.
                 Kind::Tun(tun) => {
                     self.plain = plain;
-                    self.to_tun(onward.port.id, tun, piece, &ip);
+                    self.hand_to_tun(onward.port.id, tun, piece, &ip);
                     return;
                 }
             }
@@ -201,7 +201,7 @@ impl Room {
             return;
         };
         for index in 0..fragments.count() {
-            self.to_peer(batch, peer, onward, fragments.len(index), wire, |slot| {
+            self.hand_to_peer(batch, peer, onward, fragments.len(index), wire, |slot| {
                 fragments.write(index, slot)
             });
         }

@@ -231,8 +231,13 @@ fn a_source_that_another_peer_owns_is_forged() {
     ));
     let link_local = "169.254.1.1:4000".parse().unwrap();
     bare.send(&udp_packet(link_local, to, b"noise", 64));
-    let drops = [(DropReason::LinkLocalNoise, 1), (DropReason::ForgedSource, 1)];
-    eventually("both drops", || router.plane.port_status(PortId(7)).unwrap().drops == drops);
+    let drops = [
+        (DropReason::LinkLocalNoise, 1),
+        (DropReason::ForgedSource, 1),
+    ];
+    eventually("both drops", || {
+        router.plane.port_status(PortId(7)).unwrap().drops == drops
+    });
     assert!(receiver.recv_from(&mut [0; 64]).is_err());
 }
 

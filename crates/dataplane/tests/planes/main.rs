@@ -1,4 +1,8 @@
 //! Data planes over real sockets and real TUNs, in namespaces of their own. Needs root.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose world cannot be made fails"
+)]
 
 mod bare;
 mod faults;
