@@ -10,6 +10,7 @@ use vl3_core::registry::{Boot, RegistryMachine};
 use vl3_runtime::grpc::{Listen, Server};
 use vl3_runtime::{RoleContext, clock};
 
+use crate::commands;
 use crate::config::Config;
 use crate::dialler::Dialler;
 use crate::driver::Driver;
@@ -93,6 +94,7 @@ pub async fn start(
         let handle = status.clone();
         async move { handle.status().await }
     });
+    commands::register(&ctx, &handle);
     let driver = Driver::new(
         machine,
         writer,

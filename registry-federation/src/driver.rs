@@ -96,7 +96,10 @@ impl Driver {
             // Whether it failed or not: nobody was told that it succeeded.
             let _outcome = outcome.await;
         }
-        // Streams and watches end with the server; the writer with this task.
+        // Watches end with this task, and so does the writer; streams are told.
+        for outgoing in self.streams.values() {
+            outgoing.closed.cancel();
+        }
         Ok(())
     }
 

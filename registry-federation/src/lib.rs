@@ -6,6 +6,7 @@
 //! machine, `services/` for what is served, `store/` for what is kept.
 
 mod app;
+mod commands;
 mod config;
 mod dialler;
 mod driver;

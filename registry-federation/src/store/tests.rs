@@ -8,8 +8,7 @@ use vl3_proto::document::sign;
 
 use super::writer::Writer;
 use super::{
-    CodecError, Conflict, FORMAT, Journal, Memory, Objects, Redb, Store, StoreError, Swap, decode,
-    encode,
+    CodecError, Conflict, FORMAT, Journal, Memory, Redb, Store, StoreError, Swap, decode, encode,
 };
 
 fn chain() -> Chain {

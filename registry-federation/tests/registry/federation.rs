@@ -18,8 +18,8 @@ async fn introduce(world: &mut World, registries: &[(&'static str, &Registry)]) 
         for (domain, contact) in contacts {
             document
                 .members
-                .get_mut(&DomainName::new(domain).unwrap())
-                .unwrap()
+                .get_mut(&DomainName::new(domain).expect("test set-up"))
+                .expect("test set-up")
                 .contacts = vec![contact];
         }
     });

@@ -48,13 +48,19 @@ pub(crate) struct Registry {
 /// The number of a domain decides its blocks.
 fn member(domain: &str, number: u16, bundle: String) -> Member {
     Member {
-        domain: DomainName::new(domain).unwrap(),
+        domain: DomainName::new(domain).expect("test set-up"),
         trust_domain: format!("{domain}.test"),
         bundle: bundle.into_bytes(),
         roles: RoleIds::defaults(&format!("{domain}.test")),
         contacts: Vec::new(),
-        block4: Some(format!("10.80.{}.0/22", number * 4).parse().unwrap()),
-        block6: format!("fd00:1:2:3:{number}::/80").parse().unwrap(),
+        block4: Some(
+            format!("10.80.{}.0/22", number * 4)
+                .parse()
+                .expect("test set-up"),
+        ),
+        block6: format!("fd00:1:2:3:{number}::/80")
+            .parse()
+            .expect("test set-up"),
         generation: Generation(1),
         not_after: None,
         revoked: false,
@@ -71,7 +77,8 @@ impl World {
         let mut authorities = BTreeMap::new();
         let mut members = BTreeMap::new();
         for (number, domain) in (1..).zip(domains) {
-            let authority = Authority::create(&format!("{domain}.test"), clock::wall()).unwrap();
+            let authority =
+                Authority::create(&format!("{domain}.test"), clock::wall()).expect("test set-up");
             let member = member(domain, number, authority.bundle_pem());
             members.insert(member.domain.clone(), member);
             authorities.insert(*domain, authority);
@@ -80,20 +87,20 @@ impl World {
             uid: NetworkUid::derive(&nonce, &admin_keys),
             nonce,
             version: 1,
-            name: NetworkName::new("red").unwrap(),
+            name: NetworkName::new("red").expect("test set-up"),
             zone: "red.vl3".to_owned(),
-            pool6: "fd00:1:2:3::/64".parse().unwrap(),
-            pool4: Some("10.80.0.0/16".parse().unwrap()),
+            pool6: "fd00:1:2:3::/64".parse().expect("test set-up"),
+            pool4: Some("10.80.0.0/16".parse().expect("test set-up")),
             admin_keys,
             members,
             policy: Policy::default(),
         };
-        let chain = Chain::verify(vec![sign(document, &[&admin])]).unwrap();
+        let chain = Chain::verify(vec![sign(document, &[&admin])]).expect("test set-up");
         Self {
             admin,
             authorities,
             chain,
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().expect("test set-up"),
         }
     }
 
@@ -106,7 +113,10 @@ impl World {
         let mut document = Document::clone(self.chain.document());
         document.version += 1;
         edit(&mut document);
-        self.chain = self.chain.extend(sign(document, &[&self.admin])).unwrap();
+        self.chain = self
+            .chain
+            .extend(sign(document, &[&self.admin]))
+            .expect("test set-up");
         self.chain.clone()
     }
 
@@ -114,7 +124,7 @@ impl World {
         Source::fixed(
             self.authorities[domain]
                 .identity(path, HOUR, clock::wall())
-                .unwrap(),
+                .expect("test set-up"),
         )
     }
 
@@ -125,8 +135,12 @@ impl World {
     }
 
     pub(crate) async fn registry_on_disk(&self, domain: &'static str, file: &Path) -> Registry {
-        self.registry_with(domain, Box::new(Redb::open(file).unwrap()), |_| {})
-            .await
+        self.registry_with(
+            domain,
+            Box::new(Redb::open(file).expect("test set-up")),
+            |_| {},
+        )
+        .await
     }
 
     pub(crate) async fn registry_with(
@@ -139,8 +153,8 @@ impl World {
         let common = Common::in_dir("registry", domain, &self.dir.path().join(domain));
         let ctx = RoleContext::new(common, source);
         let mut config = Config {
-            domain: DomainName::new(domain).unwrap(),
-            listen: vec!["tcp://127.0.0.1:0".parse().unwrap()],
+            domain: DomainName::new(domain).expect("test set-up"),
+            listen: vec!["tcp://127.0.0.1:0".parse().expect("test set-up")],
             networks: vec![NetworkConfig {
                 document: "test".into(),
                 chain: self.chain.clone(),
@@ -154,7 +168,7 @@ impl World {
         };
         edit(&mut config);
         let shutdown = ctx.shutdown.clone();
-        let running = start(config, ctx, store).await.unwrap();
+        let running = start(config, ctx, store).await.expect("test set-up");
         let listen = running.addresses[0].clone();
         Registry {
             listen,
@@ -168,7 +182,7 @@ impl World {
         let trust = vl3_identity::Trust::new(&source);
         trust
             .set_document(self.chain.document(), clock::wall())
-            .unwrap();
+            .expect("test set-up");
         Dialer::new(source, trust)
     }
 
@@ -185,7 +199,7 @@ impl World {
 
     pub(crate) async fn client(&self, domain: &str, path: &str, to: &Registry) -> Client {
         Client {
-            connection: self.dial(domain, path, to).await.unwrap(),
+            connection: self.dial(domain, path, to).await.expect("test set-up"),
             uid: self.uid(),
         }
     }
@@ -198,7 +212,7 @@ impl World {
 
     pub(crate) fn acquire(&self, domain: &str, instance: u8) -> Acquire {
         Acquire {
-            router: RouterName::new(&format!("red-{domain}")).unwrap(),
+            router: RouterName::new(&format!("red-{domain}")).expect("test set-up"),
             instance: InstanceId([instance; 16]),
             held: None,
             prefix_len4: None,
@@ -214,7 +228,7 @@ impl World {
             proto: "1-1".to_owned(),
             role: "router".to_owned(),
             uid: self.uid(),
-            domain: DomainName::new(domain).unwrap(),
+            domain: DomainName::new(domain).expect("test set-up"),
             name: name.clone(),
             generation: Generation(generation),
             dials_only: false,
@@ -235,7 +249,7 @@ impl Registry {
     /// As on SIGTERM.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        self.running.wait().await.unwrap();
+        self.running.wait().await.expect("test set-up");
     }
 
     /// `host:port`, as a document's contact.
@@ -284,9 +298,15 @@ impl Client {
             .endpoints()
             .find(query(service, false))
             .await
-            .unwrap()
+            .expect("test set-up")
             .into_inner();
-        let found = stream.map(|found| found.unwrap().network_service_endpoint.unwrap().name);
+        let found = stream.map(|found| {
+            found
+                .expect("test set-up")
+                .network_service_endpoint
+                .expect("test set-up")
+                .name
+        });
         found.collect().await
     }
 
@@ -294,7 +314,7 @@ impl Client {
         self.endpoints()
             .find(query(service, true))
             .await
-            .unwrap()
+            .expect("test set-up")
             .into_inner()
     }
 
@@ -303,14 +323,14 @@ impl Client {
         let reply = IpamClient::new(self.connection.plain())
             .acquire(request)
             .await?;
-        Ok(decode_granted(reply.get_ref()).unwrap())
+        Ok(decode_granted(reply.get_ref()).expect("test set-up"))
     }
 
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Granted, tonic::Status> {
         let reply = IpamClient::new(self.connection.plain())
             .renew(encode_renew(lease))
             .await?;
-        Ok(decode_granted(reply.get_ref()).unwrap())
+        Ok(decode_granted(reply.get_ref()).expect("test set-up"))
     }
 
     pub(crate) async fn publish(&self, chain: &Chain) -> PublishReply {
@@ -318,7 +338,7 @@ impl Client {
         client
             .publish(encode_chain(chain))
             .await
-            .unwrap()
+            .expect("test set-up")
             .into_inner()
     }
 }
@@ -342,8 +362,14 @@ pub(crate) fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
 /// The next event: name and whether it is gone.
 pub(crate) async fn event(events: &mut Events) -> (String, bool) {
     let event = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
-    let event = event.expect("an event within 20 s").unwrap().unwrap();
-    (event.network_service_endpoint.unwrap().name, event.deleted)
+    let event = event
+        .expect("an event within 20 s")
+        .expect("test set-up")
+        .expect("test set-up");
+    (
+        event.network_service_endpoint.expect("test set-up").name,
+        event.deleted,
+    )
 }
 
 /// Waits for a level.

@@ -1,7 +1,7 @@
 //! The machine's state, its start from the journal, and the order of its effects.
 
 use core::mem;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::api::{Alarm, Config, Effect, Input, Peer, Refusal};
 use super::names::Names;
@@ -32,6 +32,8 @@ pub struct RegistryMachine {
     pub(super) speakers: BTreeMap<DomainName, Peer>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
+    /// Who is a live member of what.
+    pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     journal: Journal,
     /// Set when the journal failed: nothing is promised any more.
     halted: Option<String>,
@@ -103,6 +105,7 @@ impl RegistryMachine {
             federation,
             speakers: BTreeMap::new(),
             membership_check: Some(now.mono),
+            live: BTreeSet::new(),
             journal: Journal {
                 length: boot.records.len(),
                 ..Journal::default()

@@ -1,7 +1,7 @@
 //! What documents and other registries' words mean for this one.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::api::{Alarm, Effect, Peer, Query, Refusal, WatchEvent};
 use super::machine::RegistryMachine;
@@ -28,6 +28,11 @@ impl RegistryMachine {
                 .map(|member| member.domain.clone())
         });
         let expected = self.federation.dialled(stream).cloned();
+        if matches!(stream, StreamId::Dialled(_)) && expected.is_none() {
+            // Given up while it was being dialled.
+            let reason = "nobody waits for it any more".to_owned();
+            return out.push(Effect::CloseStream { stream, reason });
+        }
         let speaker = speaker.filter(|domain| {
             *domain != self.config.domain
                 && expected.as_ref().is_none_or(|expected| expected == domain)
@@ -271,6 +276,7 @@ impl RegistryMachine {
         let mut members: BTreeMap<DomainName, Membership> = BTreeMap::new();
         let mut dials_only = false;
         let mut ends = Vec::new();
+        let mut live = BTreeSet::new();
         for network in self.networks.values() {
             let document = network.store.document();
             let uid = document.uid;
@@ -278,6 +284,11 @@ impl RegistryMachine {
                 document
                     .live_members(now.wall)
                     .filter_map(|member| member.not_after),
+            );
+            live.extend(
+                document
+                    .live_members(now.wall)
+                    .map(|member| (uid, member.domain.clone())),
             );
             let Some(own) = document.member(&self.config.domain, now.wall) else {
                 continue;
@@ -292,6 +303,14 @@ impl RegistryMachine {
                         membership.contacts.push(contact.clone());
                     }
                 }
+            }
+        }
+        let ended: BTreeSet<_> = self.live.difference(&live).map(|(uid, _)| *uid).collect();
+        self.live = live;
+        for uid in ended {
+            // Also where it ended by time alone: its certificates count no more.
+            if let Some(chain) = self.document(uid).cloned() {
+                self.say(Effect::DocumentChanged { chain }, out);
             }
         }
         // A wall-clock end becomes a remaining time; a clock that stepped is looked at again.
