@@ -17,7 +17,11 @@ const WORKER_THREADS_MAX: usize = 4;
 const STACK_BYTES: usize = 2 << 20;
 
 #[derive(Debug, Parser)]
-#[command(name = "vl3", version, about = "Private, encrypted, flat IP networks across clusters and sites")]
+#[command(
+    name = "vl3",
+    version,
+    about = "Private, encrypted, flat IP networks across clusters and sites"
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -103,13 +107,21 @@ pub(crate) struct Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { error, next: None, code: 1 }
+        Self {
+            error,
+            next: None,
+            code: 1,
+        }
     }
 }
 
 impl Failure {
     pub(crate) fn with_next(error: anyhow::Error, next: impl Into<String>) -> Self {
-        Self { error, next: Some(next.into()), code: 1 }
+        Self {
+            error,
+            next: Some(next.into()),
+            code: 1,
+        }
     }
 }
 
@@ -118,10 +130,14 @@ pub(crate) fn main() -> ExitCode {
     let out = Output::stdout();
     let result = match cli.verb {
         Verb::Registry(args) => role(&args, &out, registry_federation::run),
-        Verb::Router(RouterArgs { action: Some(RouterAction::Leave { target }), .. }) => {
-            block_on(leave(target, &out))
-        }
-        Verb::Router(RouterArgs { role: args, action: None }) => role(&args, &out, vl3_router::run),
+        Verb::Router(RouterArgs {
+            action: Some(RouterAction::Leave { target }),
+            ..
+        }) => block_on(leave(target, &out)),
+        Verb::Router(RouterArgs {
+            role: args,
+            action: None,
+        }) => role(&args, &out, vl3_router::run),
         Verb::Dns(args) => role(&args, &out, dns_fanout::run),
         Verb::Client(args) => role(&args, &out, vl3_client::run),
         Verb::Identity(verb) => identity::run(verb, &out),
@@ -153,20 +169,32 @@ where
 {
     let loaded: Loaded<C> = load(&args.flags()).map_err(|invalid| invalid_config::<C>(invalid))?;
     if args.check_config {
-        out.line(&format!("the configuration of {} {} is fine", C::ROLE, loaded.common.name));
+        out.line(&format!(
+            "the configuration of {} {} is fine",
+            C::ROLE,
+            loaded.common.name
+        ));
         return Ok(());
     }
     let name = loaded.common.name.clone();
     block_on(async {
         run_role(loaded, run).await.map_err(|error| {
-            let next = format!("vl3 {} --check-config, or vl3 status {name} when it runs elsewhere", C::ROLE);
+            let next = format!(
+                "vl3 {} --check-config, or vl3 status {name} when it runs elsewhere",
+                C::ROLE
+            );
             Failure::with_next(error, next)
         })
     })
 }
 
 async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
-    status::command(target.as_deref(), "leave").await?;
+    status::command(target.as_deref(), "leave")
+        .await
+        .map_err(|failure| Failure {
+            next: failure.next.or(Some("vl3 status".to_owned())),
+            ..failure
+        })?;
     out.line("the router has left its network");
     Ok(())
 }
@@ -174,9 +202,16 @@ async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
 fn invalid_config<C: Configure>(invalid: Invalid) -> Failure {
     let next = match &invalid.file {
         Some(file) => format!("vl3 {} --config {} --check-config", C::ROLE, file.display()),
-        None => format!("vl3 {} --config FILE (examples are in deploy/examples)", C::ROLE),
+        None => format!(
+            "vl3 {} --config FILE (examples are in deploy/examples)",
+            C::ROLE
+        ),
     };
-    Failure { error: invalid.into(), next: Some(next), code: 2 }
+    Failure {
+        error: invalid.into(),
+        next: Some(next),
+        code: 2,
+    }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -211,7 +246,10 @@ impl RoleArgs {
                 set.push((key.to_owned(), value.clone(), flag.to_owned()));
             }
         }
-        Flags { config: self.config.clone(), set }
+        Flags {
+            config: self.config.clone(),
+            set,
+        }
     }
 }
 

@@ -80,13 +80,24 @@ pub(crate) fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
                 Failure::with_next(error.into(), "vl3 identity init east.example")
             })?;
             authority.store(&ca).map_err(|error| already(error, &ca))?;
-            out.line(&format!("made the CA of {trust_domain} in {}", ca.display()));
+            out.line(&format!(
+                "made the CA of {trust_domain} in {}",
+                ca.display()
+            ));
             out.line("keep ca-key.pem to yourself; next: vl3 identity issue router NAME");
         }
-        Verb::Issue { role, name, ttl, ca, out: dir } => {
+        Verb::Issue {
+            role,
+            name,
+            ttl,
+            ca,
+            out: dir,
+        } => {
             let authority = open(&ca)?;
             let now = clock::wall();
-            let issued = authority.issue(&role.path(&name), ttl, now).map_err(anyhow::Error::from)?;
+            let issued = authority
+                .issue(&role.path(&name), ttl, now)
+                .map_err(anyhow::Error::from)?;
             let dir = dir.unwrap_or_else(|| PathBuf::from(format!("{}-{name}", role.word())));
             issued.store(&dir).map_err(anyhow::Error::from)?;
             out.line(&format!(
@@ -104,7 +115,10 @@ pub(crate) fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
 
 fn open(ca: &Path) -> Result<Authority, Failure> {
     Authority::load(ca).map_err(|error| {
-        Failure::with_next(error.into(), format!("vl3 identity init TRUST_DOMAIN --ca {}", ca.display()))
+        Failure::with_next(
+            error.into(),
+            format!("vl3 identity init TRUST_DOMAIN --ca {}", ca.display()),
+        )
     })
 }
 
@@ -121,5 +135,7 @@ fn already(error: Error, ca: &Path) -> Failure {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    Duration::from_text(text).filter(|ttl| !ttl.is_zero()).ok_or_else(|| format!("must be {}", Duration::ALLOWED))
+    Duration::from_text(text)
+        .filter(|ttl| !ttl.is_zero())
+        .ok_or_else(|| format!("must be {}", Duration::ALLOWED))
 }

@@ -12,7 +12,9 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn stdout() -> Self {
-        Self { terminal: io::stdout().is_terminal() }
+        Self {
+            terminal: io::stdout().is_terminal(),
+        }
     }
 
     pub(crate) fn text(&self, text: &str) {
@@ -35,7 +37,11 @@ impl Output {
 
     /// Moves to the top of an empty screen; an empty line where there is no screen.
     pub(crate) fn clear(&self) {
-        self.text(if self.terminal { "\u{1b}[H\u{1b}[2J" } else { "\n" });
+        self.text(if self.terminal {
+            "\u{1b}[H\u{1b}[2J"
+        } else {
+            "\n"
+        });
     }
 }
 
@@ -51,7 +57,11 @@ pub(crate) fn table(header: &[String]) -> Table {
 /// An error for people, with the next command to try.
 pub(crate) fn report(error: &anyhow::Error, next: Option<&str>) {
     let mut stderr = io::stderr().lock();
-    let word = if stderr.is_terminal() { "\u{1b}[1;31merror\u{1b}[0m" } else { "error" };
+    let word = if stderr.is_terminal() {
+        "\u{1b}[1;31merror\u{1b}[0m"
+    } else {
+        "error"
+    };
     // Nobody left to tell.
     let _closed = writeln!(stderr, "{word}: {error:#}");
     if let Some(next) = next {

@@ -67,16 +67,25 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
 pub(crate) async fn command(target: Option<&str>, name: &str) -> Result<Value, Failure> {
     let sockets = sockets(target)?;
     let [socket] = sockets.as_slice() else {
-        return Err(Failure::with_next(anyhow!("several roles run here; say which"), "vl3 status"));
+        return Err(Failure::with_next(
+            anyhow!("several roles run here; say which"),
+            "vl3 status",
+        ));
     };
-    call(socket, "POST", &format!("/command/{name}")).await.map_err(Failure::from)
+    call(socket, "POST", &format!("/command/{name}"))
+        .await
+        .map_err(Failure::from)
 }
 
 /// The admin sockets that a target means.
 fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
     if let Some(path) = target.filter(|target| target.contains('/')) {
         let path = PathBuf::from(path);
-        return Ok(vec![if path.is_dir() { path.join("admin.sock") } else { path }]);
+        return Ok(vec![if path.is_dir() {
+            path.join("admin.sock")
+        } else {
+            path
+        }]);
     }
     let mut found = Vec::new();
     let mut names = Vec::new();
@@ -105,7 +114,11 @@ fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
             "vl3 status PATH-OF-RUN_DIR, or vl3 demo for a whole network on this machine",
         ),
         (target, false) => Failure::with_next(
-            anyhow!("no role {} runs here; running: {}", target.unwrap_or_default(), names.join(", ")),
+            anyhow!(
+                "no role {} runs here; running: {}",
+                target.unwrap_or_default(),
+                names.join(", ")
+            ),
             "vl3 status",
         ),
     })
@@ -117,26 +130,38 @@ async fn call(socket: &Path, method: &str, path: &str) -> anyhow::Result<Value> 
         let mut stream = UnixStream::connect(socket)
             .await
             .with_context(|| format!("connect to {}", socket.display()))?;
-        stream.write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .await?;
         let mut answer = Vec::new();
-        stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+        stream
+            .take(ANSWER_BYTES_MAX)
+            .read_to_end(&mut answer)
+            .await?;
         Ok::<_, anyhow::Error>(answer)
     };
     let answer = tokio::time::timeout(ANSWER_LIMIT, exchange)
         .await
         .map_err(|_| anyhow!("{} does not answer", socket.display()))??;
     let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").context("read the answer: no HTTP")?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .context("read the answer: no HTTP")?;
     let code = head.split_whitespace().nth(1).unwrap_or_default();
     let body: Value = serde_json::from_str(body).context("read the answer: no JSON")?;
     if code != "200" {
-        bail!("{}", body.get("error").and_then(Value::as_str).unwrap_or(code));
+        bail!(
+            "{}",
+            body.get("error").and_then(Value::as_str).unwrap_or(code)
+        );
     }
     Ok(body)
 }
 
 fn show(status: &Value, out: &Output) {
-    let Some(status) = status.as_object() else { return };
+    let Some(status) = status.as_object() else {
+        return;
+    };
     let text = |key: &str| status.get(key).map(cell).unwrap_or_default();
     let ready = if status.get("ready") == Some(&Value::Bool(true)) {
         "ready".to_owned()
@@ -146,7 +171,10 @@ fn show(status: &Value, out: &Output) {
     let role = text("role");
     out.heading(&format!("{role} {}: {ready}", text("name")));
     if let Some(identity) = status.get("identity").and_then(Value::as_object) {
-        let expires = identity.get("expires_in_seconds").and_then(Value::as_u64).unwrap_or(0);
+        let expires = identity
+            .get("expires_in_seconds")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
         let id = identity.get("id").map(cell).unwrap_or_default();
         out.line(&format!("  identity {id}, expires in {expires}s"));
     }
@@ -169,7 +197,9 @@ fn show_details(details: &Map<String, Value>, out: &Output) {
         }
     }
     for (key, value) in details {
-        let Some(rows) = rows(value).filter(|rows| !rows.is_empty()) else { continue };
+        let Some(rows) = rows(value).filter(|rows| !rows.is_empty()) else {
+            continue;
+        };
         out.line("");
         out.heading(&format!("  {}", key.replace('_', " ")));
         for line in render(&rows) {
@@ -183,9 +213,17 @@ fn render(rows: &[Map<String, Value>]) -> Vec<String> {
     let columns = columns(rows);
     let mut wide = table(&columns);
     for row in rows {
-        wide.add_row(columns.iter().map(|column| row.get(column).map(cell).unwrap_or_default()));
+        wide.add_row(
+            columns
+                .iter()
+                .map(|column| row.get(column).map(cell).unwrap_or_default()),
+        );
     }
-    let lines: Vec<String> = wide.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+    let lines: Vec<String> = wide
+        .to_string()
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
     if lines.iter().all(|line| line.chars().count() <= WIDTH_MAX) {
         return lines;
     }
@@ -197,7 +235,11 @@ fn render(rows: &[Map<String, Value>]) -> Vec<String> {
         }
         for column in &columns {
             let text = row.get(column).map(cell).unwrap_or_default();
-            lines.push(format!(" {:width$}  {text}", column.to_uppercase()).trim_end().to_owned());
+            lines.push(
+                format!(" {:width$}  {text}", column.to_uppercase())
+                    .trim_end()
+                    .to_owned(),
+            );
         }
     }
     lines
@@ -206,14 +248,16 @@ fn render(rows: &[Map<String, Value>]) -> Vec<String> {
 /// A list of objects, or an object of objects with its key as `name`.
 fn rows(value: &Value) -> Option<Vec<Map<String, Value>>> {
     match value {
-        Value::Array(elements) => {
-            elements.iter().map(|element| element.as_object().cloned()).collect::<Option<Vec<_>>>()
-        }
+        Value::Array(elements) => elements
+            .iter()
+            .map(|element| element.as_object().cloned())
+            .collect::<Option<Vec<_>>>(),
         Value::Object(entries) if !entries.is_empty() => entries
             .iter()
             .map(|(name, entry)| {
                 let mut row = entry.as_object()?.clone();
-                row.entry("name").or_insert_with(|| Value::from(name.as_str()));
+                row.entry("name")
+                    .or_insert_with(|| Value::from(name.as_str()));
                 Some(row)
             })
             .collect(),
@@ -238,12 +282,14 @@ fn cell(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(elements) => elements.iter().map(cell).collect::<Vec<_>>().join(", "),
-        Value::Object(entries) => {
-            entries.iter().map(|(key, value)| format!("{key}={}", cell(value))).collect::<Vec<_>>().join(" ")
-        }
-        Value::Number(number) if number.is_f64() => {
-            number.as_f64().map_or_else(|| number.to_string(), |float| format!("{float:.2}"))
-        }
+        Value::Object(entries) => entries
+            .iter()
+            .map(|(key, value)| format!("{key}={}", cell(value)))
+            .collect::<Vec<_>>()
+            .join(" "),
+        Value::Number(number) if number.is_f64() => number
+            .as_f64()
+            .map_or_else(|| number.to_string(), |float| format!("{float:.2}")),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
@@ -260,10 +306,14 @@ mod tests {
 
     #[test]
     fn lists_of_objects_are_tables_with_the_name_first() {
-        let peers = json!([{ "class": "Own", "name": "a", "rtt": 1.23456 }, { "name": "b", "mtu": 1420 }]);
+        let peers =
+            json!([{ "class": "Own", "name": "a", "rtt": 1.23456 }, { "name": "b", "mtu": 1420 }]);
         let lines = lines(&peers);
         assert!(lines[0].trim_start().starts_with("NAME"), "{lines:?}");
-        assert!(lines[1].contains("1.23") && !lines[1].contains("1.234"), "{lines:?}");
+        assert!(
+            lines[1].contains("1.23") && !lines[1].contains("1.234"),
+            "{lines:?}"
+        );
         assert_eq!(lines.len(), 3);
     }
 

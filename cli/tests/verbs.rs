@@ -14,7 +14,11 @@ fn vl3(dir: &Path, words: &[&str]) -> Output {
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn fine(dir: &Path, words: &[&str]) -> String {
@@ -37,17 +41,48 @@ fn an_identity_and_a_document_are_enough_for_a_registry_and_a_router() {
     fine(dir, &["network", "init", "red", "--pool4", "10.80.0.0/16"]);
     fine(
         dir,
-        &["network", "add-member", "red.vl3net", "--domain", "east", "--trust-domain", "east.test", "--bundle", "east.pem", "--contact", "192.0.2.1:5002"],
+        &[
+            "network",
+            "add-member",
+            "red.vl3net",
+            "--domain",
+            "east",
+            "--trust-domain",
+            "east.test",
+            "--bundle",
+            "east.pem",
+            "--contact",
+            "192.0.2.1:5002",
+        ],
     );
     let shown = fine(dir, &["network", "show", "red.vl3net"]);
-    let uid = shown.lines().find_map(|line| line.strip_prefix("uid")).unwrap().trim().to_owned();
+    let uid = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("uid"))
+        .unwrap()
+        .trim()
+        .to_owned();
     let common = "domain = \"east\"\nidentity.dir = \"a\"\n";
     let network = format!("document = \"red.vl3net\"\nuid = \"{uid}\"\n");
-    std::fs::write(dir.join("registry.toml"), format!("{common}[[network]]\n{network}")).unwrap();
-    std::fs::write(dir.join("router.toml"), format!("{common}registry = \"tcp://192.0.2.1:5002\"\n[network]\n{network}")).unwrap();
+    std::fs::write(
+        dir.join("registry.toml"),
+        format!("{common}[[network]]\n{network}"),
+    )
+    .unwrap();
+    std::fs::write(
+        dir.join("router.toml"),
+        format!("{common}registry = \"tcp://192.0.2.1:5002\"\n[network]\n{network}"),
+    )
+    .unwrap();
     for role in ["registry", "router"] {
-        let said = fine(dir, &[role, "--config", &format!("{role}.toml"), "--check-config"]);
-        assert_eq!(said, format!("the configuration of {role} {role} is fine\n"));
+        let said = fine(
+            dir,
+            &[role, "--config", &format!("{role}.toml"), "--check-config"],
+        );
+        assert_eq!(
+            said,
+            format!("the configuration of {role} {role} is fine\n")
+        );
     }
 }
 
@@ -55,8 +90,23 @@ fn an_identity_and_a_document_are_enough_for_a_registry_and_a_router() {
 fn mistakes_of_a_configuration_are_all_named_and_the_exit_code_is_2() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    std::fs::write(dir.join("router.toml"), "domian = \"east\"\nregistry = 7\n[network]\nuid = \"x\"\n").unwrap();
-    let output = vl3(dir, &["router", "--config", "router.toml", "--set", "workers=none", "--set", "color=red"]);
+    std::fs::write(
+        dir.join("router.toml"),
+        "domian = \"east\"\nregistry = 7\n[network]\nuid = \"x\"\n",
+    )
+    .unwrap();
+    let output = vl3(
+        dir,
+        &[
+            "router",
+            "--config",
+            "router.toml",
+            "--set",
+            "workers=none",
+            "--set",
+            "color=red",
+        ],
+    );
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output);
     for part in [
@@ -79,8 +129,14 @@ fn errors_end_with_the_next_command_to_try() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     for (words, next) in [
-        (&["identity", "issue", "router", "a"][..], "try: vl3 identity init TRUST_DOMAIN --ca vl3-ca"),
-        (&["identity", "init", "Not A Domain"], "try: vl3 identity init east.example"),
+        (
+            &["identity", "issue", "router", "a"][..],
+            "try: vl3 identity init TRUST_DOMAIN --ca vl3-ca",
+        ),
+        (
+            &["identity", "init", "Not A Domain"],
+            "try: vl3 identity init east.example",
+        ),
         (&["status", "./nowhere"], "try: vl3 status"),
         (&["router", "leave", "./nowhere"], "try: vl3 status"),
     ] {
@@ -96,7 +152,11 @@ fn a_second_ca_never_replaces_the_first() {
     fine(dir.path(), &["identity", "init", "east.test"]);
     let before = fine(dir.path(), &["identity", "bundle"]);
     let output = vl3(dir.path(), &["identity", "init", "east.test"]);
-    assert!(text(&output).contains("holds a CA already"), "{}", text(&output));
+    assert!(
+        text(&output).contains("holds a CA already"),
+        "{}",
+        text(&output)
+    );
     assert_eq!(fine(dir.path(), &["identity", "bundle"]), before);
 }
 
