@@ -10,7 +10,7 @@ use vl3_core::machine::Ticket;
 use vl3_core::registry::{
     Boot, CallId, Command, Config, Effect, Input, Peer, Record, RegistryMachine, WatcherId,
 };
-use vl3_core::{Machine as _, Outbox};
+use vl3_core::{Machine as _, Mono, Outbox};
 
 use crate::broken::Broken;
 use crate::cast::{Cast, domain_name, registry_id, trust_domain};
@@ -18,6 +18,8 @@ use crate::disk::Disk;
 use crate::event::{CallBody, Event, Node, PipeBody, PipeKind, ReplyBody};
 use crate::faults::Fault;
 use crate::world::World;
+
+const RENEW_AFTER: Duration = Duration::from_secs(15);
 
 /// A name that nobody claims again is free after that.
 const NAME_LIFETIME: Duration = Duration::from_secs(20);
@@ -29,8 +31,10 @@ pub struct Registry {
     pub machine: Option<RegistryMachine>,
     pub disk: Disk<Record>,
     pub clock_offset: i64,
-    /// The next start is from a backup, or from nothing where something had been.
+    /// The journal is from a backup, or is empty where something had been. An operator takes
+    /// that word back once every router had the time to present its lease.
     pub restored: bool,
+    pub started: Mono,
     /// It says things that are not so.
     pub lies: bool,
     /// Nothing that was promised is on its way to the disk.
@@ -62,6 +66,7 @@ impl Registry {
             disk: Disk::default(),
             clock_offset: 0,
             restored: false,
+            started: Mono::default(),
             lies: false,
             idle: true,
             documents,
@@ -80,6 +85,7 @@ impl World {
             return Ok(());
         }
         registry.lives += 1;
+        registry.started = now.mono;
         registry.streams.clear();
         registry.idle = true;
         let mut epoch = [0; 16];
@@ -87,10 +93,10 @@ impl World {
         let boot = Boot {
             documents: registry.documents.clone(),
             records: registry.disk.records().to_vec(),
-            restored: core::mem::take(&mut registry.restored),
+            restored: registry.restored,
         };
         let mut config = Config::new(domain_name(index), registry_id(index), epoch, seed);
-        config.allocator.renew_after = Duration::from_secs(15);
+        config.allocator.renew_after = RENEW_AFTER;
         config.rewrite_after = 200;
         config.name_lifetime = NAME_LIFETIME;
         let machine = RegistryMachine::boot(config, boot, now).map_err(|error| {
@@ -107,9 +113,13 @@ impl World {
 
     pub fn crash_registry(&mut self, index: usize) {
         let life = self.life(Node::Registry(index));
+        let now = self.now;
         let registry = &mut self.registries[index];
         if registry.machine.take().is_none() {
             return;
+        }
+        if now.saturating_since(registry.started) > RENEW_AFTER * 3 {
+            registry.restored = false;
         }
         registry.disk.crash(&mut self.rng);
         self.note(&life.node, format_args!("crashes"));
