@@ -1,7 +1,7 @@
 //! What a registry keeps: a journal (documents, leases, names) and objects (services,
 //! endpoints), behind two traits, with an engine in memory and one in a file.
 //!
-//! Engines are synchronous and owned by one writer thread ([`writer`]).
+//! Engines are synchronous and owned by one writer thread.
 
 mod codec;
 mod memory;
