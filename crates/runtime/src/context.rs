@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -38,6 +38,8 @@ pub struct RoleContext {
 
 #[derive(Default)]
 pub(crate) struct Hooks {
+    /// One for the role: each new one has a task that follows the bundles.
+    dialer: OnceLock<Dialer>,
     pub(crate) status: Mutex<Option<StatusHook>>,
     pub(crate) commands: Mutex<BTreeMap<&'static str, CommandHook>>,
 }
@@ -82,7 +84,8 @@ impl RoleContext {
 
     /// Dials with this role's identity and trust.
     pub fn dialer(&self) -> Dialer {
-        Dialer::new(self.identity.clone(), self.trust.clone())
+        let new = || Dialer::new(self.identity.clone(), self.trust.clone());
+        self.hooks.dialer.get_or_init(new).clone()
     }
 
     /// Serves with this role's identity, trust, readiness and shutdown.
