@@ -9,7 +9,6 @@ use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use vl3_lab::{Host, ProcessSpec};
 use vl3_net::fdpass::{Connection, Listener};
 
@@ -35,6 +34,8 @@ struct Reply {
 
 /// Commands run at once; one more waits.
 const EXECS_MAX: usize = 32;
+
+const POLL: std::time::Duration = std::time::Duration::from_millis(50);
 
 fn address(name: &str) -> String {
     format!("vl3-{name}")
@@ -184,15 +185,8 @@ pub(super) async fn ask(name: &str, request: &Request) -> anyhow::Result<u8> {
 }
 
 /// Waits until a kept demo is gone: its end closes the socket.
-pub(super) async fn wait_gone(name: &str) -> oneshot::Receiver<()> {
-    let (gone, wait) = oneshot::channel();
-    let name = name.to_owned();
-    tokio::spawn(async move {
-        while Connection::connect_abstract(&address(&name)).is_ok() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        // The waiter may have given up.
-        let _ = gone.send(());
-    });
-    wait
+pub(super) async fn wait_gone(name: &str) {
+    while Connection::connect_abstract(&address(name)).is_ok() {
+        tokio::time::sleep(POLL).await;
+    }
 }

@@ -10,7 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use vl3_identity::authority::Authority;
 use vl3_lab::{Host, ProcessSpec, Site};
 
-use super::plan::{BLOCK_V4_LEN, EXCLUDED, NetworkPlan, POOL_V4, REGISTRY_PORT, trust_domain};
+use super::plan::{EXCLUDED, NetworkPlan, POOL_V4, REGISTRY_PORT, trust_domain};
 use super::service::OWN_PROGRAM;
 
 /// A verb that answers to nobody for this long is broken.
@@ -126,7 +126,7 @@ impl Network {
         member: &Member,
     ) -> anyhow::Result<()> {
         let trust_domain = trust_domain(member.domain);
-        let block = format!("/{BLOCK_V4_LEN}");
+        let block = self.plan.block_v4(member.domain);
         let arguments: [&OsStr; 15] = [
             "network".as_ref(),
             "add-member".as_ref(),

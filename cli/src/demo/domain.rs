@@ -18,10 +18,6 @@ use super::workload::Workload;
 /// Of the certificates; the demo is over long before.
 const SVID_LIFETIME: Duration = Duration::from_secs(3600 * 24);
 
-/// The first addresses of workloads in east's prefixes, 1 to 7, as further exclusions. Not the
-/// router's own, to which it needs a route.
-const SHARED_PART: &str = ", \"10.80.0.1/32\", \"10.80.0.2/31\", \"10.80.0.4/30\"";
-
 /// How long a role may take to become ready.
 pub(super) const READY_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -153,15 +149,7 @@ impl Domain {
         networks: &[Network],
     ) -> anyhow::Result<Workload> {
         issue(&self.authority, base, "client", plan.name)?;
-        // An address held in one network hides the equal one of a stranger in the other: who is in
-        // both takes its own from a part where nobody else is.
-        let part = if plan.networks.len() > 1 {
-            SHARED_PART
-        } else {
-            ""
-        };
-        let mut keys =
-            format!("resolv_conf = \"/etc/resolv.conf\"\nexclude = [{EXCLUDED:?}{part}]\n");
+        let mut keys = format!("resolv_conf = \"/etc/resolv.conf\"\nexclude = [{EXCLUDED:?}]\n");
         for (name, mechanism) in plan.networks {
             let network = networks
                 .iter()

@@ -75,10 +75,9 @@ fn ask(name: &str, request: &Request) -> anyhow::Result<u8> {
 fn down(name: &str) -> anyhow::Result<u8> {
     block_on(async {
         control::ask(name, &Request::Down).await?;
-        let gone = control::wait_gone(name).await;
-        tokio::time::timeout(DOWN_MAX, gone)
+        tokio::time::timeout(DOWN_MAX, control::wait_gone(name))
             .await
-            .context("the demo does not end")??;
+            .context("the demo does not end")?;
         Ok(0)
     })
 }

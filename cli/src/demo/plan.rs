@@ -5,7 +5,8 @@
 pub(super) struct NetworkPlan {
     pub(super) name: &'static str,
     pub(super) zone: &'static str,
-    pub(super) domains: &'static [&'static str],
+    /// Each with its IPv4 block: a size, or a prefix where it matters which.
+    pub(super) domains: &'static [(&'static str, &'static str)],
     /// Ports of its routers, the same at every site.
     pub(super) tcp_port: u16,
     pub(super) udp_port: u16,
@@ -18,26 +19,47 @@ pub(super) const POOL_V4: &str = "10.80.0.0/16";
 pub(super) const EXCLUDED: &str = "10.244.0.0/16";
 
 /// What a cluster's domain gets of the IPv4 pool.
-pub(super) const BLOCK_V4_LEN: u8 = 22;
+pub(super) const BLOCK_V4: &str = "/22";
 
 pub(super) const REGISTRY_PORT: u16 = 5002;
 
+/// West has one block in both networks, so that workloads of red and blue hold equal addresses.
+/// East has not: an address that a workload holds in one network hides the equal one of a
+/// stranger in the other, and one workload of east is in both.
 pub(super) const NETWORKS: [NetworkPlan; 2] = [
     NetworkPlan {
         name: "red",
         zone: "red.vl3",
-        domains: &["east", "west", "north"],
+        domains: &[
+            ("east", "10.80.0.0/22"),
+            ("west", "10.80.4.0/22"),
+            ("north", BLOCK_V4),
+        ],
         tcp_port: 5010,
         udp_port: 51820,
     },
     NetworkPlan {
         name: "blue",
         zone: "blue.vl3",
-        domains: &["east", "west"],
+        domains: &[("east", "10.80.16.0/22"), ("west", "10.80.4.0/22")],
         tcp_port: 5011,
         udp_port: 51821,
     },
 ];
+
+impl NetworkPlan {
+    pub(super) fn has(&self, domain: &str) -> bool {
+        self.domains.iter().any(|(name, _)| *name == domain)
+    }
+
+    /// Late domains take what is free.
+    pub(super) fn block_v4(&self, domain: &str) -> &'static str {
+        self.domains
+            .iter()
+            .find(|(name, _)| *name == domain)
+            .map_or(BLOCK_V4, |(_, block)| *block)
+    }
+}
 
 pub(super) const DOMAINS: [&str; 3] = ["east", "west", "north"];
 

@@ -71,7 +71,7 @@ impl World {
             let of: Vec<&Member> = plan
                 .domains
                 .iter()
-                .filter_map(|domain| members.get(domain))
+                .filter_map(|(domain, _)| members.get(domain))
                 .collect();
             let host = host.clone();
             async move { Network::create(base, &host, plan, &of).await }
@@ -86,7 +86,7 @@ impl World {
                 .context("every site has an authority")?;
             let of: Vec<&Network> = networks
                 .iter()
-                .filter(|network| network.plan.domains.contains(&name))
+                .filter(|network| network.plan.has(name))
                 .collect();
             domains.insert(name, Domain::prepare(base, name, site, authority, &of)?);
         }

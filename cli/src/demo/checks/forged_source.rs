@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use vl3_lab::{Datagram, tools, udp_packet};
 
+use serde_json::Value;
+
 use crate::demo::admin;
 use crate::demo::world::World;
 
@@ -89,12 +91,19 @@ fn listen(address: IpAddr) -> std::io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// A router counts for its whole data plane, a client per attachment.
 async fn counted(roles: &[(&str, &std::path::Path)]) -> anyhow::Result<u64> {
     let mut sum = 0;
     for (role, run_dir) in roles {
         let status = admin::status(run_dir).await?;
-        let count = status.pointer(&format!("/{role}/drops/{FORGED}"));
-        sum += count.and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let Some(status) = status.get(role) else {
+            continue;
+        };
+        let attachments = status.get("attachments").and_then(Value::as_array);
+        let counters = attachments.into_iter().flatten().chain([status]);
+        sum += counters
+            .filter_map(|of| of.get("drops")?.get(FORGED)?.as_u64())
+            .sum::<u64>();
     }
     Ok(sum)
 }
