@@ -14,24 +14,26 @@ pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
         .documents()
         .map(|chain| {
             let document = chain.document();
-            let members: Vec<_> = document
-                .members
-                .values()
-                .map(|member| {
-                    json!({
-                        "domain": member.domain.as_str(),
-                        "trust_domain": member.trust_domain,
-                        "live": member.is_live(now.wall),
-                        "contacts": member.contacts,
-                        "blocks": member.blocks().map(|block| block.to_string()).collect::<Vec<_>>(),
-                    })
-                })
-                .collect();
             json!({
                 "network": document.name.as_str(),
                 "uid": document.uid.to_string(),
                 "version": document.version,
-                "members": members,
+            })
+        })
+        .collect();
+    let members: Vec<_> = machine
+        .documents()
+        .flat_map(|chain| {
+            let document = chain.document();
+            document.members.values().map(|member| {
+                json!({
+                    "network": document.name.as_str(),
+                    "domain": member.domain.as_str(),
+                    "trust_domain": member.trust_domain,
+                    "live": member.is_live(now.wall),
+                    "contacts": member.contacts,
+                    "blocks": member.blocks().map(|block| block.to_string()).collect::<Vec<_>>(),
+                })
             })
         })
         .collect();
@@ -86,6 +88,7 @@ pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
     json!({
         "role": "registry",
         "networks": networks,
+        "members": members,
         "domains": domains,
         "leases": leases,
         "endpoints": endpoints,
