@@ -265,3 +265,68 @@ impl Attach {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use vl3_runtime::config::{Flags, Invalid, Loaded, load_from};
+
+    use super::*;
+
+    const UID: &str = "00112233445566778899aabbccddeeff";
+
+    fn read(text: &str) -> Result<Loaded<Config>, Invalid> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("client.toml");
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags {
+            config: Some(file),
+            set: Vec::new(),
+        };
+        load_from(&flags, [])
+    }
+
+    #[test]
+    fn the_examples_are_accepted() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        for (file, mechanism) in [
+            ("client-tun.toml", Mechanism::Tun),
+            ("client-wireguard.toml", Mechanism::Wireguard),
+        ] {
+            let text = std::fs::read_to_string(dir.join(file)).unwrap();
+            let config = read(&text.replace("NETWORK_UID", UID)).unwrap().config;
+            assert_eq!(config.attach[0].mechanism, mechanism, "{file}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let text = format!(
+            "identity.dir = \"/id\"\nregistri = \"x:1\"\ntoken_lifetime = \"1s\"\nexclude = [\"10.0.0.1/8\"]\n\
+             [[attach]]\nconnect_to = [\"tcp://192.0.2.1:5010\"]\nmechanism = \"tun\"\n\
+             interface = \"a-name-of-17-bytes\"\nworkers = 0\n\
+             [attach.network]\ndocument = \"red\"\nuid = \"{UID}\"\n\
+             [[attach]]\nconnect_to = [\"registry\"]\nmechanism = \"carrier\"\n\
+             [attach.network]\ndocument = \"red\"\nuid = \"xyz\"\n"
+        );
+        let problems = read(&text).unwrap_err().problems;
+        let keys: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        for key in [
+            "registri",
+            "token_lifetime",
+            "exclude[0]",
+            "attach[0].mechanism",
+            "attach[0].interface",
+            "attach[0].workers",
+            "attach[1].connect_to",
+            "attach[1].mechanism",
+            "attach[1].network.uid",
+        ] {
+            assert!(keys.contains(&key), "{key} is not in {keys:?}");
+        }
+    }
+}
