@@ -148,6 +148,7 @@ async fn only_routers_of_the_domain_lease_and_errors_name_the_field() {
     );
 }
 
+/// DNS rule R1.10.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_belongs_to_the_first_workload_that_took_it() {
     let world = World::new(&["east"]);

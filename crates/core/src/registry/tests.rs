@@ -90,6 +90,7 @@ fn a_fenced_router_does_not_come_back_into_view() {
     bench.call(&router(), bench.register(2)).unwrap();
 }
 
+/// DNS rule R1.10: the first identity holds the name, as long as it is claimed.
 #[test]
 fn a_name_ends_with_its_last_claim_or_with_the_lease() {
     let mut bench = Bench::new();
