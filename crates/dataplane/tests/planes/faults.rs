@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use vl3_core::forward::{DropReason, PortClass, PortId};
 
 use super::paths::pair;
-use super::world::{eventually, exchange, routes_to, stream};
+use super::world::{PATIENCE, eventually, exchange, routes_to, stream};
 
 const MIB: usize = 1 << 20;
 
@@ -72,6 +72,7 @@ fn a_flow_stays_in_order_under_one_two_and_four_workers() {
         let (_a, host_a, b, host_b) = pair(workers);
         let (from, to) = (host_a.udp(false), host_b.udp(false));
         exchange(&from, &to, b"up");
+        to.set_read_timeout(Some(PATIENCE)).unwrap();
         let target = to.local_addr().unwrap();
         let mut buffer = [0; 256];
         let mut next = 0u32;
