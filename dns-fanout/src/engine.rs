@@ -88,7 +88,24 @@ impl Engine {
         self.take_view(&mut inputs.views);
         let mut drained_by = None;
         loop {
-            let deadline = self.resolver.next_wake().map(|(at, _)| at);
+            let mut deadline = self.resolver.next_wake().map(|(at, _)| at);
+            // Before anything else: busy queues must not delay what is due.
+            if deadline.is_some_and(|deadline| deadline <= clock::mono()) {
+                self.resolver.wake(clock::now(), &mut self.outbox);
+                self.apply();
+                deadline = self.resolver.next_wake().map(|(at, _)| at);
+            }
+            self.metrics.totals(
+                &self.seen,
+                self.resolver.counters(),
+                self.resolver.in_flight(),
+            );
+            if self.seen != *self.resolver.counters() {
+                self.seen.clone_from(self.resolver.counters());
+            }
+            if drained_by.is_some() && self.asking.is_empty() && inputs.commands.is_empty() {
+                return Ok(());
+            }
             tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if drained_by.is_none() => {
@@ -104,10 +121,7 @@ impl Engine {
                         self.complete(completion);
                     }
                 }
-                () = clock::sleep_until(deadline) => {
-                    self.resolver.wake(clock::now(), &mut self.outbox);
-                    self.apply();
-                }
+                () = clock::sleep_until(deadline) => {}
                 command = inputs.commands.recv() => {
                     let Some(command) = command else { return Ok(()) };
                     self.command(command);
@@ -116,17 +130,6 @@ impl Engine {
                         self.command(command);
                     }
                 }
-            }
-            self.metrics.totals(
-                &self.seen,
-                self.resolver.counters(),
-                self.resolver.in_flight(),
-            );
-            if self.seen != *self.resolver.counters() {
-                self.seen.clone_from(self.resolver.counters());
-            }
-            if drained_by.is_some() && self.asking.is_empty() && inputs.commands.is_empty() {
-                return Ok(());
             }
         }
     }
@@ -186,8 +189,15 @@ impl Engine {
             .flat_map(|server| server.addresses.iter().copied())
             .collect();
         self.upstreams.keep_only(&servers);
-        for address in view.rejected_servers() {
-            tracing::warn!(%address, "a server to ask is our own listener; it is left out");
+        let rejected = view.rejected_servers();
+        if self
+            .resolver
+            .view()
+            .is_none_or(|before| before.rejected_servers() != rejected)
+        {
+            for address in rejected {
+                tracing::warn!(%address, "a server to ask is our own listener; it is left out");
+            }
         }
         self.input(ResolverInput::View(view));
     }

@@ -58,7 +58,11 @@ pub(crate) fn from_wire(
         )?);
     }
     let servers = state.servers.iter().map(server).collect::<Result<_, _>>()?;
-    let clients = state.clients.iter().map(client).collect::<Result<_, _>>()?;
+    let clients = state
+        .clients
+        .iter()
+        .filter_map(client)
+        .collect::<Result<_, _>>()?;
     Ok(ResolverState {
         sequence,
         domain: DomainName::new(&state.domain).map_err(|source| StateError::Name {
@@ -89,31 +93,21 @@ fn server(server: &wire::DomainServer) -> Result<DomainServer, StateError> {
     })
 }
 
-fn client(range: &wire::ClientRange) -> Result<(IpNet, ClientClass), StateError> {
-    let prefix = range
-        .prefix
-        .parse::<IpNet>()
-        .or_else(|error| {
-            range
-                .prefix
-                .parse::<IpAddr>()
-                .map(IpNet::from)
-                .map_err(|_| error)
-        })
-        .map_err(|_| value("clients.prefix", &range.prefix, "prefix"))?;
+/// A class that this version does not know is served by nobody's rule: left out.
+fn client(range: &wire::ClientRange) -> Option<Result<(IpNet, ClientClass), StateError>> {
     let class = match range.class() {
         wire::ClientClass::Member => ClientClass::Member,
         wire::ClientClass::Sibling => ClientClass::Sibling,
         wire::ClientClass::Remote => ClientClass::Remote,
-        wire::ClientClass::Unspecified => {
-            return Err(value(
-                "clients.class",
-                &range.class.to_string(),
-                "member, sibling or remote",
-            ));
-        }
+        wire::ClientClass::Unspecified => return None,
     };
-    Ok((prefix.trunc(), class))
+    let prefix = range
+        .prefix
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| range.prefix.parse::<IpAddr>().ok().map(IpNet::from))
+        .ok_or_else(|| value("clients.prefix", &range.prefix, "prefix"));
+    Some(prefix.map(|prefix| (prefix.trunc(), class)))
 }
 
 /// Plain addresses, or prefixes of one address.
@@ -151,5 +145,96 @@ const fn bounded(field: &'static str, count: usize, max: usize) -> Result<(), St
         Err(StateError::TooMany { field, count, max })
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> wire::ResolverState {
+        let text = |text: &str| text.to_owned();
+        wire::ResolverState {
+            domain: text("east"),
+            names: vec![wire::LocalName {
+                name: text("web"),
+                addresses: vec![text("172.16.0.5/32"), text("fd00::5")],
+            }],
+            servers: vec![wire::DomainServer {
+                domain: text("west"),
+                ..wire::DomainServer::default()
+            }],
+            clients: vec![
+                wire::ClientRange {
+                    prefix: text("172.16.0.0/24"),
+                    class: wire::ClientClass::Member.into(),
+                },
+                wire::ClientRange {
+                    prefix: text("fd00::9"),
+                    class: wire::ClientClass::Remote.into(),
+                },
+                wire::ClientRange {
+                    prefix: text("10.0.0.0/8"),
+                    class: 77,
+                },
+            ],
+            own_addresses: vec![text("::ffff:172.16.0.1")],
+            ..wire::ResolverState::default()
+        }
+    }
+
+    #[test]
+    fn a_state_is_taken_as_it_is_meant() {
+        let core = from_wire(&state(), 9).unwrap();
+        assert_eq!(
+            (core.sequence, core.clients.len()),
+            (9, 2),
+            "an unknown class is left out"
+        );
+        assert_eq!(
+            core.own_addresses,
+            ["172.16.0.1".parse::<IpAddr>().unwrap()]
+        );
+        assert!(core.servers[0].addresses.is_empty());
+        let web = &core.names[&WorkloadName::new("web").unwrap()];
+        assert_eq!(web.addresses.len(), 2);
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_the_value() {
+        type Change = fn(&mut wire::ResolverState);
+        let wrong: [(Change, &str); 6] = [
+            (|state| state.domain = "a.b".to_owned(), "domain: \"a.b\""),
+            (
+                |state| state.names[0].name = "-".to_owned(),
+                "names.name: \"-\"",
+            ),
+            (
+                |state| state.names[0].addresses[0] = "172.16.0.0/24".to_owned(),
+                "names.addresses: \"172.16.0.0/24\"",
+            ),
+            (
+                |state| state.servers[0].addresses.push("172.16.4.1".to_owned()),
+                "servers.router: \"\"",
+            ),
+            (
+                |state| state.clients[0].prefix = "x".to_owned(),
+                "clients.prefix: \"x\"",
+            ),
+            (
+                |state| state.names = vec![wire::LocalName::default(); NAMES_MAX + 1],
+                "names has 65537 entries",
+            ),
+        ];
+        for (change, expected) in wrong {
+            let mut state = state();
+            change(&mut state);
+            let error = from_wire(&state, 1).unwrap_err();
+            let source = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let text = format!("{error}: {source}");
+            assert!(text.contains(expected), "{text}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use vl3_runtime::CancellationToken;
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
 use crate::metrics::{Drop, Metrics, Proto};
-use crate::wire::{Dropped, HEADER_OCTETS, Parsed, parse, tcp_frame};
+use crate::wire::{Dropped, HEADER_OCTETS, Parsed, QUERY_OCTETS_MAX, parse, tcp_frame};
 
 /// A connection without questions is closed after this (RFC 7766 6.2.3).
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -186,10 +186,10 @@ async fn read(
     }
 }
 
-/// `None` at the end of the stream, and for a length that holds no header.
+/// `None` at the end of the stream, and for a length that no question has.
 async fn next(stream: &mut OwnedReadHalf, message: &mut Vec<u8>) -> Option<()> {
     let length = usize::from(stream.read_u16().await.ok()?);
-    if length < HEADER_OCTETS {
+    if !(HEADER_OCTETS..=QUERY_OCTETS_MAX).contains(&length) {
         return None;
     }
     message.resize(length, 0);

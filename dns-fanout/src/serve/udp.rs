@@ -11,10 +11,7 @@ use vl3_runtime::CancellationToken;
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
 use crate::metrics::{Drop, Proto};
-use crate::wire::{Dropped, Parsed, parse};
-
-/// Larger queries are no questions.
-const QUERY_OCTETS_MAX: usize = 4_096;
+use crate::wire::{Dropped, Parsed, QUERY_OCTETS_MAX, parse};
 
 /// Runs until the engine is gone, or until `stop` and what waits then is read: a listener that
 /// is replaced loses no question.

@@ -121,10 +121,9 @@ async fn r3_1_a_cut_reply_is_fetched_over_tcp() {
         (addresses(&answer), answer.metadata.truncation),
         (vec![RIGHT[0].to_owned()], false)
     );
-    assert_eq!(
-        stage.figure("vl3_dns_queries_total{to=\"west\",proto=\"tcp\"}"),
-        1
-    );
+    stage
+        .counts("vl3_dns_queries_total{to=\"west\",proto=\"tcp\"}", 1)
+        .await;
 }
 
 #[tokio::test]

@@ -83,5 +83,5 @@ async fn r2_11_equal_questions_of_many_clients_are_one_query() {
         );
     }
     assert_eq!(stage.upstreams[0].count(), 2, "one query and its repeat");
-    assert_eq!(stage.figure("vl3_dns_coalesced_total"), 19);
+    stage.counts("vl3_dns_coalesced_total", 19).await;
 }

@@ -175,6 +175,11 @@ impl Stage {
         self.ctx.metrics.encode()
     }
 
+    /// Waits until a line of the metrics text has a value: figures follow replies.
+    pub(crate) async fn counts(&self, line: &str, value: u64) {
+        eventually(&format!("{line} {value}"), || self.figure(line) == value).await;
+    }
+
     /// The value of one line of the metrics text; 0 when it is not there.
     pub(crate) fn figure(&self, line: &str) -> u64 {
         self.metrics()

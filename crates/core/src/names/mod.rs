@@ -3,11 +3,11 @@
 //! [`plan`] turns a question, the [`View`] of the network and the asker's class into an answer
 //! at once or into owners to ask; [`classify`] turns each reply into a [`Vote`]; [`merge`] turns
 //! votes into an [`Answer`]. [`Resolution`] drives one question in time, [`Resolver`] all
-//! questions of one view. Rule numbers (R1.1 and so on) are those of the DNS page of the docs.
+//! questions of one view. Rule numbers (R1.1 and so on) are
+//! those of `docs/dns.md`. Who holds a name in its domain (R1.10) is the registry's matter.
 
 mod merge;
 mod name;
-mod ownership;
 mod plan;
 mod record;
 mod resolution;
@@ -22,7 +22,6 @@ mod tests;
 
 pub use merge::{MERGED_RECORDS_MAX, merge};
 pub use name::{LABEL_OCTETS_MAX, NAME_OCTETS_MAX, Name, NameError};
-pub use ownership::{Claim, Holding, NameTable};
 pub use plan::{Ask, Plan, plan};
 pub use record::{
     Answer, CLASS_IN, Data, Decision, ExtendedError, Flags, Question, Rcode, Record, RecordType,
