@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use vl3_core::Mono;
 use vl3_core::forward::{PortId, Route};
 use vl3_core::router::RouterMachine;
+use vl3_core::routes::Disbelief;
 use vl3_dataplane::PortStatus;
 use vl3_runtime::clock;
 
@@ -24,10 +25,13 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
         .map(|(reason, count)| (reason.label().to_owned(), count.into()))
         .collect();
     let status = machine.status(now);
-    let disbelieved: serde_json::Map<String, Value> = status
-        .disbelieved
+    // All reasons, so that a reader can tell none from unknown.
+    let disbelieved: serde_json::Map<String, Value> = Disbelief::ALL
         .iter()
-        .map(|(why, count)| (why.label().to_owned(), (*count).into()))
+        .map(|why| {
+            let count = status.disbelieved.get(why).copied().unwrap_or(0);
+            (why.label().to_owned(), count.into())
+        })
         .collect();
     let via = |port: PortId| {
         let link = status.links.iter().find(|link| link.port == Some(port));

@@ -72,7 +72,8 @@ pub(crate) fn to_core(
     let echo = |hello: &Hello| {
         hello.role == vl3_proto::HelloRole::Router && hello.name == expected.router.as_str()
     };
-    let wire_hello = Hello::from_extra_context(&context.extra_context)?.filter(|hello| !echo(hello));
+    let wire_hello =
+        Hello::from_extra_context(&context.extra_context)?.filter(|hello| !echo(hello));
     let name = workload_name(connection, wire_hello.as_ref(), &peer.id)?;
     let (mechanism, wish, mechanism_mtu) = choose(message, connection, peer, secret)?;
     let request = Request {
@@ -325,8 +326,12 @@ mod tests {
         };
         let got = convert(
             &request(|c| {
-                let extra_context = BTreeMap::from([(vl3_proto::HELLO_KEY.to_owned(), hello.encode())]);
-                c.context = Some(ConnectionContext { extra_context, ..Default::default() });
+                let extra_context =
+                    BTreeMap::from([(vl3_proto::HELLO_KEY.to_owned(), hello.encode())]);
+                c.context = Some(ConnectionContext {
+                    extra_context,
+                    ..Default::default()
+                });
             }),
             Some([10, 0, 0, 1].into()),
         )

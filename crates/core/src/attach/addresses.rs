@@ -20,7 +20,9 @@ pub struct Forbidden<'a> {
 
 /// Whether a workload may hold `address` under that lease.
 pub fn allowed(lease: &Lease, forbidden: &Forbidden<'_>, address: IpAddr) -> bool {
-    within(lease, address) && !forbidden.taken.contains(&address) && !excluded(forbidden.excluded, address)
+    within(lease, address)
+        && !forbidden.taken.contains(&address)
+        && !excluded(forbidden.excluded, address)
 }
 
 pub fn excluded(ranges: &[IpNet], address: IpAddr) -> bool {
@@ -30,16 +32,20 @@ pub fn excluded(ranges: &[IpNet], address: IpAddr) -> bool {
 /// Inside the lease and none of its special addresses.
 pub fn within(lease: &Lease, address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => {
-            lease.prefix4.is_some_and(|prefix| prefix.contains(&v4) && v4 != prefix.network() && v4 != prefix.broadcast())
-        }
+        IpAddr::V4(v4) => lease.prefix4.is_some_and(|prefix| {
+            prefix.contains(&v4) && v4 != prefix.network() && v4 != prefix.broadcast()
+        }),
         IpAddr::V6(v6) => lease.prefix6.contains(&v6) && v6 != lease.prefix6.network(),
     }
 }
 
 /// The lowest allowed address of each family that the lease has; `wanted` ones first where
 /// they are allowed. `Err` names the family's prefix that is full.
-pub fn choose(lease: &Lease, forbidden: &Forbidden<'_>, wanted: &[IpAddr]) -> Result<Vec<IpAddr>, IpNet> {
+pub fn choose(
+    lease: &Lease,
+    forbidden: &Forbidden<'_>,
+    wanted: &[IpAddr],
+) -> Result<Vec<IpAddr>, IpNet> {
     let mut chosen = Vec::with_capacity(2);
     for prefix in lease.prefixes() {
         let offered = wanted
@@ -59,7 +65,10 @@ pub fn choose(lease: &Lease, forbidden: &Forbidden<'_>, wanted: &[IpAddr]) -> Re
 fn lowest(lease: &Lease, forbidden: &Forbidden<'_>, prefix: IpNet) -> Option<IpAddr> {
     let mut candidate = next(prefix.network())?;
     while prefix.contains(&candidate) && within(lease, candidate) {
-        let blocking = forbidden.excluded.iter().filter(|range| range.contains(&candidate));
+        let blocking = forbidden
+            .excluded
+            .iter()
+            .filter(|range| range.contains(&candidate));
         candidate = match blocking.map(IpNet::broadcast).max() {
             Some(end) => next(end)?,
             None if forbidden.taken.contains(&candidate) => next(candidate)?,
@@ -71,7 +80,13 @@ fn lowest(lease: &Lease, forbidden: &Forbidden<'_>, prefix: IpNet) -> Option<IpA
 
 fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(v4) => v4.to_bits().checked_add(1).map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
-        IpAddr::V6(v6) => v6.to_bits().checked_add(1).map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+        IpAddr::V4(v4) => v4
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
+        IpAddr::V6(v6) => v6
+            .to_bits()
+            .checked_add(1)
+            .map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
     }
 }

@@ -28,10 +28,11 @@ use crate::forward::{PortClass, PortId, Route};
 use crate::ids::{PublicKey, SpiffeId, WorkloadName};
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{
-    Answer, CallId, ConnectionId, Effect, Endpoint, FdGrant, FdSession, NameAnswer, PeerSpec, Refusal,
-};
 use crate::router::state::{Assignment, Identity, Record, StoredMechanism, StoredWorkload};
+use crate::router::{
+    Answer, CallId, ConnectionId, Effect, Endpoint, FdGrant, FdSession, NameAnswer, PeerSpec,
+    Refusal,
+};
 use crate::time::Mono;
 
 use names::Names;
@@ -75,8 +76,15 @@ struct Fd {
 
 #[derive(Debug)]
 enum Install {
-    Peer { connection: ConnectionId, port: PortId },
-    Tun { connection: ConnectionId, port: PortId, session: FdSession },
+    Peer {
+        connection: ConnectionId,
+        port: PortId,
+    },
+    Tun {
+        connection: ConnectionId,
+        port: PortId,
+        session: FdSession,
+    },
 }
 
 /// Why a connection ended; for monitors and logs.
@@ -88,7 +96,12 @@ const REPLACED: &str = "replaced by a newer connection of the same identity";
 impl Attach {
     /// Re-installs what was stored.
     pub(crate) fn start(&mut self, ctx: &mut Context<'_>) {
-        let stored: Vec<_> = ctx.state.workloads.iter().map(|(id, w)| (id.clone(), w.clone())).collect();
+        let stored: Vec<_> = ctx
+            .state
+            .workloads
+            .iter()
+            .map(|(id, w)| (id.clone(), w.clone()))
+            .collect();
         for (connection, workload) in stored {
             let expires = ctx.now.mono + ctx.config.times.restored_life;
             let mut served = Served {
@@ -100,11 +113,21 @@ impl Attach {
                 waiting: Vec::new(),
                 told: None,
             };
-            if let StoredMechanism::WireGuard { public_key, endpoint } = workload.mechanism {
+            if let StoredMechanism::WireGuard {
+                public_key,
+                endpoint,
+            } = workload.mechanism
+            {
                 let port = ctx.port();
                 served.port = Some(port);
                 let ticket = set_peer(port, public_key, endpoint, ctx);
-                self.installs.insert(ticket, Install::Peer { connection: connection.clone(), port });
+                self.installs.insert(
+                    ticket,
+                    Install::Peer {
+                        connection: connection.clone(),
+                        port,
+                    },
+                );
             }
             self.served.insert(connection, served);
             self.names.want(&workload.identity, ctx);
@@ -119,26 +142,52 @@ impl Attach {
         ctx.state.workloads.values().any(|w| matches!(&w.mechanism, StoredMechanism::WireGuard { public_key, .. } if *public_key == key))
     }
 
-    pub(crate) fn close(&mut self, call: CallId, connection: &ConnectionId, peer: &SpiffeId, ctx: &mut Context<'_>) {
+    pub(crate) fn close(
+        &mut self,
+        call: CallId,
+        connection: &ConnectionId,
+        peer: &SpiffeId,
+        ctx: &mut Context<'_>,
+    ) {
         match ctx.state.workloads.get(connection) {
             Some(workload) if workload.owner != *peer => {
                 let what = format!("close connection {connection}, which another identity opened");
-                ctx.refuse(call, Refusal::Denied { id: peer.clone(), what });
+                ctx.refuse(
+                    call,
+                    Refusal::Denied {
+                        id: peer.clone(),
+                        what,
+                    },
+                );
             }
             _ => {
                 self.end(connection, None, ctx);
-                ctx.effect(Effect::Answer { call, result: Ok(Answer::Closed) });
+                ctx.effect(Effect::Answer {
+                    call,
+                    result: Ok(Answer::Closed),
+                });
             }
         }
     }
 
     /// True when the ticket was one of this part's.
-    pub(crate) fn installed(&mut self, ticket: Ticket, result: &Result<(), String>, ctx: &mut Context<'_>) -> bool {
-        let Some(install) = self.installs.remove(&ticket) else { return false };
+    pub(crate) fn installed(
+        &mut self,
+        ticket: Ticket,
+        result: &Result<(), String>,
+        ctx: &mut Context<'_>,
+    ) -> bool {
+        let Some(install) = self.installs.remove(&ticket) else {
+            return false;
+        };
         self.changes += 1;
         match install {
             Install::Peer { connection, port } => {
-                let Some(served) = self.served.get_mut(&connection).filter(|s| s.port == Some(port)) else {
+                let Some(served) = self
+                    .served
+                    .get_mut(&connection)
+                    .filter(|s| s.port == Some(port))
+                else {
                     return true;
                 };
                 let waiting = core::mem::take(&mut served.waiting);
@@ -160,39 +209,64 @@ impl Attach {
                     }
                 }
             }
-            Install::Tun { connection, port, session } => self.tun_installed(&connection, port, session, result, ctx),
+            Install::Tun {
+                connection,
+                port,
+                session,
+            } => self.tun_installed(&connection, port, session, result, ctx),
         }
         true
     }
 
     /// True when the served names changed.
-    pub(crate) fn named(&mut self, ticket: Ticket, answer: NameAnswer, ctx: &mut Context<'_>) -> bool {
+    pub(crate) fn named(
+        &mut self,
+        ticket: Ticket,
+        answer: NameAnswer,
+        ctx: &mut Context<'_>,
+    ) -> bool {
         self.names.answered(ticket, answer, ctx)
     }
 
     pub(crate) fn heard(&mut self, port: PortId, last_receive: Mono) {
-        if let Some(served) = self.served.values_mut().find(|served| served.port == Some(port)) {
+        if let Some(served) = self
+            .served
+            .values_mut()
+            .find(|served| served.port == Some(port))
+        {
             served.heard = served.heard.max(last_receive);
         }
     }
 
     /// A workload's endpoint is never dialled before it spoke, so it is stored when learnt.
-    pub(crate) fn learned(&mut self, port: PortId, learned: Endpoint, ctx: &mut Context<'_>) -> bool {
-        let Some(connection) = self.of_port(port) else { return false };
+    pub(crate) fn learned(
+        &mut self,
+        port: PortId,
+        learned: Endpoint,
+        ctx: &mut Context<'_>,
+    ) -> bool {
+        let Some(connection) = self.of_port(port) else {
+            return false;
+        };
         if let Some(stored) = ctx.state.workloads.get(&connection) {
             let mut workload = stored.clone();
             if let StoredMechanism::WireGuard { endpoint, .. } = &mut workload.mechanism
                 && *endpoint != Some(learned)
             {
                 *endpoint = Some(learned);
-                ctx.record(Record::Workload { connection, workload: Some(workload) });
+                ctx.record(Record::Workload {
+                    connection,
+                    workload: Some(workload),
+                });
             }
         }
         true
     }
 
     pub(crate) fn port_failed(&mut self, port: PortId, ctx: &mut Context<'_>) {
-        let Some(connection) = self.of_port(port) else { return };
+        let Some(connection) = self.of_port(port) else {
+            return;
+        };
         self.changes += 1;
         if let Some(served) = self.served.get_mut(&connection) {
             served.port = None;
@@ -238,58 +312,109 @@ impl Attach {
 
     /// Whether the data plane's counters are needed to tell who is alive.
     pub(crate) fn needs_samples(&self, now: Mono) -> bool {
-        self.served.values().any(|served| served.expires <= now && served.fd.session.is_none())
+        self.served
+            .values()
+            .any(|served| served.expires <= now && served.fd.session.is_none())
     }
 
-    pub(crate) fn next_wake(&self, stale_limit: Duration, silent_after: Duration) -> Option<(Mono, &'static str)> {
-        let ends = self.served.values().map(|served| (deadline(served, stale_limit, silent_after).0, "connection end"));
-        let tickets = self.served.values().filter_map(|served| Some((served.fd.ticket?.1, "ticket end")));
+    pub(crate) fn next_wake(
+        &self,
+        stale_limit: Duration,
+        silent_after: Duration,
+    ) -> Option<(Mono, &'static str)> {
+        let ends = self.served.values().map(|served| {
+            (
+                deadline(served, stale_limit, silent_after).0,
+                "connection end",
+            )
+        });
+        let tickets = self
+            .served
+            .values()
+            .filter_map(|served| Some((served.fd.ticket?.1, "ticket end")));
         let names = self.names.next_wake().map(|at| (at, "name claim"));
         ends.chain(tickets).chain(names).min()
     }
 
     /// Closes for good: nothing of the connection is left but the reservation of its address.
-    fn end(&mut self, connection: &ConnectionId, reason: Option<&'static str>, ctx: &mut Context<'_>) {
-        let Some(served) = self.served.remove(connection) else { return };
+    fn end(
+        &mut self,
+        connection: &ConnectionId,
+        reason: Option<&'static str>,
+        ctx: &mut Context<'_>,
+    ) {
+        let Some(served) = self.served.remove(connection) else {
+            return;
+        };
         self.forget(connection, served, ctx);
-        let Some(workload) = ctx.state.workloads.get(connection).cloned() else { return };
+        let Some(workload) = ctx.state.workloads.get(connection).cloned() else {
+            return;
+        };
         self.names.drop_claim(&workload.identity, ctx);
         if let Some(assignment) = ctx.state.assignments.get(&workload.identity) {
             let reserved_until = Some(ctx.now.wall + ctx.config.times.claim_grace);
-            let assignment = Assignment { reserved_until, named: false, ..assignment.clone() };
-            ctx.record(Record::Assigned { identity: workload.identity.clone(), assignment: Some(assignment) });
+            let assignment = Assignment {
+                reserved_until,
+                named: false,
+                ..assignment.clone()
+            };
+            ctx.record(Record::Assigned {
+                identity: workload.identity.clone(),
+                assignment: Some(assignment),
+            });
         }
-        ctx.record(Record::Workload { connection: connection.clone(), workload: None });
+        ctx.record(Record::Workload {
+            connection: connection.clone(),
+            workload: None,
+        });
         if let Some(reason) = reason {
-            ctx.effect(Effect::ConnectionClosed { connection: connection.clone(), reason });
+            ctx.effect(Effect::ConnectionClosed {
+                connection: connection.clone(),
+                reason,
+            });
         }
     }
 
     /// Takes the runtime side away: port, waiting calls, outstanding installs.
     fn forget(&mut self, connection: &ConnectionId, served: Served, ctx: &mut Context<'_>) {
         for call in served.waiting {
-            ctx.refuse(call, Refusal::Unavailable { reason: "the connection was closed meanwhile".to_owned() });
+            ctx.refuse(
+                call,
+                Refusal::Unavailable {
+                    reason: "the connection was closed meanwhile".to_owned(),
+                },
+            );
         }
         if let Some(port) = served.port {
             ctx.effect(Effect::RemovePort { port });
         }
         self.installs.retain(|_, install| {
-            let (Install::Peer { connection: of, .. } | Install::Tun { connection: of, .. }) = install;
+            let (Install::Peer { connection: of, .. } | Install::Tun { connection: of, .. }) =
+                install;
             of != connection
         });
     }
 
     fn of_port(&self, port: PortId) -> Option<ConnectionId> {
-        self.served.iter().find(|(_, served)| served.port == Some(port)).map(|(connection, _)| connection.clone())
+        self.served
+            .iter()
+            .find(|(_, served)| served.port == Some(port))
+            .map(|(connection, _)| connection.clone())
     }
 
     /// Lines of the table: live workloads only.
     pub(crate) fn routes(&self, ctx: &Context<'_>) -> Vec<Route> {
         let mut routes = Vec::new();
         for (connection, served) in &self.served {
-            let (Some(port), true) = (served.port, served.live) else { continue };
-            let Some(workload) = ctx.state.workloads.get(connection) else { continue };
-            let Some(assignment) = ctx.state.assignments.get(&workload.identity) else { continue };
+            let (Some(port), true) = (served.port, served.live) else {
+                continue;
+            };
+            let Some(workload) = ctx.state.workloads.get(connection) else {
+                continue;
+            };
+            let Some(assignment) = ctx.state.assignments.get(&workload.identity) else {
+                continue;
+            };
             routes.extend(assignment.addresses.iter().map(|address| Route {
                 prefix: IpNet::from(*address),
                 port,
@@ -304,8 +429,12 @@ impl Attach {
     pub(crate) fn local_names(&self, ctx: &Context<'_>) -> BTreeMap<WorkloadName, Vec<IpAddr>> {
         let mut names = BTreeMap::new();
         for connection in self.served.keys() {
-            let Some(workload) = ctx.state.workloads.get(connection) else { continue };
-            let Some(assignment) = ctx.state.assignments.get(&workload.identity) else { continue };
+            let Some(workload) = ctx.state.workloads.get(connection) else {
+                continue;
+            };
+            let Some(assignment) = ctx.state.assignments.get(&workload.identity) else {
+                continue;
+            };
             if let (Some(name), true) = (&workload.identity.name, assignment.named) {
                 names.insert(name.clone(), assignment.addresses.clone());
             }
@@ -331,7 +460,9 @@ impl Attach {
                 name: workload.identity.name.clone(),
                 named: assignment.is_some_and(|held| held.named),
                 name_held_by: self.names.held_by(&workload.identity).map(str::to_owned),
-                addresses: assignment.map(|held| held.addresses.clone()).unwrap_or_default(),
+                addresses: assignment
+                    .map(|held| held.addresses.clone())
+                    .unwrap_or_default(),
                 mechanism: match &workload.mechanism {
                     StoredMechanism::Tun => "TUN",
                     StoredMechanism::WireGuard { .. } => "WIREGUARD",
@@ -370,7 +501,11 @@ pub(crate) fn stale_limit(ctx: &Context<'_>) -> Duration {
 
 /// When the connection ends if nothing happens: after its token, as soon as its other end is
 /// silent, at the stale limit at the latest.
-fn deadline(served: &Served, stale_limit: Duration, silent_after: Duration) -> (Mono, &'static str) {
+fn deadline(
+    served: &Served,
+    stale_limit: Duration,
+    silent_after: Duration,
+) -> (Mono, &'static str) {
     let limit = (served.expires + stale_limit, STALE);
     if served.fd.session.is_some() {
         return limit;
@@ -381,10 +516,16 @@ fn deadline(served: &Served, stale_limit: Duration, silent_after: Duration) -> (
 
 /// A workload of this router's own domain.
 fn granted(id: &SpiffeId, ctx: &Context<'_>) -> bool {
-    ctx.own_member().is_some_and(|member| member.grants(Role::Workload, id))
+    ctx.own_member()
+        .is_some_and(|member| member.grants(Role::Workload, id))
 }
 
-fn set_peer(port: PortId, public_key: PublicKey, endpoint: Option<Endpoint>, ctx: &mut Context<'_>) -> Ticket {
+fn set_peer(
+    port: PortId,
+    public_key: PublicKey,
+    endpoint: Option<Endpoint>,
+    ctx: &mut Context<'_>,
+) -> Ticket {
     let ticket = ctx.ticket();
     let peer = PeerSpec {
         port,
@@ -403,7 +544,9 @@ fn taken(except: &Identity, ctx: &Context<'_>) -> BTreeSet<IpAddr> {
     ctx.state
         .assignments
         .iter()
-        .filter(|(identity, held)| *identity != except && held.reserved_until.is_none_or(|end| end > ctx.now.wall))
+        .filter(|(identity, held)| {
+            *identity != except && held.reserved_until.is_none_or(|end| end > ctx.now.wall)
+        })
         .flat_map(|(_, held)| held.addresses.iter().copied())
         .chain(ctx.own_ips())
         .collect()

@@ -7,8 +7,8 @@ use crate::backoff::Backoff;
 use crate::ids::WorkloadName;
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{Effect, NameAnswer};
 use crate::router::state::{Identity, Record};
+use crate::router::{Effect, NameAnswer};
 use crate::time::Mono;
 use core::time::Duration;
 
@@ -38,13 +38,16 @@ impl Names {
     /// The identity is attached (again): its name is wanted.
     pub(crate) fn want(&mut self, identity: &Identity, ctx: &mut Context<'_>) {
         let Some(name) = &identity.name else { return };
-        let claim = self.claims.entry(identity.clone()).or_insert_with(|| Claim {
-            name: name.clone(),
-            due: ctx.now.mono,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
-            in_flight: None,
-            held_by: None,
-        });
+        let claim = self
+            .claims
+            .entry(identity.clone())
+            .or_insert_with(|| Claim {
+                name: name.clone(),
+                due: ctx.now.mono,
+                backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+                in_flight: None,
+                held_by: None,
+            });
         if claim.in_flight.is_none() && claim.due <= ctx.now.mono {
             send(identity, claim, ctx);
         }
@@ -53,13 +56,25 @@ impl Names {
     /// The identity is gone.
     pub(crate) fn drop_claim(&mut self, identity: &Identity, ctx: &mut Context<'_>) {
         if let Some(claim) = self.claims.remove(identity) {
-            ctx.effect(Effect::ReleaseName { name: claim.name, workload: identity.id.clone() });
+            ctx.effect(Effect::ReleaseName {
+                name: claim.name,
+                workload: identity.id.clone(),
+            });
         }
     }
 
     /// True when the served names changed.
-    pub(crate) fn answered(&mut self, ticket: Ticket, answer: NameAnswer, ctx: &mut Context<'_>) -> bool {
-        let Some((identity, claim)) = self.claims.iter_mut().find(|(_, claim)| claim.in_flight == Some(ticket)) else {
+    pub(crate) fn answered(
+        &mut self,
+        ticket: Ticket,
+        answer: NameAnswer,
+        ctx: &mut Context<'_>,
+    ) -> bool {
+        let Some((identity, claim)) = self
+            .claims
+            .iter_mut()
+            .find(|(_, claim)| claim.in_flight == Some(ticket))
+        else {
             return false;
         };
         claim.in_flight = None;
@@ -82,12 +97,20 @@ impl Names {
             }
         };
         let Some(named) = named else { return false };
-        let Some(assignment) = ctx.state.assignments.get(identity).filter(|held| held.named != named) else {
+        let Some(assignment) = ctx
+            .state
+            .assignments
+            .get(identity)
+            .filter(|held| held.named != named)
+        else {
             return false;
         };
         let mut assignment = assignment.clone();
         assignment.named = named;
-        ctx.record(Record::Assigned { identity: identity.clone(), assignment: Some(assignment) });
+        ctx.record(Record::Assigned {
+            identity: identity.clone(),
+            assignment: Some(assignment),
+        });
         true
     }
 
@@ -113,8 +136,18 @@ fn send(identity: &Identity, claim: &mut Claim, ctx: &mut Context<'_>) {
     let ticket = ctx.ticket();
     claim.in_flight = Some(ticket);
     claim.due = ctx.now.mono + CLAIM_TIMEOUT;
-    let addresses = ctx.state.assignments.get(identity).map(|held| held.addresses.clone()).unwrap_or_default();
-    ctx.effect(Effect::ClaimName { ticket, name: claim.name.clone(), workload: identity.id.clone(), addresses });
+    let addresses = ctx
+        .state
+        .assignments
+        .get(identity)
+        .map(|held| held.addresses.clone())
+        .unwrap_or_default();
+    ctx.effect(Effect::ClaimName {
+        ticket,
+        name: claim.name.clone(),
+        workload: identity.id.clone(),
+        addresses,
+    });
 }
 
 /// Up to a quarter less, so that a crowd does not move in step.

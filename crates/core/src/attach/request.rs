@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use crate::allocator::Lease;
 use crate::ids::{PublicKey, SpiffeId};
 use crate::router::context::Context;
-use crate::router::io::{
-    Answer, CallId, ConnectionId, Effect, MechanismAnswer, MechanismWish, Refusal, Request, WorkloadAnswer,
-};
 use crate::router::state::{Assignment, Identity, Record, StoredMechanism, StoredWorkload};
+use crate::router::{
+    Answer, CallId, ConnectionId, Effect, MechanismAnswer, MechanismWish, Refusal, Request,
+    WorkloadAnswer,
+};
 
 use super::addresses::{Forbidden, choose, excluded, within};
 use super::{Attach, Fd, Install, REPLACED, Served, granted, set_peer, taken};
@@ -27,18 +28,35 @@ struct Plan {
 }
 
 impl Attach {
-    pub(crate) fn request(&mut self, call: CallId, request: &Request, key_in_use: bool, ctx: &mut Context<'_>) {
+    pub(crate) fn request(
+        &mut self,
+        call: CallId,
+        request: &Request,
+        key_in_use: bool,
+        ctx: &mut Context<'_>,
+    ) {
         match self.check(request, key_in_use, ctx) {
             Ok(plan) => self.carry_out(call, request, plan, ctx),
             Err(refusal) => ctx.refuse(call, refusal),
         }
     }
 
-    fn check(&self, request: &Request, key_in_use: bool, ctx: &Context<'_>) -> Result<Plan, Refusal> {
+    fn check(
+        &self,
+        request: &Request,
+        key_in_use: bool,
+        ctx: &Context<'_>,
+    ) -> Result<Plan, Refusal> {
         let stored = ctx.state.workloads.get(&request.connection);
         if let Some(stored) = stored.filter(|stored| stored.owner != request.peer) {
-            let what = format!("refresh connection {}, which {} opened", request.connection, stored.owner);
-            return Err(Refusal::Denied { id: request.peer.clone(), what });
+            let what = format!(
+                "refresh connection {}, which {} opened",
+                request.connection, stored.owner
+            );
+            return Err(Refusal::Denied {
+                id: request.peer.clone(),
+                what,
+            });
         }
         let id = workload_id(request, ctx)?;
         if let Some(hello) = &request.hello {
@@ -49,21 +67,42 @@ impl Attach {
             return Err(Refusal::Precondition { reason });
         }
         let Some(lease) = &ctx.state.lease else {
-            return Err(Refusal::Unavailable { reason: "this router has no prefix lease yet".to_owned() });
+            return Err(Refusal::Unavailable {
+                reason: "this router has no prefix lease yet".to_owned(),
+            });
         };
         let limit = ctx.config.limits.workloads;
         if stored.is_none() && self.served.len() >= limit {
-            return Err(Refusal::Exhausted { what: "this router", limit });
+            return Err(Refusal::Exhausted {
+                what: "this router",
+                limit,
+            });
         }
         if request.mtu != 0 && request.mtu < MTU_MIN {
             let allowed = format!("0 (unset) or at least {MTU_MIN}");
-            return Err(Refusal::Invalid { field: "context.MTU", value: request.mtu.to_string(), allowed });
+            return Err(Refusal::Invalid {
+                field: "context.MTU",
+                value: request.mtu.to_string(),
+                allowed,
+            });
         }
-        let identity = Identity { id, name: request.name.clone() };
+        let identity = Identity {
+            id,
+            name: request.name.clone(),
+        };
         let mechanism = self.mechanism(request, &identity, key_in_use, ctx)?;
         let addresses = addresses(request, &identity, lease, ctx)?;
-        let mtu = if request.mtu == 0 { ctx.config.mtu } else { request.mtu.min(ctx.config.mtu) };
-        Ok(Plan { identity, addresses, mechanism, mtu })
+        let mtu = if request.mtu == 0 {
+            ctx.config.mtu
+        } else {
+            request.mtu.min(ctx.config.mtu)
+        };
+        Ok(Plan {
+            identity,
+            addresses,
+            mechanism,
+            mtu,
+        })
     }
 
     fn mechanism(
@@ -78,7 +117,8 @@ impl Attach {
             MechanismWish::WireGuard { public_key } => public_key,
         };
         if ctx.config.advertise.is_none() && request.local.is_none() {
-            let reason = "WIREGUARD over a unix socket needs the router's `advertise` address".to_owned();
+            let reason =
+                "WIREGUARD over a unix socket needs the router's `advertise` address".to_owned();
             return Err(Refusal::Unavailable { reason });
         }
         let other = ctx.state.workloads.iter().any(|(connection, workload)| {
@@ -88,34 +128,68 @@ impl Attach {
         });
         if other || key_in_use || public_key == ctx.config.public_key {
             let allowed = "a key that no other connection uses".to_owned();
-            return Err(Refusal::Invalid { field: "src_public_key", value: public_key.to_string(), allowed });
+            return Err(Refusal::Invalid {
+                field: "src_public_key",
+                value: public_key.to_string(),
+                allowed,
+            });
         }
         // The endpoint is learnt, and kept while the key stays.
-        let endpoint = self.stored_of(request, identity, ctx).and_then(|stored| match &stored.mechanism {
-            StoredMechanism::WireGuard { public_key: key, endpoint } if *key == public_key => *endpoint,
-            StoredMechanism::WireGuard { .. } | StoredMechanism::Tun => None,
-        });
-        Ok(StoredMechanism::WireGuard { public_key, endpoint })
+        let endpoint =
+            self.stored_of(request, identity, ctx)
+                .and_then(|stored| match &stored.mechanism {
+                    StoredMechanism::WireGuard {
+                        public_key: key,
+                        endpoint,
+                    } if *key == public_key => *endpoint,
+                    StoredMechanism::WireGuard { .. } | StoredMechanism::Tun => None,
+                });
+        Ok(StoredMechanism::WireGuard {
+            public_key,
+            endpoint,
+        })
     }
 
     /// The connection that this Request continues: its own, else the identity's other one.
-    fn stored_of<'a>(&self, request: &Request, identity: &Identity, ctx: &'a Context<'_>) -> Option<&'a StoredWorkload> {
+    fn stored_of<'a>(
+        &self,
+        request: &Request,
+        identity: &Identity,
+        ctx: &'a Context<'_>,
+    ) -> Option<&'a StoredWorkload> {
         let own = ctx.state.workloads.get(&request.connection);
-        own.or_else(|| ctx.state.workloads.values().find(|workload| workload.identity == *identity))
+        own.or_else(|| {
+            ctx.state
+                .workloads
+                .values()
+                .find(|workload| workload.identity == *identity)
+        })
     }
 
     fn carry_out(&mut self, call: CallId, request: &Request, plan: Plan, ctx: &mut Context<'_>) {
         let connection = &request.connection;
-        if ctx.state.workloads.get(connection).is_some_and(|stored| stored.identity != plan.identity) {
+        if ctx
+            .state
+            .workloads
+            .get(connection)
+            .is_some_and(|stored| stored.identity != plan.identity)
+        {
             // Another name under the same connection: the old one ends wholly.
             self.end(connection, None, ctx);
         }
         self.take_over(connection, &plan, ctx);
         let held = ctx.state.assignments.get(&plan.identity);
         let named = held.is_some_and(|held| held.named && held.addresses == plan.addresses);
-        let assignment = Assignment { addresses: plan.addresses, reserved_until: None, named };
+        let assignment = Assignment {
+            addresses: plan.addresses,
+            reserved_until: None,
+            named,
+        };
         if held != Some(&assignment) {
-            ctx.record(Record::Assigned { identity: plan.identity.clone(), assignment: Some(assignment) });
+            ctx.record(Record::Assigned {
+                identity: plan.identity.clone(),
+                assignment: Some(assignment),
+            });
             bound_reservations(ctx);
         }
         let workload = StoredWorkload {
@@ -126,21 +200,33 @@ impl Attach {
         };
         let before = ctx.state.workloads.get(connection).cloned();
         if before.as_ref() != Some(&workload) {
-            ctx.record(Record::Workload { connection: connection.clone(), workload: Some(workload.clone()) });
+            ctx.record(Record::Workload {
+                connection: connection.clone(),
+                workload: Some(workload.clone()),
+            });
         }
-        let served = self.served.entry(connection.clone()).or_insert_with(|| Served {
-            port: None,
-            live: false,
-            expires: ctx.now.mono,
-            heard: ctx.now.mono,
-            fd: Fd::default(),
-            waiting: Vec::new(),
-            told: None,
-        });
+        let served = self
+            .served
+            .entry(connection.clone())
+            .or_insert_with(|| Served {
+                port: None,
+                live: false,
+                expires: ctx.now.mono,
+                heard: ctx.now.mono,
+                fd: Fd::default(),
+                waiting: Vec::new(),
+                told: None,
+            });
         served.expires = ctx.now.mono + request.expires_in;
         served.told = ctx.config.advertise.or(request.local);
         self.names.want(&plan.identity, ctx);
-        self.bring_up(call, request, before.as_ref().map(|stored| &stored.mechanism), &workload.mechanism, ctx);
+        self.bring_up(
+            call,
+            request,
+            before.as_ref().map(|stored| &stored.mechanism),
+            &workload.mechanism,
+            ctx,
+        );
     }
 
     /// One identity has one connection: a newer one takes port and descriptor over.
@@ -151,13 +237,19 @@ impl Attach {
             .iter()
             .find(|(other, workload)| *other != connection && workload.identity == plan.identity)
             .map(|(other, workload)| (other.clone(), workload.clone()));
-        let Some((other, workload)) = older else { return };
+        let Some((other, workload)) = older else {
+            return;
+        };
         let served = self.served.remove(&other);
         let same_end = match (&workload.mechanism, &plan.mechanism) {
             (StoredMechanism::Tun, StoredMechanism::Tun) => true,
             (
-                StoredMechanism::WireGuard { public_key: old, .. },
-                StoredMechanism::WireGuard { public_key: new, .. },
+                StoredMechanism::WireGuard {
+                    public_key: old, ..
+                },
+                StoredMechanism::WireGuard {
+                    public_key: new, ..
+                },
             ) => old == new,
             (StoredMechanism::Tun, StoredMechanism::WireGuard { .. })
             | (StoredMechanism::WireGuard { .. }, StoredMechanism::Tun) => false,
@@ -181,11 +273,20 @@ impl Attach {
                     },
                 );
                 // The peer or descriptor is in place: it is the new connection's from here.
-                ctx.record(Record::Workload { connection: connection.clone(), workload: Some(workload) });
+                ctx.record(Record::Workload {
+                    connection: connection.clone(),
+                    workload: Some(workload),
+                });
             }
         }
-        ctx.record(Record::Workload { connection: other.clone(), workload: None });
-        ctx.effect(Effect::ConnectionClosed { connection: other, reason: REPLACED });
+        ctx.record(Record::Workload {
+            connection: other.clone(),
+            workload: None,
+        });
+        ctx.effect(Effect::ConnectionClosed {
+            connection: other,
+            reason: REPLACED,
+        });
     }
 
     /// Puts the other end into the data plane where it is not yet, and answers.
@@ -198,7 +299,9 @@ impl Attach {
         ctx: &mut Context<'_>,
     ) {
         let connection = &request.connection;
-        let Some(served) = self.served.get_mut(connection) else { return };
+        let Some(served) = self.served.get_mut(connection) else {
+            return;
+        };
         let changed = before.is_some_and(|before| kind_or_key(before) != kind_or_key(mechanism));
         if changed {
             served.live = false;
@@ -217,31 +320,62 @@ impl Attach {
                 served.fd.ticket = Some((value, ctx.now.mono + ctx.config.times.ticket));
                 self.answer(call, connection, ctx);
             }
-            (StoredMechanism::WireGuard { .. }, _) if served.live => self.answer(call, connection, ctx),
-            (StoredMechanism::WireGuard { public_key, endpoint }, _) => {
+            (StoredMechanism::WireGuard { .. }, _) if served.live => {
+                self.answer(call, connection, ctx)
+            }
+            (
+                StoredMechanism::WireGuard {
+                    public_key,
+                    endpoint,
+                },
+                _,
+            ) => {
                 served.waiting.push(call);
                 if served.port.is_none() {
                     let port = *served.port.insert(ctx.port());
                     let ticket = set_peer(port, *public_key, *endpoint, ctx);
-                    self.installs.insert(ticket, Install::Peer { connection: connection.clone(), port });
+                    self.installs.insert(
+                        ticket,
+                        Install::Peer {
+                            connection: connection.clone(),
+                            port,
+                        },
+                    );
                 }
             }
             (StoredMechanism::Tun, MechanismWish::WireGuard { .. }) => {}
         }
     }
 
-    pub(super) fn answer(&mut self, call: CallId, connection: &ConnectionId, ctx: &mut Context<'_>) {
+    pub(super) fn answer(
+        &mut self,
+        call: CallId,
+        connection: &ConnectionId,
+        ctx: &mut Context<'_>,
+    ) {
         let result = self.compose(connection, ctx).map(Answer::Workload);
         ctx.effect(Effect::Answer { call, result });
     }
 
-    fn compose(&self, connection: &ConnectionId, ctx: &Context<'_>) -> Result<WorkloadAnswer, Refusal> {
-        let gone = || Refusal::Unavailable { reason: "the connection was closed meanwhile".to_owned() };
+    fn compose(
+        &self,
+        connection: &ConnectionId,
+        ctx: &Context<'_>,
+    ) -> Result<WorkloadAnswer, Refusal> {
+        let gone = || Refusal::Unavailable {
+            reason: "the connection was closed meanwhile".to_owned(),
+        };
         let served = self.served.get(connection).ok_or_else(gone)?;
         let workload = ctx.state.workloads.get(connection).ok_or_else(gone)?;
-        let assignment = ctx.state.assignments.get(&workload.identity).ok_or_else(gone)?;
+        let assignment = ctx
+            .state
+            .assignments
+            .get(&workload.identity)
+            .ok_or_else(gone)?;
         let mechanism = match &workload.mechanism {
-            StoredMechanism::Tun => MechanismAnswer::Tun { secret: served.fd.last.ok_or_else(gone)? },
+            StoredMechanism::Tun => MechanismAnswer::Tun {
+                secret: served.fd.last.ok_or_else(gone)?,
+            },
             StoredMechanism::WireGuard { .. } => MechanismAnswer::WireGuard {
                 public_key: ctx.config.public_key,
                 address: served.told.ok_or_else(gone)?,
@@ -249,12 +383,24 @@ impl Attach {
             },
         };
         let document = ctx.document;
-        let v4 = ctx.state.lease.as_ref().is_some_and(|lease| lease.prefix4.is_some());
+        let v4 = ctx
+            .state
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.prefix4.is_some());
         let pool4 = document.pool4.filter(|_| v4).map(IpNet::V4);
         Ok(WorkloadAnswer {
-            addresses: assignment.addresses.iter().copied().map(IpNet::from).collect(),
+            addresses: assignment
+                .addresses
+                .iter()
+                .copied()
+                .map(IpNet::from)
+                .collect(),
             router: ctx.own_addresses(),
-            routes: pool4.into_iter().chain([IpNet::V6(document.pool6)]).collect(),
+            routes: pool4
+                .into_iter()
+                .chain([IpNet::V6(document.pool6)])
+                .collect(),
             mtu: workload.mtu,
             dns_servers: ctx.own_ips(),
             search: document.zone.clone(),
@@ -269,9 +415,9 @@ impl Attach {
 fn workload_id(request: &Request, ctx: &Context<'_>) -> Result<SpiffeId, Refusal> {
     let candidate = match &request.claimed {
         Some(claimed) => {
-            let listed = ctx
-                .own_member()
-                .is_some_and(|member| member.grants(crate::document::Role::Intermediary, &request.peer));
+            let listed = ctx.own_member().is_some_and(|member| {
+                member.grants(crate::document::Role::Intermediary, &request.peer)
+            });
             if listed { claimed } else { &request.peer }
         }
         None => &request.peer,
@@ -279,12 +425,23 @@ fn workload_id(request: &Request, ctx: &Context<'_>) -> Result<SpiffeId, Refusal
     if granted(candidate, ctx) {
         return Ok(candidate.clone());
     }
-    let what = format!("attach as a workload of domain {} in this network", ctx.config.router.domain);
-    Err(Refusal::Denied { id: candidate.clone(), what })
+    let what = format!(
+        "attach as a workload of domain {} in this network",
+        ctx.config.router.domain
+    );
+    Err(Refusal::Denied {
+        id: candidate.clone(),
+        what,
+    })
 }
 
 /// The identity's addresses where they still fit, else the ones asked for, else the lowest.
-fn addresses(request: &Request, identity: &Identity, lease: &Lease, ctx: &Context<'_>) -> Result<Vec<IpAddr>, Refusal> {
+fn addresses(
+    request: &Request,
+    identity: &Identity,
+    lease: &Lease,
+    ctx: &Context<'_>,
+) -> Result<Vec<IpAddr>, Refusal> {
     let mut ranges = request.excluded.clone();
     ranges.extend(&ctx.document.policy.exclusions);
     ranges.extend(&ctx.config.exclusions);
@@ -295,13 +452,19 @@ fn addresses(request: &Request, identity: &Identity, lease: &Lease, ctx: &Contex
     }
     wanted.extend(&request.addresses);
     let taken = taken(identity, ctx);
-    let forbidden = Forbidden { taken: &taken, excluded: &ranges };
+    let forbidden = Forbidden {
+        taken: &taken,
+        excluded: &ranges,
+    };
     choose(lease, &forbidden, &wanted).map_err(|prefix| {
         let hosts = match prefix {
             IpNet::V4(prefix) => prefix.hosts().count(),
             IpNet::V6(_) => usize::MAX,
         };
-        Refusal::Exhausted { what: "the router's prefix, less exclusions and reservations,", limit: hosts }
+        Refusal::Exhausted {
+            what: "the router's prefix, less exclusions and reservations,",
+            limit: hosts,
+        }
     })
 }
 
@@ -324,7 +487,10 @@ fn bound_reservations(ctx: &mut Context<'_>) {
     let surplus = reserved.len().saturating_sub(ctx.config.limits.reserved);
     for (index, (until, identity)) in reserved.into_iter().enumerate() {
         if index < surplus || until <= ctx.now.wall {
-            ctx.record(Record::Assigned { identity, assignment: None });
+            ctx.record(Record::Assigned {
+                identity,
+                assignment: None,
+            });
         }
     }
 }

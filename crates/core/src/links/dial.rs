@@ -6,8 +6,9 @@ use crate::backoff::Backoff;
 use crate::heal::{Heal, verdict};
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{
-    Dial, DialAnswer, DialEvent, DialFailure, DialId, Discovered, Effect, RouterId, RoutesOpen, StreamId,
+use crate::router::{
+    Dial, DialAnswer, DialEvent, DialFailure, DialId, Discovered, Effect, RouterId, RoutesOpen,
+    StreamId,
 };
 use crate::time::Mono;
 
@@ -102,7 +103,9 @@ impl Dialer {
             ctx.effect(Effect::CloseDial { dial: held.dial });
         }
         if let Some(in_flight) = self.in_flight.take().filter(|in_flight| !in_flight.refresh) {
-            ctx.effect(Effect::CloseDial { dial: in_flight.dial });
+            ctx.effect(Effect::CloseDial {
+                dial: in_flight.dial,
+            });
         }
         self.next = ctx.now.mono + self.backoff.next(ctx.rng);
         self.wanting_since = None;
@@ -129,7 +132,10 @@ impl Dialer {
     }
 
     pub(super) fn next_wake(&self) -> Option<(Mono, &'static str)> {
-        let in_flight = self.in_flight.as_ref().map(|in_flight| (in_flight.until, "dial timeout"));
+        let in_flight = self
+            .in_flight
+            .as_ref()
+            .map(|in_flight| (in_flight.until, "dial timeout"));
         if in_flight.is_some() {
             return in_flight;
         }
@@ -137,10 +143,17 @@ impl Dialer {
             let wanted = self.wanting_since.map(|since| self.next.max(since));
             return wanted.map(|at| (at, "dial"));
         };
-        let refresh = if held.refresh_asked { self.next } else { held.refresh_at.max(self.next) };
+        let refresh = if held.refresh_asked {
+            self.next
+        } else {
+            held.refresh_at.max(self.next)
+        };
         let stream = held.stream_at.or(held.stream_asked_until);
         let stream = stream.map(|at| (at, "routes stream"));
-        [Some((refresh, "link refresh")), stream].into_iter().flatten().min()
+        [Some((refresh, "link refresh")), stream]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -153,10 +166,12 @@ impl Links {
         key_in_use: impl Fn(&DialAnswer) -> bool,
         ctx: &mut Context<'_>,
     ) -> Option<LinkEvent> {
-        let found = self
-            .dialers
-            .iter_mut()
-            .find(|(_, dialer)| dialer.in_flight.as_ref().is_some_and(|in_flight| in_flight.ticket == ticket));
+        let found = self.dialers.iter_mut().find(|(_, dialer)| {
+            dialer
+                .in_flight
+                .as_ref()
+                .is_some_and(|in_flight| in_flight.ticket == ticket)
+        });
         let (router, dialer) = found?;
         let router = router.clone();
         let in_flight = dialer.in_flight.take()?;
@@ -165,7 +180,9 @@ impl Links {
             Err(failure) => {
                 self.dial_failed(&router, failure.to_string(), ctx);
                 if !in_flight.refresh {
-                    ctx.effect(Effect::CloseDial { dial: in_flight.dial });
+                    ctx.effect(Effect::CloseDial {
+                        dial: in_flight.dial,
+                    });
                 }
                 return None;
             }
@@ -182,14 +199,22 @@ impl Links {
             )
             .map_err(|refusal| refusal.to_string())
             .and_then(|(answered, stored)| {
-                if answered == router { Ok(stored) } else { Err(format!("{answered} answered in place of {router}")) }
+                if answered == router {
+                    Ok(stored)
+                } else {
+                    Err(format!("{answered} answered in place of {router}"))
+                }
             });
         let stored = match checked {
             Ok(stored) => stored,
             Err(reason) => {
                 self.dial_failed(&router, reason, ctx);
-                ctx.effect(Effect::CloseDial { dial: in_flight.dial });
-                if in_flight.refresh && let Some(dialer) = self.dialers.get_mut(&router) {
+                ctx.effect(Effect::CloseDial {
+                    dial: in_flight.dial,
+                });
+                if in_flight.refresh
+                    && let Some(dialer) = self.dialers.get_mut(&router)
+                {
                     dialer.held = None;
                 }
                 return None;
@@ -203,7 +228,9 @@ impl Links {
             link.holds.dialled_until = Some(now + answer.expires_in);
             link.down_since = link.down_since.map(|_| now);
         }
-        let Some(dialer) = self.dialers.get_mut(&router) else { return event };
+        let Some(dialer) = self.dialers.get_mut(&router) else {
+            return event;
+        };
         dialer.backoff.reset();
         dialer.last_error = None;
         dialer.wanting_since = None;
@@ -248,8 +275,16 @@ impl Links {
     }
 
     /// What the monitor of our connection says.
-    pub(crate) fn dial_event(&mut self, dial: DialId, event: DialEvent, ctx: &mut Context<'_>) -> Option<LinkEvent> {
-        let (router, dialer) = self.dialers.iter_mut().find(|(_, dialer)| dialer.is(dial))?;
+    pub(crate) fn dial_event(
+        &mut self,
+        dial: DialId,
+        event: DialEvent,
+        ctx: &mut Context<'_>,
+    ) -> Option<LinkEvent> {
+        let (router, dialer) = self
+            .dialers
+            .iter_mut()
+            .find(|(_, dialer)| dialer.is(dial))?;
         let router = router.clone();
         let held = dialer.held.as_mut()?;
         match event {
@@ -286,7 +321,9 @@ impl Links {
 
     fn step(&mut self, router: &RouterId, ctx: &mut Context<'_>) {
         let now = ctx.now.mono;
-        let Some(dialer) = self.dialers.get_mut(router) else { return };
+        let Some(dialer) = self.dialers.get_mut(router) else {
+            return;
+        };
         if let Some(in_flight) = &dialer.in_flight {
             if in_flight.until > now {
                 return;
@@ -299,7 +336,11 @@ impl Links {
             self.dial_failed(router, "no answer in time".to_owned(), ctx);
             return;
         }
-        if dialer.held.is_some() { self.tend(router, ctx) } else { self.consider(router, ctx) }
+        if dialer.held.is_some() {
+            self.tend(router, ctx)
+        } else {
+            self.consider(router, ctx)
+        }
     }
 
     /// Our connection stands: refresh it, keep its stream, heal it.
@@ -311,7 +352,9 @@ impl Links {
         let settled = link
             .and_then(|link| link.down_since)
             .is_some_and(|since| now.saturating_since(since) >= ctx.config.times.data_down_after);
-        let Some(dialer) = self.dialers.get_mut(router) else { return };
+        let Some(dialer) = self.dialers.get_mut(router) else {
+            return;
+        };
         let Some(held) = &mut dialer.held else { return };
         if held.stream_asked_until.is_some_and(|until| until <= now) {
             held.stream_asked_until = None;
@@ -329,8 +372,16 @@ impl Links {
         }
         let control = held.monitor_up && !held.refresh_asked;
         let target = held.target.clone();
-        let newer = self.known.get(router).map(|known| known.discovered.clone()).filter(|known| *known != target);
-        let heal = if newer.is_some() { Heal::Reselect } else { verdict(control, data || !settled) };
+        let newer = self
+            .known
+            .get(router)
+            .map(|known| known.discovered.clone())
+            .filter(|known| *known != target);
+        let heal = if newer.is_some() {
+            Heal::Reselect
+        } else {
+            verdict(control, data || !settled)
+        };
         let refresh = match heal {
             Heal::Nothing if held.refresh_at > now => return,
             Heal::Nothing | Heal::Refresh => true,
@@ -339,7 +390,12 @@ impl Links {
         let dial = held.dial;
         // Until the answer comes the back-off counts from here.
         dialer.next = now + dialer.backoff.next(ctx.rng);
-        self.send(router, newer.unwrap_or(target), refresh.then_some(dial), ctx);
+        self.send(
+            router,
+            newer.unwrap_or(target),
+            refresh.then_some(dial),
+            ctx,
+        );
     }
 
     /// No connection of our own: dial if it is our turn.
@@ -350,15 +406,18 @@ impl Links {
             return;
         };
         let linked = self.links.get(router).is_some_and(|link| {
-            let down_long =
-                link.down_since.is_some_and(|since| now.saturating_since(since) >= ctx.config.times.dial_wait);
+            let down_long = link
+                .down_since
+                .is_some_and(|since| now.saturating_since(since) >= ctx.config.times.dial_wait);
             !link.holds.accepted.is_empty() && !down_long
         });
         let own = &ctx.config.router;
         let turn = turn(own, ctx.config.dials_only, router, target.dials_only);
         let full = !self.links.contains_key(router) && self.links.len() >= ctx.config.limits.links;
         let member = ctx.document.member(&router.domain, ctx.now.wall).is_some();
-        let Some(dialer) = self.dialers.get_mut(router) else { return };
+        let Some(dialer) = self.dialers.get_mut(router) else {
+            return;
+        };
         if linked || full || !member || turn == Turn::Never {
             dialer.wanting_since = None;
             return;
@@ -373,8 +432,16 @@ impl Links {
         self.send(router, target, None, ctx);
     }
 
-    fn send(&mut self, router: &RouterId, target: Discovered, refresh: Option<DialId>, ctx: &mut Context<'_>) {
-        let Some(member) = ctx.document.member(&router.domain, ctx.now.wall) else { return };
+    fn send(
+        &mut self,
+        router: &RouterId,
+        target: Discovered,
+        refresh: Option<DialId>,
+        ctx: &mut Context<'_>,
+    ) {
+        let Some(member) = ctx.document.member(&router.domain, ctx.now.wall) else {
+            return;
+        };
         let trust_domain = member.trust_domain.clone();
         let dial = refresh.unwrap_or_else(|| {
             self.next_dial += 1;
@@ -382,7 +449,13 @@ impl Links {
         });
         let ticket = ctx.ticket();
         let lease = ctx.state.lease.as_ref();
-        let own = lease.map(|lease| lease.addresses().map(Into::into).chain(lease.prefixes()).collect());
+        let own = lease.map(|lease| {
+            lease
+                .addresses()
+                .map(Into::into)
+                .chain(lease.prefixes())
+                .collect()
+        });
         let message = Dial {
             dial,
             router: router.clone(),
@@ -397,9 +470,18 @@ impl Links {
         };
         if let Some(dialer) = self.dialers.get_mut(router) {
             let until = ctx.now.mono + DIAL_TIMEOUT;
-            dialer.in_flight = Some(InFlight { ticket, dial, target, until, refresh: refresh.is_some() });
+            dialer.in_flight = Some(InFlight {
+                ticket,
+                dial,
+                target,
+                until,
+                refresh: refresh.is_some(),
+            });
         }
-        ctx.effect(Effect::Dial { ticket, dial: Box::new(message) });
+        ctx.effect(Effect::Dial {
+            ticket,
+            dial: Box::new(message),
+        });
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::SpiffeId;
 use crate::router::context::Context;
-use crate::router::io::{Answer, CallId, ConnectionId, Effect, Refusal, RouterId};
+use crate::router::{Answer, CallId, ConnectionId, Effect, Refusal, RouterId};
 use crate::time::Mono;
 
 use super::{LinkEvent, Links};
@@ -22,7 +22,11 @@ pub(super) struct Holds {
 impl Holds {
     pub(super) fn expires(&self) -> Mono {
         let accepted = self.accepted.values().map(|(_, until)| *until);
-        accepted.chain(self.dialled_until).chain(self.restored_until).max().unwrap_or_default()
+        accepted
+            .chain(self.dialled_until)
+            .chain(self.restored_until)
+            .max()
+            .unwrap_or_default()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -35,13 +39,26 @@ const ACCEPTED_MAX: usize = 8;
 
 impl Links {
     pub(crate) fn serves(&self, connection: &ConnectionId) -> bool {
-        self.links.values().any(|link| link.holds.accepted.contains_key(connection))
+        self.links
+            .values()
+            .any(|link| link.holds.accepted.contains_key(connection))
     }
 
-    pub(super) fn hold(&mut self, router: &RouterId, connection: &ConnectionId, peer: &SpiffeId, until: Mono, ctx: &mut Context<'_>) {
-        let Some(link) = self.links.get_mut(router) else { return };
+    pub(super) fn hold(
+        &mut self,
+        router: &RouterId,
+        connection: &ConnectionId,
+        peer: &SpiffeId,
+        until: Mono,
+        ctx: &mut Context<'_>,
+    ) {
+        let Some(link) = self.links.get_mut(router) else {
+            return;
+        };
         link.holds.restored_until = None;
-        link.holds.accepted.insert(connection.clone(), (peer.clone(), until));
+        link.holds
+            .accepted
+            .insert(connection.clone(), (peer.clone(), until));
         if link.holds.accepted.len() > ACCEPTED_MAX {
             let first = link
                 .holds
@@ -52,7 +69,10 @@ impl Links {
                 .map(|(other, _)| other.clone());
             if let Some(connection) = first {
                 link.holds.accepted.remove(&connection);
-                ctx.effect(Effect::ConnectionClosed { connection, reason: "too many connections on one link" });
+                ctx.effect(Effect::ConnectionClosed {
+                    connection,
+                    reason: "too many connections on one link",
+                });
             }
         }
     }
@@ -65,20 +85,44 @@ impl Links {
         peer: &SpiffeId,
         ctx: &mut Context<'_>,
     ) -> Option<LinkEvent> {
-        let found = self.links.iter_mut().find(|(_, link)| link.holds.accepted.contains_key(connection));
+        let found = self
+            .links
+            .iter_mut()
+            .find(|(_, link)| link.holds.accepted.contains_key(connection));
         let Some((router, link)) = found else {
-            ctx.effect(Effect::Answer { call, result: Ok(Answer::Closed) });
+            ctx.effect(Effect::Answer {
+                call,
+                result: Ok(Answer::Closed),
+            });
             return None;
         };
-        if link.holds.accepted.get(connection).is_some_and(|(owner, _)| owner != peer) {
+        if link
+            .holds
+            .accepted
+            .get(connection)
+            .is_some_and(|(owner, _)| owner != peer)
+        {
             let what = format!("close connection {connection}, which another identity opened");
-            ctx.refuse(call, Refusal::Denied { id: peer.clone(), what });
+            ctx.refuse(
+                call,
+                Refusal::Denied {
+                    id: peer.clone(),
+                    what,
+                },
+            );
             return None;
         }
         link.holds.accepted.remove(connection);
         let router = router.clone();
-        let event = link.holds.is_empty().then(|| self.remove(&router, "closed by its last holder", ctx)).flatten();
-        ctx.effect(Effect::Answer { call, result: Ok(Answer::Closed) });
+        let event = link
+            .holds
+            .is_empty()
+            .then(|| self.remove(&router, "closed by its last holder", ctx))
+            .flatten();
+        ctx.effect(Effect::Answer {
+            call,
+            result: Ok(Answer::Closed),
+        });
         event
     }
 
@@ -92,6 +136,8 @@ impl Links {
             .filter(|(_, link)| link.end(stale_limit, silent_after) <= ctx.now.mono)
             .map(|(router, _)| router.clone())
             .collect();
-        due.iter().filter_map(|router| self.remove(router, "expired and silent", ctx)).collect()
+        due.iter()
+            .filter_map(|router| self.remove(router, "expired and silent", ctx))
+            .collect()
     }
 }

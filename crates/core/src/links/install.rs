@@ -7,10 +7,11 @@ use crate::heal::{DataHealth, Timing};
 use crate::ids::{PublicKey, RouterName, SpiffeId};
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{
-    Answer, CallId, ConnectionId, Effect, Endpoint, Hello, LinkAnswer, PeerSpec, Refusal, Request, RouterId,
-};
 use crate::router::state::{Record, StoredLink};
+use crate::router::{
+    Answer, CallId, ConnectionId, Effect, Endpoint, Hello, LinkAnswer, PeerSpec, Refusal, Request,
+    RouterId,
+};
 
 use super::hold::Holds;
 use super::{Install, Link, LinkEvent, Links, REPLACED};
@@ -64,18 +65,38 @@ impl Links {
             return Err(Refusal::Precondition { reason });
         }
         if ctx.state.lease.is_none() {
-            return Err(Refusal::Unavailable { reason: "this router has no prefix lease yet".to_owned() });
+            return Err(Refusal::Unavailable {
+                reason: "this router has no prefix lease yet".to_owned(),
+            });
         }
         if ctx.config.advertise.is_none() && request.local.is_none() {
-            let reason = "a link over a unix socket needs the router's `advertise` address".to_owned();
+            let reason =
+                "a link over a unix socket needs the router's `advertise` address".to_owned();
             return Err(Refusal::Unavailable { reason });
         }
-        let owner = self.links.values().find_map(|link| link.holds.accepted.get(&request.connection));
+        let owner = self
+            .links
+            .values()
+            .find_map(|link| link.holds.accepted.get(&request.connection));
         if let Some((owner, _)) = owner.filter(|(owner, _)| *owner != request.peer) {
-            let what = format!("refresh connection {}, which {owner} opened", request.connection);
-            return Err(Refusal::Denied { id: request.peer.clone(), what });
+            let what = format!(
+                "refresh connection {}, which {owner} opened",
+                request.connection
+            );
+            return Err(Refusal::Denied {
+                id: request.peer.clone(),
+                what,
+            });
         }
-        self.check_peer(&request.peer, hello, public_key, key_in_use, None, request.mtu, ctx)
+        self.check_peer(
+            &request.peer,
+            hello,
+            public_key,
+            key_in_use,
+            None,
+            request.mtu,
+            ctx,
+        )
     }
 
     /// What holds for either direction: the document grants the speaker, the generation does
@@ -99,38 +120,71 @@ impl Links {
         };
         let name = RouterName::new(&hello.name)
             .map_err(|error| invalid("hello.name", &hello.name, error.allowed))?;
-        let router = RouterId { name, domain: hello.domain.clone() };
+        let router = RouterId {
+            name,
+            domain: hello.domain.clone(),
+        };
         if router == ctx.config.router {
-            return Err(invalid("hello.name", &hello.name, "another name than this router's own"));
+            return Err(invalid(
+                "hello.name",
+                &hello.name,
+                "another name than this router's own",
+            ));
         }
         if !Self::granted(peer, &router.domain, ctx) {
-            let what = format!("act as a router of domain {} in this network", router.domain);
-            return Err(Refusal::Denied { id: peer.clone(), what });
+            let what = format!(
+                "act as a router of domain {} in this network",
+                router.domain
+            );
+            return Err(Refusal::Denied {
+                id: peer.clone(),
+                what,
+            });
         }
         let held = ctx.state.links.get(&router);
         if let Some(held) = held {
             if hello.generation < held.generation {
-                let reason =
-                    format!("router {router} is linked with generation {}, not {}", held.generation, hello.generation);
+                let reason = format!(
+                    "router {router} is linked with generation {}, not {}",
+                    held.generation, hello.generation
+                );
                 return Err(Refusal::Precondition { reason });
             }
             if hello.generation == held.generation && *peer != held.peer {
                 let what = format!("act as router {router}, which {} is", held.peer);
-                return Err(Refusal::Denied { id: peer.clone(), what });
+                return Err(Refusal::Denied {
+                    id: peer.clone(),
+                    what,
+                });
             }
         }
         let limit = ctx.config.limits.links;
         if held.is_none() && self.links.len() >= limit {
-            return Err(Refusal::Exhausted { what: "the number of links", limit });
+            return Err(Refusal::Exhausted {
+                what: "the number of links",
+                limit,
+            });
         }
-        let others = ctx.state.links.iter().any(|(other, link)| *other != router && link.public_key == public_key);
+        let others = ctx
+            .state
+            .links
+            .iter()
+            .any(|(other, link)| *other != router && link.public_key == public_key);
         if others || key_in_use || public_key == ctx.config.public_key {
-            return Err(invalid("public_key", &public_key.to_string(), "a key that nobody else uses"));
+            return Err(invalid(
+                "public_key",
+                &public_key.to_string(),
+                "a key that nobody else uses",
+            ));
         }
         if let Some(endpoint) = endpoint {
             check_endpoint(endpoint, ctx)?;
         }
-        let mtu = if mtu == 0 { ctx.config.mtu } else { mtu.min(ctx.config.mtu) };
+        let mtu = if mtu == 0 {
+            ctx.config.mtu
+        } else {
+            mtu.min(ctx.config.mtu)
+        };
         let stored = StoredLink {
             peer: peer.clone(),
             generation: hello.generation,
@@ -151,15 +205,24 @@ impl Links {
         ctx: &mut Context<'_>,
     ) -> Option<LinkEvent> {
         let before = ctx.state.links.get(router).cloned();
-        let same = before.as_ref().is_some_and(|before| before.public_key == stored.public_key);
+        let same = before
+            .as_ref()
+            .is_some_and(|before| before.public_key == stored.public_key);
         if same && self.links.contains_key(router) {
             // The endpoint that packets came from is better than the one that was told,
             // unless nothing comes from it.
             let learnt = before.as_ref().and_then(|before| before.endpoint);
-            stored.endpoint = if renew { stored.endpoint.or(learnt) } else { learnt.or(stored.endpoint) };
+            stored.endpoint = if renew {
+                stored.endpoint.or(learnt)
+            } else {
+                learnt.or(stored.endpoint)
+            };
             let moved = stored.endpoint != learnt;
             if before.as_ref() != Some(&stored) {
-                ctx.record(Record::Link { router: router.clone(), link: Some(stored.clone()) });
+                ctx.record(Record::Link {
+                    router: router.clone(),
+                    link: Some(stored.clone()),
+                });
             }
             if moved || renew {
                 self.set_peer(router, &stored, None, ctx);
@@ -168,15 +231,26 @@ impl Links {
             let newer = before.is_some_and(|before| before.generation != stored.generation);
             return newer.then(|| LinkEvent::Replaced(router.clone()));
         }
-        ctx.record(Record::Link { router: router.clone(), link: Some(stored.clone()) });
+        ctx.record(Record::Link {
+            router: router.clone(),
+            link: Some(stored.clone()),
+        });
         let old = self.links.remove(router);
         let replaces = old.as_ref().map(|link| link.port);
         if let Some(old) = old {
             for connection in old.holds.accepted.into_keys() {
-                ctx.effect(Effect::ConnectionClosed { connection, reason: REPLACED });
+                ctx.effect(Effect::ConnectionClosed {
+                    connection,
+                    reason: REPLACED,
+                });
             }
             for (call, _) in old.waiting {
-                ctx.refuse(call, Refusal::Precondition { reason: REPLACED.to_owned() });
+                ctx.refuse(
+                    call,
+                    Refusal::Precondition {
+                        reason: REPLACED.to_owned(),
+                    },
+                );
             }
         }
         self.install(router, &stored, Holds::default(), replaces, ctx);
@@ -217,8 +291,16 @@ impl Links {
         self.set_peer(router, stored, replaces, ctx);
     }
 
-    fn set_peer(&mut self, router: &RouterId, stored: &StoredLink, replaces: Option<PortId>, ctx: &mut Context<'_>) {
-        let Some(link) = self.links.get(router) else { return };
+    fn set_peer(
+        &mut self,
+        router: &RouterId,
+        stored: &StoredLink,
+        replaces: Option<PortId>,
+        ctx: &mut Context<'_>,
+    ) {
+        let Some(link) = self.links.get(router) else {
+            return;
+        };
         let ticket = ctx.ticket();
         let peer = PeerSpec {
             port: link.port,
@@ -228,7 +310,14 @@ impl Links {
             persistent_keepalive: Some(KEEPALIVE_SECONDS),
             initiate: stored.endpoint.is_some(),
         };
-        self.installs.insert(ticket, Install { router: router.clone(), port: link.port, replaces });
+        self.installs.insert(
+            ticket,
+            Install {
+                router: router.clone(),
+                port: link.port,
+                replaces,
+            },
+        );
         ctx.effect(Effect::SetPeer { ticket, peer });
     }
 
@@ -245,7 +334,11 @@ impl Links {
             // The table swap that follows sends nothing to it any more.
             ctx.effect(Effect::RemovePort { port });
         }
-        let Some(link) = self.links.get_mut(&install.router).filter(|link| link.port == install.port) else {
+        let Some(link) = self
+            .links
+            .get_mut(&install.router)
+            .filter(|link| link.port == install.port)
+        else {
             return Some(events);
         };
         match result {
@@ -265,10 +358,16 @@ impl Links {
     }
 
     fn answer_waiting(&mut self, router: &RouterId, ctx: &mut Context<'_>) {
-        let Some(link) = self.links.get_mut(router) else { return };
+        let Some(link) = self.links.get_mut(router) else {
+            return;
+        };
         let waiting: Vec<(CallId, ConnectionId)> = core::mem::take(&mut link.waiting);
         let told = link.told;
-        let mtu = ctx.state.links.get(router).map_or(ctx.config.mtu, |stored| stored.mtu);
+        let mtu = ctx
+            .state
+            .links
+            .get(router)
+            .map_or(ctx.config.mtu, |stored| stored.mtu);
         for (call, _) in waiting {
             let result = match told.or(ctx.config.advertise) {
                 Some(address) => Ok(Answer::Link(LinkAnswer {
@@ -279,7 +378,9 @@ impl Links {
                     mtu,
                     router: ctx.own_addresses(),
                 })),
-                None => Err(Refusal::Unavailable { reason: "no underlay address to tell".to_owned() }),
+                None => Err(Refusal::Unavailable {
+                    reason: "no underlay address to tell".to_owned(),
+                }),
             };
             ctx.effect(Effect::Answer { call, result });
         }

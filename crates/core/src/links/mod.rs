@@ -20,8 +20,8 @@ use crate::heal::DataHealth;
 use crate::ids::{DomainName, PublicKey, SpiffeId};
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{CallId, ConnectionId, DialId, Effect, Endpoint, RouterId, StreamId};
 use crate::router::state::Record;
+use crate::router::{CallId, ConnectionId, DialId, Effect, Endpoint, RouterId, StreamId};
 use crate::time::Mono;
 
 pub use preference::{Turn, turn};
@@ -86,10 +86,18 @@ const REPLACED: &str = "a higher generation of the router replaced it";
 impl Links {
     /// Re-installs stored peers and initiates to each at once.
     pub(crate) fn start(&mut self, ctx: &mut Context<'_>) {
-        let stored: Vec<_> = ctx.state.links.iter().map(|(router, link)| (router.clone(), link.clone())).collect();
+        let stored: Vec<_> = ctx
+            .state
+            .links
+            .iter()
+            .map(|(router, link)| (router.clone(), link.clone()))
+            .collect();
         for (router, link) in stored {
             let until = ctx.now.mono + ctx.config.times.restored_life;
-            let holds = Holds { restored_until: Some(until), ..Holds::default() };
+            let holds = Holds {
+                restored_until: Some(until),
+                ..Holds::default()
+            };
             self.install(&router, &link, holds, None, ctx);
         }
     }
@@ -100,7 +108,11 @@ impl Links {
 
     /// Everybody of that domain who is linked or seen in the registry, live or not.
     pub(crate) fn routers_of<'a>(&'a self, domain: &'a DomainName) -> BTreeSet<&'a RouterId> {
-        self.links.keys().chain(self.known.keys()).filter(|router| router.domain == *domain).collect()
+        self.links
+            .keys()
+            .chain(self.known.keys())
+            .filter(|router| router.domain == *domain)
+            .collect()
     }
 
     pub(crate) fn uses_key(&self, key: PublicKey, ctx: &Context<'_>) -> bool {
@@ -112,12 +124,19 @@ impl Links {
             return PortClass::Sibling;
         }
         let next = u16::try_from(self.domains.len()).unwrap_or(u16::MAX);
-        PortClass::Remote(*self.domains.entry(domain.clone()).or_insert(DomainIndex(next)))
+        PortClass::Remote(
+            *self
+                .domains
+                .entry(domain.clone())
+                .or_insert(DomainIndex(next)),
+        )
     }
 
     /// Whether the document lets that identity act as a router of that domain.
     pub(crate) fn granted(peer: &SpiffeId, domain: &DomainName, ctx: &Context<'_>) -> bool {
-        ctx.document.member(domain, ctx.now.wall).is_some_and(|member| member.grants(Role::Router, peer))
+        ctx.document
+            .member(domain, ctx.now.wall)
+            .is_some_and(|member| member.grants(Role::Router, peer))
     }
 
     /// Ends every link whose identity the document no longer grants.
@@ -129,7 +148,10 @@ impl Links {
             .filter(|(router, link)| !Self::granted(&link.peer, &router.domain, ctx))
             .map(|(router, _)| router.clone())
             .collect();
-        let events = revoked.iter().filter_map(|router| self.remove(router, REVOKED, ctx)).collect();
+        let events = revoked
+            .iter()
+            .filter_map(|router| self.remove(router, REVOKED, ctx))
+            .collect();
         // Whoever became a member may be dialled now.
         for dialer in self.dialers.values_mut() {
             dialer.retry_now(ctx.now.mono);
@@ -145,26 +167,54 @@ impl Links {
         last_receive: Option<Mono>,
         now: Mono,
     ) -> bool {
-        let Some(link) = self.links.values_mut().find(|link| link.port == port) else { return false };
+        let Some(link) = self.links.values_mut().find(|link| link.port == port) else {
+            return false;
+        };
         link.heard = link.heard.max(last_receive.unwrap_or_default());
         // A probe that waits for a session is no data packet sent yet, but nothing answers it.
-        link.health.observe(last_send.max(link.last_send), last_receive, now);
-        link.down_since = if link.health.is_up() { None } else { link.down_since.or(Some(now)) };
+        link.health
+            .observe(last_send.max(link.last_send), last_receive, now);
+        link.down_since = if link.health.is_up() {
+            None
+        } else {
+            link.down_since.or(Some(now))
+        };
         true
     }
 
-    pub(crate) fn learned(&mut self, port: PortId, endpoint: Endpoint, ctx: &mut Context<'_>) -> bool {
-        let Some((router, _)) = self.links.iter().find(|(_, link)| link.port == port) else { return false };
-        if let Some(stored) = ctx.state.links.get(router).filter(|stored| stored.endpoint != Some(endpoint)) {
+    pub(crate) fn learned(
+        &mut self,
+        port: PortId,
+        endpoint: Endpoint,
+        ctx: &mut Context<'_>,
+    ) -> bool {
+        let Some((router, _)) = self.links.iter().find(|(_, link)| link.port == port) else {
+            return false;
+        };
+        if let Some(stored) = ctx
+            .state
+            .links
+            .get(router)
+            .filter(|stored| stored.endpoint != Some(endpoint))
+        {
             let mut link = stored.clone();
             link.endpoint = Some(endpoint);
-            ctx.record(Record::Link { router: router.clone(), link: Some(link) });
+            ctx.record(Record::Link {
+                router: router.clone(),
+                link: Some(link),
+            });
         }
         true
     }
 
     /// The routes stream of a dialled link came, or ended.
-    pub(crate) fn stream(&mut self, router: &RouterId, stream: StreamId, up: bool, ctx: &mut Context<'_>) {
+    pub(crate) fn stream(
+        &mut self,
+        router: &RouterId,
+        stream: StreamId,
+        up: bool,
+        ctx: &mut Context<'_>,
+    ) {
         if let Some(dialer) = self.dialers.get_mut(router) {
             dialer.stream(stream, up, ctx);
         }
@@ -184,38 +234,67 @@ impl Links {
     }
 
     fn probe(&mut self, ctx: &mut Context<'_>) {
-        let Some(own) = ctx.own_ips().into_iter().next_back() else { return };
+        let Some(own) = ctx.own_ips().into_iter().next_back() else {
+            return;
+        };
         for (router, link) in &mut self.links {
             let due = link.health.wake(ctx.now.mono, ctx.rng);
             if !due.probe || !link.live {
                 continue;
             }
-            let routes = ctx.state.routes.get(router).map(Vec::as_slice).unwrap_or_default();
-            let target = routes.iter().find(|route| route.preference == 0 && route.prefix.addr().is_ipv6() == own.is_ipv6());
+            let routes = ctx
+                .state
+                .routes
+                .get(router)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let target = routes.iter().find(|route| {
+                route.preference == 0 && route.prefix.addr().is_ipv6() == own.is_ipv6()
+            });
             if let Some(target) = target {
                 link.last_send = Some(ctx.now.mono);
                 let destination = target.prefix.network();
-                ctx.effects.push(Effect::Probe { port: link.port, source: own, destination });
+                ctx.effects.push(Effect::Probe {
+                    port: link.port,
+                    source: own,
+                    destination,
+                });
             }
         }
     }
 
-    pub(crate) fn next_wake(&self, ctx_times: (Duration, Duration)) -> Option<(Mono, &'static str)> {
+    pub(crate) fn next_wake(
+        &self,
+        ctx_times: (Duration, Duration),
+    ) -> Option<(Mono, &'static str)> {
         let (stale_limit, silent_after) = ctx_times;
         let settle = self.settles.map(|at| (at, "watch grace"));
         let health = self.links.values().map(|link| link.health.next_wake());
-        let ends = self.links.values().map(|link| (link.end(stale_limit, silent_after), "link end"));
+        let ends = self
+            .links
+            .values()
+            .map(|link| (link.end(stale_limit, silent_after), "link end"));
         let dials = self.dialers.values().filter_map(Dialer::next_wake);
-        settle.into_iter().chain(health).chain(ends).chain(dials).min()
+        settle
+            .into_iter()
+            .chain(health)
+            .chain(ends)
+            .chain(dials)
+            .min()
     }
 
     /// Takes a link away with everything that held it.
-    fn remove(&mut self, router: &RouterId, reason: &'static str, ctx: &mut Context<'_>) -> Option<LinkEvent> {
+    fn remove(
+        &mut self,
+        router: &RouterId,
+        reason: &'static str,
+        ctx: &mut Context<'_>,
+    ) -> Option<LinkEvent> {
         let link = self.links.remove(router)?;
         ctx.effect(Effect::RemovePort { port: link.port });
         for (call, _) in link.waiting {
             let reason = "the link was removed meanwhile".to_owned();
-            ctx.refuse(call, crate::router::io::Refusal::Unavailable { reason });
+            ctx.refuse(call, crate::router::Refusal::Unavailable { reason });
         }
         for connection in link.holds.accepted.into_keys() {
             ctx.effect(Effect::ConnectionClosed { connection, reason });
@@ -224,7 +303,10 @@ impl Links {
             dialer.close(ctx);
         }
         self.installs.retain(|_, install| install.router != *router);
-        ctx.record(Record::Link { router: router.clone(), link: None });
+        ctx.record(Record::Link {
+            router: router.clone(),
+            link: None,
+        });
         Some(LinkEvent::Removed(router.clone()))
     }
 
@@ -262,7 +344,10 @@ impl Links {
             })
             .collect();
         // Known but not linked: what an operator looks for first.
-        let missing = self.known.iter().filter(|(router, _)| !self.links.contains_key(*router));
+        let missing = self
+            .known
+            .iter()
+            .filter(|(router, _)| !self.links.contains_key(*router));
         status.extend(missing.map(|(router, known)| LinkStatus {
             router: router.clone(),
             peer: None,

@@ -3,7 +3,7 @@
 
 use core::cmp::Ordering;
 
-use crate::router::io::RouterId;
+use crate::router::RouterId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -15,7 +15,12 @@ pub enum Turn {
 }
 
 /// A side that only dials does so at once, and is never dialled; else the lower name does.
-pub fn turn(own: &RouterId, own_dials_only: bool, other: &RouterId, other_dials_only: bool) -> Turn {
+pub fn turn(
+    own: &RouterId,
+    own_dials_only: bool,
+    other: &RouterId,
+    other_dials_only: bool,
+) -> Turn {
     if other_dials_only {
         return Turn::Never;
     }

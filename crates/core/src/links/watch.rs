@@ -2,7 +2,7 @@
 //! live on their own evidence.
 
 use crate::router::context::Context;
-use crate::router::io::{Discovered, RouterId, WatchEvent};
+use crate::router::{Discovered, RouterId, WatchEvent};
 
 use super::dial::Dialer;
 use super::install::dialable;
@@ -37,18 +37,36 @@ impl Links {
         }
         if router == ctx.config.router {
             let own = ctx.state.lease.as_ref().map(|lease| lease.generation);
-            return own.is_some_and(|own| discovered.generation > own).then_some(LinkEvent::Fenced);
+            return own
+                .is_some_and(|own| discovered.generation > own)
+                .then_some(LinkEvent::Fenced);
         }
         // Never to a lower generation: an old registration may outlive its router.
-        if self.known.get(&router).is_some_and(|known| known.discovered.generation > discovered.generation) {
+        if self
+            .known
+            .get(&router)
+            .is_some_and(|known| known.discovered.generation > discovered.generation)
+        {
             return None;
         }
         if !self.known.contains_key(&router) && self.known.len() >= ctx.config.limits.discovered {
             return None;
         }
-        let changed = self.known.get(&router).is_none_or(|known| known.discovered != discovered);
-        self.known.insert(router.clone(), Known { discovered, epoch: self.epoch });
-        let dialer = self.dialers.entry(router).or_insert_with(|| Dialer::new(ctx));
+        let changed = self
+            .known
+            .get(&router)
+            .is_none_or(|known| known.discovered != discovered);
+        self.known.insert(
+            router.clone(),
+            Known {
+                discovered,
+                epoch: self.epoch,
+            },
+        );
+        let dialer = self
+            .dialers
+            .entry(router)
+            .or_insert_with(|| Dialer::new(ctx));
         if changed {
             dialer.retry_now(ctx.now.mono);
         }
@@ -62,8 +80,12 @@ impl Links {
         }
         self.settles = None;
         let epoch = self.epoch;
-        let gone: Vec<RouterId> =
-            self.known.iter().filter(|(_, known)| known.epoch < epoch).map(|(router, _)| router.clone()).collect();
+        let gone: Vec<RouterId> = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.epoch < epoch)
+            .map(|(router, _)| router.clone())
+            .collect();
         for router in gone {
             self.known.remove(&router);
             self.drop_idle_dialer(&router);

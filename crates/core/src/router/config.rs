@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::ids::{InstanceId, NetworkUid, PublicKey};
-use crate::router::io::RouterId;
+use crate::router::RouterId;
 
 #[derive(Clone, Debug)]
 pub struct Config {

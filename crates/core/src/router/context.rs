@@ -8,9 +8,10 @@ use crate::document::{Document, Member};
 use crate::forward::PortId;
 use crate::machine::{Ticket, TicketCounter};
 use crate::rng::Rng;
+use crate::router::call::Refusal;
 use crate::router::config::Config;
-use crate::router::io::{CallId, Effect, Hello, HelloRole, Refusal, VERSION};
 use crate::router::state::{Record, State};
+use crate::router::{CallId, Effect, Hello, HelloRole, VERSION};
 use crate::time::Now;
 
 /// Hands out ports, each once in a process's life.
@@ -19,7 +20,10 @@ pub(crate) struct PortCounter(pub(crate) u32);
 
 impl PortCounter {
     fn issue(&mut self) -> PortId {
-        self.0 = self.0.checked_add(1).expect("four billion ports in one process life");
+        self.0 = self
+            .0
+            .checked_add(1)
+            .expect("four billion ports in one process life");
         PortId(self.0)
     }
 }
@@ -51,7 +55,10 @@ impl Context<'_> {
     }
 
     pub(crate) fn refuse(&mut self, call: CallId, refusal: Refusal) {
-        self.effect(Effect::Answer { call, result: Err(refusal) });
+        self.effect(Effect::Answer {
+            call,
+            result: Err(refusal),
+        });
     }
 
     pub(crate) fn ticket(&mut self) -> Ticket {
@@ -64,7 +71,8 @@ impl Context<'_> {
 
     /// The member that this router belongs to.
     pub(crate) fn own_member(&self) -> Option<&Member> {
-        self.document.member(&self.config.router.domain, self.now.wall)
+        self.document
+            .member(&self.config.router.domain, self.now.wall)
     }
 
     /// The router's own addresses as host prefixes, the IPv4 one first.
@@ -73,7 +81,11 @@ impl Context<'_> {
     }
 
     pub(crate) fn own_ips(&self) -> Vec<IpAddr> {
-        self.state.lease.as_ref().map(|lease| lease.addresses().collect()).unwrap_or_default()
+        self.state
+            .lease
+            .as_ref()
+            .map(|lease| lease.addresses().collect())
+            .unwrap_or_default()
     }
 
     pub(crate) fn hello(&self) -> Hello {
@@ -85,7 +97,12 @@ impl Context<'_> {
             domain: config.router.domain.clone(),
             name: config.router.name.to_string(),
             instance: config.instance,
-            generation: self.state.lease.as_ref().map(|lease| lease.generation).unwrap_or_default(),
+            generation: self
+                .state
+                .lease
+                .as_ref()
+                .map(|lease| lease.generation)
+                .unwrap_or_default(),
             dials_only: config.dials_only,
             role: HelloRole::Router,
         }
@@ -94,7 +111,10 @@ impl Context<'_> {
     /// Checks what every Hello must satisfy, whoever sends it.
     pub(crate) fn check_hello(&self, hello: &Hello) -> Result<(), Refusal> {
         if hello.uid != self.config.uid {
-            let reason = format!("hello is for network {}, this router serves {}", hello.uid, self.config.uid);
+            let reason = format!(
+                "hello is for network {}, this router serves {}",
+                hello.uid, self.config.uid
+            );
             return Err(Refusal::Precondition { reason });
         }
         if hello.version_min > VERSION || hello.version_max < VERSION {
@@ -109,5 +129,9 @@ impl Context<'_> {
 }
 
 pub(crate) fn own_addresses(state: &State) -> Vec<IpNet> {
-    state.lease.as_ref().map(|lease| lease.addresses().map(IpNet::from).collect()).unwrap_or_default()
+    state
+        .lease
+        .as_ref()
+        .map(|lease| lease.addresses().map(IpNet::from).collect())
+        .unwrap_or_default()
 }

@@ -12,9 +12,11 @@ use crate::allocator::Lease;
 use crate::document::Document;
 use crate::forward::{PortClass, PortId, Route};
 use crate::ids::{
-    DomainName, Generation, InstanceId, InvalidName, NetworkUid, PublicKey, RouterName, SpiffeId, WorkloadName,
+    DomainName, Generation, InstanceId, InvalidName, NetworkUid, PublicKey, RouterName, SpiffeId,
+    WorkloadName,
 };
 use crate::machine::Ticket;
+use crate::router::call::{Answer, Refusal, Request};
 use crate::router::state::Record;
 use crate::time::Mono;
 
@@ -45,7 +47,11 @@ impl ConnectionId {
             Ok(Self(value.to_owned()))
         } else {
             let value = value.chars().take(64).collect();
-            Err(InvalidName { what: "connection id", value, allowed: "1 to 256 printable ASCII characters" })
+            Err(InvalidName {
+                what: "connection id",
+                value,
+                allowed: "1 to 256 printable ASCII characters",
+            })
         }
     }
 
@@ -116,102 +122,6 @@ pub enum HelloRole {
 
 /// The protocol versions that this code speaks (Hello, routes stream).
 pub const VERSION: u32 = 1;
-
-/// How the other end's packets reach us.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MechanismWish {
-    /// A descriptor over `fd.sock`; `secret` is 128 fresh random bits drawn by the shell, used
-    /// if the machine needs a ticket.
-    Tun { secret: [u8; 16] },
-    WireGuard { public_key: PublicKey },
-}
-
-/// One NSM Request (first or refresh), checked for form by the shell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    pub connection: ConnectionId,
-    /// SPIFFE ID of the direct TLS peer: the authority.
-    pub peer: SpiffeId,
-    /// Where `peer` is a listed intermediary: the first path segment's ID. Else unset.
-    pub claimed: Option<SpiffeId>,
-    /// Absent from stock peers, which are served as workloads.
-    pub hello: Option<Hello>,
-    /// Workload name: label `podName`, else the Hello's, else the first path segment's.
-    pub name: Option<WorkloadName>,
-    pub mechanism: MechanismWish,
-    /// Addresses that the client says it has (`src_ip_addrs`); empty on a plain refresh.
-    pub addresses: Vec<IpAddr>,
-    pub excluded: Vec<IpNet>,
-    /// Smallest MTU on the way so far, 0 = unset.
-    pub mtu: u16,
-    /// Until the client's token ends.
-    pub expires_in: Duration,
-    /// Our address of the TCP connection that carried the Request; unset on a unix socket.
-    pub local: Option<IpAddr>,
-}
-
-/// A Request's success.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    Workload(WorkloadAnswer),
-    Link(LinkAnswer),
-    /// A Close, always successful for its owner.
-    Closed,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkloadAnswer {
-    /// The workload's, host prefixes.
-    pub addresses: Vec<IpNet>,
-    /// The router's, host prefixes.
-    pub router: Vec<IpNet>,
-    /// The network's pools, by way of the router's address of the same family.
-    pub routes: Vec<IpNet>,
-    pub mtu: u16,
-    pub dns_servers: Vec<IpAddr>,
-    pub search: String,
-    pub hello: Hello,
-    pub mechanism: MechanismAnswer,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MechanismAnswer {
-    /// The ticket to present on `fd.sock`, once. The value that the client knows already says
-    /// that its descriptor is in place and its end of `fd.sock` open.
-    Tun { secret: [u8; 16] },
-    WireGuard { public_key: PublicKey, address: IpAddr, port: u16 },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkAnswer {
-    pub hello: Hello,
-    pub public_key: PublicKey,
-    pub address: IpAddr,
-    pub port: u16,
-    pub mtu: u16,
-    /// Our addresses in the overlay, host prefixes.
-    pub router: Vec<IpNet>,
-}
-
-/// Why a call was refused. The variant says what the caller does next.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Never with this content.
-    #[error("{field}: {value:?} is refused: {allowed}")]
-    Invalid { field: &'static str, value: String, allowed: String },
-    /// Never with this identity.
-    #[error("{id} may not {what}")]
-    Denied { id: SpiffeId, what: String },
-    /// Not while something else holds it: a higher generation, another network, a fence.
-    #[error("{reason}")]
-    Precondition { reason: String },
-    /// Later, or elsewhere: a limit is reached.
-    #[error("{what} is full: {limit}")]
-    Exhausted { what: &'static str, limit: usize },
-    /// Later: something this router needs is not there yet.
-    #[error("{reason}")]
-    Unavailable { reason: String },
-}
 
 /// One router as the registry shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,16 +210,32 @@ pub struct RoutesOpen {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RoutesMessage {
-    Announce { sequence: u64, prefix: IpNet, preference: u32, mtu: u16 },
-    Withdraw { sequence: u64, prefix: IpNet },
-    End { sequence: u64 },
-    KeepAlive { sequence: u64 },
+    Announce {
+        sequence: u64,
+        prefix: IpNet,
+        preference: u32,
+        mtu: u16,
+    },
+    Withdraw {
+        sequence: u64,
+        prefix: IpNet,
+    },
+    End {
+        sequence: u64,
+    },
+    KeepAlive {
+        sequence: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RoutesEvent {
     /// Both opens are exchanged. `dialled`: this side opened the stream.
-    Started { peer: SpiffeId, open: RoutesOpen, dialled: bool },
+    Started {
+        peer: SpiffeId,
+        open: RoutesOpen,
+        dialled: bool,
+    },
     Message(RoutesMessage),
     Ended,
 }
@@ -329,7 +255,9 @@ pub enum FdEvent {
 pub enum FdGrant {
     Attached,
     /// Pass the descriptor of this port.
-    Reattached { port: PortId },
+    Reattached {
+        port: PortId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,7 +281,9 @@ pub enum LeaseFailure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameAnswer {
     Granted,
-    Held { by: String },
+    Held {
+        by: String,
+    },
     /// The registry gave no verdict: try again.
     Unreachable,
 }
@@ -420,69 +350,181 @@ pub enum Input {
     /// Once, first: re-installs what is stored, starts the timers.
     Start,
     /// A verified document and its bytes as received. Ignored unless newer.
-    Document { document: Box<Document>, bytes: Vec<u8> },
-    Request { call: CallId, request: Box<Request> },
-    Close { call: CallId, connection: ConnectionId, peer: SpiffeId },
+    Document {
+        document: Box<Document>,
+        bytes: Vec<u8>,
+    },
+    Request {
+        call: CallId,
+        request: Box<Request>,
+    },
+    Close {
+        call: CallId,
+        connection: ConnectionId,
+        peer: SpiffeId,
+    },
     Watch(WatchEvent),
-    Dialled { ticket: Ticket, result: Result<Box<DialAnswer>, DialFailure> },
-    Dial { dial: DialId, event: DialEvent },
-    Routes { stream: StreamId, event: RoutesEvent },
+    Dialled {
+        ticket: Ticket,
+        result: Result<Box<DialAnswer>, DialFailure>,
+    },
+    Dial {
+        dial: DialId,
+        event: DialEvent,
+    },
+    Routes {
+        stream: StreamId,
+        event: RoutesEvent,
+    },
     /// A stream asked for by [`Effect::OpenRoutes`] did not come about.
-    RoutesFailed { dial: DialId, reason: String },
-    Fd { session: FdSession, event: FdEvent },
-    Installed { ticket: Ticket, result: Result<(), String> },
-    Appended { ticket: Ticket, result: Result<(), String> },
-    Lease { ticket: Ticket, result: Result<LeaseAnswer, LeaseFailure> },
-    Name { ticket: Ticket, answer: NameAnswer },
+    RoutesFailed {
+        dial: DialId,
+        reason: String,
+    },
+    Fd {
+        session: FdSession,
+        event: FdEvent,
+    },
+    Installed {
+        ticket: Ticket,
+        result: Result<(), String>,
+    },
+    Appended {
+        ticket: Ticket,
+        result: Result<(), String>,
+    },
+    Lease {
+        ticket: Ticket,
+        result: Result<LeaseAnswer, LeaseFailure>,
+    },
+    Name {
+        ticket: Ticket,
+        answer: NameAnswer,
+    },
     /// The answer to [`Effect::ReadPorts`].
     Ports(Vec<PortSample>),
-    EndpointLearned { port: PortId, endpoint: Endpoint },
+    EndpointLearned {
+        port: PortId,
+        endpoint: Endpoint,
+    },
     /// A descriptor ended by itself.
-    PortFailed { port: PortId },
+    PortFailed {
+        port: PortId,
+    },
     /// An operator takes this router out for good: gives back names, lease, registration.
-    Leave { call: CallId },
+    Leave {
+        call: CallId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Make these durable, in order; answered by `Appended`. At most one is outstanding.
-    Append { ticket: Ticket, records: Vec<Record> },
+    Append {
+        ticket: Ticket,
+        records: Vec<Record>,
+    },
     /// Answered by `Installed`.
-    SetPeer { ticket: Ticket, peer: PeerSpec },
+    SetPeer {
+        ticket: Ticket,
+        peer: PeerSpec,
+    },
     /// The descriptor that `session` brought becomes this port. Answered by `Installed`.
-    SetTun { ticket: Ticket, session: FdSession, port: PortId, class: PortClass, mtu: u16 },
-    RemovePort { port: PortId },
+    SetTun {
+        ticket: Ticket,
+        session: FdSession,
+        port: PortId,
+        class: PortClass,
+        mtu: u16,
+    },
+    RemovePort {
+        port: PortId,
+    },
     /// The whole table, swapped at once.
-    SetRoutes { routes: Vec<Route> },
+    SetRoutes {
+        routes: Vec<Route>,
+    },
     /// The own addresses changed (they belong on the own port).
-    SetOwnAddresses { addresses: Vec<IpNet>, mtu: u16 },
-    Answer { call: CallId, result: Result<Answer, Refusal> },
+    SetOwnAddresses {
+        addresses: Vec<IpNet>,
+        mtu: u16,
+    },
+    Answer {
+        call: CallId,
+        result: Result<Answer, Refusal>,
+    },
     /// A served connection ended other than by its owner's Close: monitors say DELETE.
-    ConnectionClosed { connection: ConnectionId, reason: &'static str },
+    ConnectionClosed {
+        connection: ConnectionId,
+        reason: &'static str,
+    },
     /// Answered by `Dialled`.
-    Dial { ticket: Ticket, dial: Box<Dial> },
+    Dial {
+        ticket: Ticket,
+        dial: Box<Dial>,
+    },
     /// Close the connection towards the other router; no answer.
-    CloseDial { dial: DialId },
+    CloseDial {
+        dial: DialId,
+    },
     /// Open the routes stream of a dialled link; answered by `Routes::Started` or `RoutesFailed`.
-    OpenRoutes { dial: DialId, open: RoutesOpen },
-    SendRoutes { stream: StreamId, messages: Vec<RoutesMessage> },
-    CloseRoutes { stream: StreamId, reason: &'static str },
-    AnswerFd { session: FdSession, result: Result<FdGrant, String> },
+    OpenRoutes {
+        dial: DialId,
+        open: RoutesOpen,
+    },
+    SendRoutes {
+        stream: StreamId,
+        messages: Vec<RoutesMessage>,
+    },
+    CloseRoutes {
+        stream: StreamId,
+        reason: &'static str,
+    },
+    AnswerFd {
+        session: FdSession,
+        result: Result<FdGrant, String>,
+    },
     /// Answered by `Lease`.
-    AcquireLease { ticket: Ticket, held: Option<Lease>, prefix_len4: u8, exclusions: Vec<IpNet> },
-    RenewLease { ticket: Ticket, lease: Lease },
+    AcquireLease {
+        ticket: Ticket,
+        held: Option<Lease>,
+        prefix_len4: u8,
+        exclusions: Vec<IpNet>,
+    },
+    RenewLease {
+        ticket: Ticket,
+        lease: Lease,
+    },
     /// No answer is awaited.
-    ReleaseLease { lease: Lease },
+    ReleaseLease {
+        lease: Lease,
+    },
     /// Answered by `Name`.
-    ClaimName { ticket: Ticket, name: WorkloadName, workload: SpiffeId, addresses: Vec<IpAddr> },
+    ClaimName {
+        ticket: Ticket,
+        name: WorkloadName,
+        workload: SpiffeId,
+        addresses: Vec<IpAddr>,
+    },
     /// No answer is awaited; the claim's own life ends it otherwise.
-    ReleaseName { name: WorkloadName, workload: SpiffeId },
+    ReleaseName {
+        name: WorkloadName,
+        workload: SpiffeId,
+    },
     /// Keep this registered, from now on.
-    Register { registration: Registration },
+    Register {
+        registration: Registration,
+    },
     Unregister,
     /// One echo request inside the tunnel.
-    Probe { port: PortId, source: IpAddr, destination: IpAddr },
+    Probe {
+        port: PortId,
+        source: IpAddr,
+        destination: IpAddr,
+    },
     /// Answered by `Ports`.
     ReadPorts,
-    Publish { view: Box<ResolverView> },
+    Publish {
+        view: Box<ResolverView>,
+    },
 }

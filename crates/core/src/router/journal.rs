@@ -8,8 +8,8 @@ use core::time::Duration;
 use crate::backoff::Backoff;
 use crate::machine::{Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
-use crate::router::io::{Effect, Refusal};
 use crate::router::state::Record;
+use crate::router::{Effect, Refusal};
 use crate::time::Mono;
 
 /// Records waiting for the store, effects waiting for records.
@@ -43,13 +43,20 @@ impl Default for Journal {
 
 impl Journal {
     /// Takes what one input brought.
-    pub(crate) fn push(&mut self, records: Vec<Record>, effects: Vec<Effect>, out: &mut Outbox<Effect>) {
+    pub(crate) fn push(
+        &mut self,
+        records: Vec<Record>,
+        effects: Vec<Effect>,
+        out: &mut Outbox<Effect>,
+    ) {
         self.taken += u64::try_from(records.len()).unwrap_or(u64::MAX);
         self.pending.extend(records);
         for effect in effects {
             if let (Some(reason), Some(_)) = (&self.last_error, self.retry_at) {
                 out.push(without_promise(effect, reason));
-            } else if rests_on_records(&effect) && (self.durable < self.taken || !self.waiting.is_empty()) {
+            } else if rests_on_records(&effect)
+                && (self.durable < self.taken || !self.waiting.is_empty())
+            {
                 self.waiting.push_back((self.taken, effect));
             } else {
                 out.push(effect);
@@ -58,14 +65,25 @@ impl Journal {
     }
 
     /// Starts an append when one is due. Last in every input.
-    pub(crate) fn flush(&mut self, now: Mono, tickets: &mut TicketCounter, out: &mut Outbox<Effect>) {
-        if self.in_flight.is_some() || self.pending.is_empty() || self.retry_at.is_some_and(|at| at > now) {
+    pub(crate) fn flush(
+        &mut self,
+        now: Mono,
+        tickets: &mut TicketCounter,
+        out: &mut Outbox<Effect>,
+    ) {
+        if self.in_flight.is_some()
+            || self.pending.is_empty()
+            || self.retry_at.is_some_and(|at| at > now)
+        {
             return;
         }
         self.retry_at = None;
         let ticket = tickets.issue();
         let records = core::mem::take(&mut self.pending);
-        out.push(Effect::Append { ticket, records: records.clone() });
+        out.push(Effect::Append {
+            ticket,
+            records: records.clone(),
+        });
         self.in_flight = Some((ticket, records));
     }
 
@@ -77,7 +95,9 @@ impl Journal {
         rng: &mut Rng,
         out: &mut Outbox<Effect>,
     ) {
-        let Some((expected, records)) = self.in_flight.take() else { return };
+        let Some((expected, records)) = self.in_flight.take() else {
+            return;
+        };
         if expected != ticket {
             self.in_flight = Some((expected, records));
             return;
@@ -87,7 +107,11 @@ impl Journal {
                 self.backoff.reset();
                 self.last_error = None;
                 self.durable += u64::try_from(records.len()).unwrap_or(u64::MAX);
-                while self.waiting.front().is_some_and(|(needs, _)| *needs <= self.durable) {
+                while self
+                    .waiting
+                    .front()
+                    .is_some_and(|(needs, _)| *needs <= self.durable)
+                {
                     out.push(self.waiting.pop_front().expect("the front was just seen").1);
                 }
             }
@@ -153,9 +177,15 @@ const fn rests_on_records(effect: &Effect) -> bool {
 
 fn without_promise(effect: Effect, reason: &str) -> Effect {
     match effect {
-        Effect::Answer { call, result: Ok(_) } => {
+        Effect::Answer {
+            call,
+            result: Ok(_),
+        } => {
             let reason = format!("the state store does not take records: {reason}");
-            Effect::Answer { call, result: Err(Refusal::Unavailable { reason }) }
+            Effect::Answer {
+                call,
+                result: Err(Refusal::Unavailable { reason }),
+            }
         }
         effect => effect,
     }

@@ -6,8 +6,8 @@ use core::time::Duration;
 use crate::backoff::Backoff;
 use crate::machine::Ticket;
 use crate::router::context::Context;
-use crate::router::io::{Effect, LeaseAnswer, LeaseFailure};
 use crate::router::state::Record;
+use crate::router::{Effect, LeaseAnswer, LeaseFailure};
 use crate::time::{Mono, Now, Wall};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -64,7 +64,12 @@ impl LeaseClient {
             Some(lease) if self.confirmed => ctx.effect(Effect::RenewLease { ticket, lease }),
             held => {
                 let exclusions = ctx.config.exclusions.clone();
-                ctx.effect(Effect::AcquireLease { ticket, held, prefix_len4: ctx.config.prefix_len4, exclusions });
+                ctx.effect(Effect::AcquireLease {
+                    ticket,
+                    held,
+                    prefix_len4: ctx.config.prefix_len4,
+                    exclusions,
+                });
             }
         }
     }
@@ -99,11 +104,23 @@ impl LeaseClient {
     fn granted(&mut self, answer: LeaseAnswer, ctx: &mut Context<'_>) -> LeaseEvent {
         let lease = answer.lease;
         let config = ctx.config;
-        let own = lease.uid == config.uid && lease.router == config.router.name && lease.instance == config.instance;
-        let inside = ctx.own_member().is_some_and(|member| lease.prefixes().all(|prefix| member.owns(&prefix)));
-        let older = ctx.state.lease.as_ref().is_some_and(|held| lease.generation < held.generation);
+        let own = lease.uid == config.uid
+            && lease.router == config.router.name
+            && lease.instance == config.instance;
+        let inside = ctx
+            .own_member()
+            .is_some_and(|member| lease.prefixes().all(|prefix| member.owns(&prefix)));
+        let older = ctx
+            .state
+            .lease
+            .as_ref()
+            .is_some_and(|held| lease.generation < held.generation);
         if !own || !inside || older {
-            self.retry("the registry's answer is no lease of this router inside its domain's blocks".to_owned(), ctx);
+            self.retry(
+                "the registry's answer is no lease of this router inside its domain's blocks"
+                    .to_owned(),
+                ctx,
+            );
             return LeaseEvent::Nothing;
         }
         self.backoff.reset();
@@ -114,9 +131,16 @@ impl LeaseClient {
         self.due = ctx.now.mono + answer.renew_after.saturating_sub(early).max(RETRY_FIRST);
         let changed = ctx.state.lease.as_ref() != Some(&lease);
         if changed || ctx.state.lease_confirmed + CONFIRMED_STEP <= ctx.now.wall {
-            ctx.record(Record::Lease { lease: Some(lease), confirmed: ctx.now.wall });
+            ctx.record(Record::Lease {
+                lease: Some(lease),
+                confirmed: ctx.now.wall,
+            });
         }
-        if changed { LeaseEvent::Changed } else { LeaseEvent::Nothing }
+        if changed {
+            LeaseEvent::Changed
+        } else {
+            LeaseEvent::Nothing
+        }
     }
 
     fn retry(&mut self, error: String, ctx: &mut Context<'_>) {

@@ -5,16 +5,19 @@
 //! Records are applied when they are decided; whatever rests on them (answers, peers, table)
 //! leaves after they are durable. A crash is "drop the machine, keep the disk".
 
+pub mod call;
 pub mod config;
 pub(crate) mod context;
 pub mod io;
 mod journal;
 mod lease;
+mod parts;
 mod publish;
 pub mod state;
 #[cfg(test)]
 mod tests;
 
+pub use call::*;
 pub use config::{Config, Limits, Times};
 pub use io::*;
 pub use publish::{Counts, Status};
@@ -25,8 +28,8 @@ use ipnet::IpNet;
 use crate::attach::Attach;
 use crate::document::Document;
 use crate::forward::{PortClass, PortId, Route};
-use crate::ids::{Generation, SpiffeId};
-use crate::links::{LinkEvent, Links};
+use crate::ids::Generation;
+use crate::links::Links;
 use crate::machine::{Machine, Outbox, TicketCounter};
 use crate::rng::Rng;
 use crate::routes::{Routes, table};
@@ -35,6 +38,7 @@ use crate::time::{Mono, Now};
 use context::{Context, PortCounter, own_addresses};
 use journal::Journal;
 use lease::{LeaseClient, LeaseEvent};
+use parts::Parts;
 
 /// The router's own address: the shell's descriptor, set before [`Input::Start`].
 pub const OWN_PORT: PortId = PortId(0);
@@ -124,7 +128,10 @@ impl RouterMachine {
 
     /// Which life of each linked router this one uses.
     pub fn link_generations(&self) -> impl Iterator<Item = (&RouterId, Generation)> + '_ {
-        self.state.links.iter().map(|(router, link)| (router, link.generation))
+        self.state
+            .links
+            .iter()
+            .map(|(router, link)| (router, link.generation))
     }
 
     /// First message of every routes stream, as the accepting side sends it.
@@ -133,7 +140,12 @@ impl RouterMachine {
             uid: self.config.uid,
             router: self.config.router.clone(),
             instance: self.config.instance,
-            generation: self.state.lease.as_ref().map(|lease| lease.generation).unwrap_or_default(),
+            generation: self
+                .state
+                .lease
+                .as_ref()
+                .map(|lease| lease.generation)
+                .unwrap_or_default(),
         }
     }
 
@@ -143,7 +155,12 @@ impl RouterMachine {
     }
 
     /// Runs one step of the parts over the shared state, then everything that follows from it.
-    fn step(&mut self, now: Now, out: &mut Outbox<Effect>, act: impl FnOnce(&mut Parts<'_>, &mut Context<'_>)) {
+    fn step(
+        &mut self,
+        now: Now,
+        out: &mut Outbox<Effect>,
+        act: impl FnOnce(&mut Parts<'_>, &mut Context<'_>),
+    ) {
         let (mut records, mut effects) = (Vec::new(), Vec::new());
         let mut ctx = Context {
             config: &self.config,
@@ -178,7 +195,11 @@ impl RouterMachine {
         }
         // What is derived rests on records, on what is live and on which links carry traffic;
         // most samples change none of them.
-        let up: Vec<_> = self.links.iter().map(|(_, link)| (link.port, link.data_up())).collect();
+        let up: Vec<_> = self
+            .links
+            .iter()
+            .map(|(_, link)| (link.port, link.data_up()))
+            .collect();
         let basis = (self.attach.changes, up);
         if self.started && !(records.is_empty() && effects.is_empty() && basis == self.basis) {
             self.basis = basis;
@@ -191,7 +212,11 @@ impl RouterMachine {
     /// Derives table, announcements, registration and resolver view from what is true by now,
     /// and hands over what changed.
     fn follow(&mut self, now: Now, records: &mut Vec<Record>, effects: &mut Vec<Effect>) {
-        let fresh = lease::fresh(self.state.lease_confirmed, self.config.times.lease_silent_max, now);
+        let fresh = lease::fresh(
+            self.state.lease_confirmed,
+            self.config.times.lease_silent_max,
+            now,
+        );
         let mut ctx = Context {
             config: &self.config,
             document: &self.document,
@@ -206,7 +231,10 @@ impl RouterMachine {
         };
         let own = ctx.own_addresses();
         if self.own.as_ref() != Some(&own) {
-            ctx.effect(Effect::SetOwnAddresses { addresses: own.clone(), mtu: self.config.mtu });
+            ctx.effect(Effect::SetOwnAddresses {
+                addresses: own.clone(),
+                mtu: self.config.mtu,
+            });
             self.own = Some(own.clone());
         }
         let workloads = self.attach.routes(&ctx);
@@ -217,19 +245,29 @@ impl RouterMachine {
             class: PortClass::Own,
             mtu: self.config.mtu,
         });
-        let table = table(workloads.into_iter().chain(own_routes), Routes::candidates(&self.links, &ctx));
+        let table = table(
+            workloads.into_iter().chain(own_routes),
+            Routes::candidates(&self.links, &ctx),
+        );
         if table != self.table {
-            ctx.effect(Effect::SetRoutes { routes: table.clone() });
+            ctx.effect(Effect::SetRoutes {
+                routes: table.clone(),
+            });
             self.table = table;
         }
         let announcing = fresh && !self.fenced && !self.left;
         self.routes.announce(&hosts, announcing, &mut ctx);
-        let registration = ctx.state.lease.as_ref().filter(|_| announcing).map(|lease| Registration {
-            router: self.config.router.clone(),
-            uid: self.config.uid,
-            generation: lease.generation,
-            dials_only: self.config.dials_only,
-        });
+        let registration = ctx
+            .state
+            .lease
+            .as_ref()
+            .filter(|_| announcing)
+            .map(|lease| Registration {
+                router: self.config.router.clone(),
+                uid: self.config.uid,
+                generation: lease.generation,
+                dials_only: self.config.dials_only,
+            });
         if registration != self.registration {
             match registration.clone() {
                 Some(registration) => ctx.effect(Effect::Register { registration }),
@@ -239,11 +277,14 @@ impl RouterMachine {
         }
         let view = publish::view(&self.attach, &self.links, &ctx);
         if view != self.view {
-            ctx.effect(Effect::Publish { view: Box::new(view.clone()) });
+            ctx.effect(Effect::Publish {
+                view: Box::new(view.clone()),
+            });
             self.view = view;
         }
         // RemovePort of a replaced peer follows the table that no longer names it.
-        ctx.effects.sort_by_key(|effect| matches!(effect, Effect::RemovePort { .. }));
+        ctx.effects
+            .sort_by_key(|effect| matches!(effect, Effect::RemovePort { .. }));
     }
 
     fn start(&mut self, now: Now, out: &mut Outbox<Effect>) {
@@ -260,7 +301,13 @@ impl RouterMachine {
         });
     }
 
-    fn take_document(&mut self, document: Document, bytes: Vec<u8>, now: Now, out: &mut Outbox<Effect>) {
+    fn take_document(
+        &mut self,
+        document: Document,
+        bytes: Vec<u8>,
+        now: Now,
+        out: &mut Outbox<Effect>,
+    ) {
         let newer = document.uid == self.config.uid
             && (document.version > self.document.version || self.state.document.is_none());
         if !newer {
@@ -280,146 +327,21 @@ impl RouterMachine {
             parts.routes.close_all(ctx);
             parts.attach.leave(ctx);
             if let Some(lease) = ctx.state.lease.clone() {
-                ctx.record(Record::Lease { lease: None, confirmed: ctx.now.wall });
+                ctx.record(Record::Lease {
+                    lease: None,
+                    confirmed: ctx.now.wall,
+                });
                 ctx.effect(Effect::ReleaseLease { lease });
             }
-            ctx.effect(Effect::Answer { call, result: Ok(Answer::Closed) });
+            ctx.effect(Effect::Answer {
+                call,
+                result: Ok(Answer::Closed),
+            });
         });
     }
 
     fn wants_samples(&self, now: Mono) -> bool {
         self.links.iter().next().is_some() || self.attach.needs_samples(now)
-    }
-}
-
-/// The parts of the router, while one input is handled.
-struct Parts<'a> {
-    attach: &'a mut Attach,
-    links: &'a mut Links,
-    routes: &'a mut Routes,
-    lease: &'a mut LeaseClient,
-    /// The store does not keep up.
-    full: bool,
-    fence: bool,
-}
-
-impl Parts<'_> {
-    fn linked(&mut self, events: impl IntoIterator<Item = LinkEvent>, ctx: &mut Context<'_>) {
-        for event in events {
-            match event {
-                LinkEvent::Removed(router) => self.routes.link_gone(&router, ctx),
-                LinkEvent::Replaced(router) => {
-                    self.routes.link_gone(&router, ctx);
-                    if ctx.state.routes.contains_key(&router) {
-                        // The older life's routes hold until the newer one has spoken: both
-                        // are the same router's prefixes unless its lease changed.
-                        self.routes.judge_again(ctx);
-                    }
-                }
-                LinkEvent::Fenced => self.fence = true,
-            }
-        }
-    }
-
-    /// Ends and disbelieves what the document no longer grants.
-    fn members_changed(&mut self, ctx: &mut Context<'_>) {
-        let events = self.links.document_changed(ctx);
-        self.linked(events, ctx);
-        self.attach.document_changed(ctx);
-        self.routes.judge_again(ctx);
-    }
-
-    fn request(&mut self, call: CallId, request: &Request, ctx: &mut Context<'_>) {
-        if self.full {
-            let reason = "the state store does not keep up".to_owned();
-            return ctx.refuse(call, Refusal::Unavailable { reason });
-        }
-        let hello = request.hello.as_ref().filter(|hello| hello.role == HelloRole::Router);
-        match (hello, &request.mechanism) {
-            (Some(hello), MechanismWish::WireGuard { public_key }) => {
-                if self.attach.serves(&request.connection) {
-                    let what = format!("turn the workload connection {} into a link", request.connection);
-                    return ctx.refuse(call, Refusal::Denied { id: request.peer.clone(), what });
-                }
-                let in_use = self.attach.uses_key(*public_key, ctx);
-                let event = self.links.request(call, request, hello, *public_key, in_use, ctx);
-                self.linked(event, ctx);
-            }
-            (Some(_), MechanismWish::Tun { .. }) => ctx.refuse(
-                call,
-                Refusal::Invalid {
-                    field: "mechanism.type",
-                    value: "TUN".to_owned(),
-                    allowed: "WIREGUARD between routers".to_owned(),
-                },
-            ),
-            (None, mechanism) => {
-                if self.links.serves(&request.connection) {
-                    let what = format!("turn the link connection {} into a workload's", request.connection);
-                    return ctx.refuse(call, Refusal::Denied { id: request.peer.clone(), what });
-                }
-                let in_use = match mechanism {
-                    MechanismWish::WireGuard { public_key } => self.links.uses_key(*public_key, ctx),
-                    MechanismWish::Tun { .. } => false,
-                };
-                self.attach.request(call, request, in_use, ctx);
-            }
-        }
-    }
-
-    fn close(&mut self, call: CallId, connection: &ConnectionId, peer: &SpiffeId, ctx: &mut Context<'_>) {
-        if self.attach.serves(connection) {
-            self.attach.close(call, connection, peer, ctx);
-        } else {
-            let event = self.links.close(call, connection, peer, ctx);
-            self.linked(event, ctx);
-        }
-    }
-
-    fn routes_event(&mut self, stream: StreamId, event: RoutesEvent, ctx: &mut Context<'_>) {
-        match event {
-            RoutesEvent::Started { peer, open, dialled } => {
-                if self.routes.started(stream, &peer, &open, dialled, ctx) && dialled {
-                    self.links.stream(&open.router, stream, true, ctx);
-                }
-            }
-            RoutesEvent::Message(message) => {
-                self.routes.message(stream, &message, ctx);
-            }
-            RoutesEvent::Ended => {
-                if let Some(router) = self.routes.ended(stream) {
-                    self.links.stream(&router, stream, false, ctx);
-                }
-            }
-        }
-    }
-
-    fn installed(&mut self, ticket: crate::machine::Ticket, result: &Result<(), String>, ctx: &mut Context<'_>) {
-        match self.links.installed(ticket, result, ctx) {
-            Some(events) => self.linked(events, ctx),
-            None => {
-                self.attach.installed(ticket, result, ctx);
-            }
-        }
-    }
-
-    fn sampled(&mut self, samples: &[PortSample], ctx: &Context<'_>) {
-        for sample in samples {
-            let link = self.links.sampled(sample.port, sample.last_send, sample.last_receive, ctx.now.mono);
-            if let (false, Some(at)) = (link, sample.last_receive) {
-                self.attach.heard(sample.port, at);
-            }
-        }
-    }
-
-    fn wake(&mut self, ctx: &mut Context<'_>) {
-        self.lease.wake(ctx);
-        self.attach.wake(ctx);
-        for (router, stream) in self.routes.wake(ctx) {
-            self.links.stream(&router, stream, false, ctx);
-        }
-        let events = self.links.wake(ctx);
-        self.linked(events, ctx);
     }
 }
 
@@ -433,12 +355,21 @@ impl Machine for RouterMachine {
             Input::Document { document, bytes } => self.take_document(*document, bytes, now, out),
             Input::Leave { call } => self.leave(call, now, out),
             Input::Appended { ticket, result } => {
-                self.journal.appended(ticket, result, now.mono, &mut self.rng, out);
+                self.journal
+                    .appended(ticket, result, now.mono, &mut self.rng, out);
                 self.journal.flush(now.mono, &mut self.tickets, out);
             }
-            Input::Request { call, request } => self.step(now, out, |parts, ctx| parts.request(call, &request, ctx)),
-            Input::Close { call, connection, peer } => {
-                self.step(now, out, |parts, ctx| parts.close(call, &connection, &peer, ctx));
+            Input::Request { call, request } => {
+                self.step(now, out, |parts, ctx| parts.request(call, &request, ctx))
+            }
+            Input::Close {
+                call,
+                connection,
+                peer,
+            } => {
+                self.step(now, out, |parts, ctx| {
+                    parts.close(call, &connection, &peer, ctx)
+                });
             }
             Input::Watch(event) => self.step(now, out, |parts, ctx| {
                 let event = parts.links.watch(event, ctx);
@@ -455,10 +386,16 @@ impl Machine for RouterMachine {
                 parts.linked(event, ctx);
             }),
             Input::Routes { stream, event } => {
-                self.step(now, out, |parts, ctx| parts.routes_event(stream, event, ctx));
+                self.step(now, out, |parts, ctx| {
+                    parts.routes_event(stream, event, ctx)
+                });
             }
-            Input::RoutesFailed { dial, .. } => self.step(now, out, |parts, ctx| parts.links.stream_failed(dial, ctx)),
-            Input::Fd { session, event } => self.step(now, out, |parts, ctx| parts.attach.fd(session, event, ctx)),
+            Input::RoutesFailed { dial, .. } => {
+                self.step(now, out, |parts, ctx| parts.links.stream_failed(dial, ctx))
+            }
+            Input::Fd { session, event } => {
+                self.step(now, out, |parts, ctx| parts.attach.fd(session, event, ctx))
+            }
             Input::Installed { ticket, result } => {
                 self.step(now, out, |parts, ctx| parts.installed(ticket, &result, ctx));
             }
@@ -478,7 +415,9 @@ impl Machine for RouterMachine {
                     parts.attach.learned(port, endpoint, ctx);
                 }
             }),
-            Input::PortFailed { port } => self.step(now, out, |parts, ctx| parts.attach.port_failed(port, ctx)),
+            Input::PortFailed { port } => {
+                self.step(now, out, |parts, ctx| parts.attach.port_failed(port, ctx))
+            }
         }
         self.wake(now, out);
     }
@@ -491,7 +430,8 @@ impl Machine for RouterMachine {
         if self.next_wake().is_some_and(|(at, _)| at > now.mono) {
             return;
         }
-        if self.wants_samples(now.mono) && self.sampled + self.config.times.sample_every <= now.mono {
+        if self.wants_samples(now.mono) && self.sampled + self.config.times.sample_every <= now.mono
+        {
             self.sampled = now.mono;
             out.push(Effect::ReadPorts);
         }
@@ -510,13 +450,26 @@ impl Machine for RouterMachine {
             return None;
         }
         let times = &self.config.times;
-        let stale_limit = core::time::Duration::from_secs(u64::from(self.document.policy.stale_limit_seconds));
+        let stale_limit =
+            core::time::Duration::from_secs(u64::from(self.document.policy.stale_limit_seconds));
         let lease = (!self.fenced).then(|| self.lease.next_wake());
         let attach = self.attach.next_wake(stale_limit, times.silent_after);
         let links = self.links.next_wake((stale_limit, times.silent_after));
         let sample_at = self.sampled + times.sample_every;
-        let sample = self.wants_samples(sample_at).then_some((sample_at, "sample"));
-        [lease, attach, links, self.routes.next_wake(), self.journal.next_wake(), sample].into_iter().flatten().min()
+        let sample = self
+            .wants_samples(sample_at)
+            .then_some((sample_at, "sample"));
+        [
+            lease,
+            attach,
+            links,
+            self.routes.next_wake(),
+            self.journal.next_wake(),
+            sample,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 

@@ -9,16 +9,20 @@ use crate::attach::{Attach, WorkloadStatus};
 use crate::forward::Route;
 use crate::ids::DomainName;
 use crate::links::{LinkStatus, Links};
-use crate::routes::{Disbelief, PREFIX};
 use crate::router::RouterMachine;
 use crate::router::context::Context;
-use crate::router::io::{ClientClass, DomainServer, ResolverView, RouterId};
 use crate::router::state::StoredRoute;
+use crate::router::{ClientClass, DomainServer, ResolverView, RouterId};
+use crate::routes::{Disbelief, PREFIX};
 use crate::time::Now;
 
 /// The view of names at one moment. One live router per other domain, and every live sibling.
 pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> ResolverView {
-    let mut view = ResolverView { names: attach.local_names(ctx), own_addresses: ctx.own_ips(), ..Default::default() };
+    let mut view = ResolverView {
+        names: attach.local_names(ctx),
+        own_addresses: ctx.own_ips(),
+        ..Default::default()
+    };
     let mut clients: BTreeMap<IpNet, ClientClass> = BTreeMap::new();
     if let Some(lease) = &ctx.state.lease {
         clients.extend(lease.prefixes().map(|prefix| (prefix, ClientClass::Member)));
@@ -30,10 +34,19 @@ pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> Resolve
             // A known but dead sibling is listed too: its names are unanswered, not unknown.
             let live = servers(&member.domain, links, ctx);
             for router in links.routers_of(&member.domain) {
-                let server = live.iter().find(|server| server.router.as_ref() == Some(&router.name));
-                let addresses = server.map(|server| server.addresses.clone()).unwrap_or_default();
+                let server = live
+                    .iter()
+                    .find(|server| server.router.as_ref() == Some(&router.name));
+                let addresses = server
+                    .map(|server| server.addresses.clone())
+                    .unwrap_or_default();
                 let (domain, router) = (member.domain.clone(), Some(router.name.clone()));
-                view.servers.push(DomainServer { domain, router, addresses, sibling: true });
+                view.servers.push(DomainServer {
+                    domain,
+                    router,
+                    addresses,
+                    sibling: true,
+                });
             }
             continue;
         }
@@ -56,16 +69,26 @@ pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> Resolve
 
 /// The live routers of one domain, the lowest name first.
 fn servers(domain: &DomainName, links: &Links, ctx: &Context<'_>) -> Vec<DomainServer> {
-    let live = links.iter().filter(|(router, link)| router.domain == *domain && link.data_up());
+    let live = links
+        .iter()
+        .filter(|(router, link)| router.domain == *domain && link.data_up());
     live.filter_map(|(router, _)| {
         let routes = ctx.state.routes.get(router)?;
         let addresses: Vec<_> = routes
             .iter()
-            .filter(|route| route.preference == PREFIX && route.prefix.prefix_len() < route.prefix.max_prefix_len())
+            .filter(|route| {
+                route.preference == PREFIX
+                    && route.prefix.prefix_len() < route.prefix.max_prefix_len()
+            })
             .map(|route| route.prefix.network())
             .collect();
         let name = Some(router.name.clone());
-        (!addresses.is_empty()).then(|| DomainServer { domain: domain.clone(), router: name, addresses, sibling: false })
+        (!addresses.is_empty()).then(|| DomainServer {
+            domain: domain.clone(),
+            router: name,
+            addresses,
+            sibling: false,
+        })
     })
     .collect()
 }
@@ -140,7 +163,13 @@ impl RouterMachine {
                 .state
                 .routes
                 .iter()
-                .map(|(router, routes)| (router.clone(), self.routes.has_stream(router), routes.clone()))
+                .map(|(router, routes)| {
+                    (
+                        router.clone(),
+                        self.routes.has_stream(router),
+                        routes.clone(),
+                    )
+                })
                 .collect(),
             disbelieved: self.routes.disbelieved().clone(),
             table: self.table.clone(),

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::allocator::Lease;
 use crate::ids::{Generation, InstanceId, PublicKey, SpiffeId, WorkloadName};
-use crate::router::io::{ConnectionId, Endpoint, RouterId};
+use crate::router::{ConnectionId, Endpoint, RouterId};
 use crate::time::Wall;
 
 /// Whose an address is: the SPIFFE ID and the workload's name (one ID may run several).
@@ -32,7 +32,10 @@ pub struct Assignment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredMechanism {
     Tun,
-    WireGuard { public_key: PublicKey, endpoint: Option<Endpoint> },
+    WireGuard {
+        public_key: PublicKey,
+        endpoint: Option<Endpoint>,
+    },
 }
 
 /// A served workload's connection.
@@ -66,12 +69,29 @@ pub struct StoredRoute {
 /// One change. Each replaces or removes a whole entry, so replaying twice equals once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    Document { bytes: Vec<u8> },
-    Lease { lease: Option<Lease>, confirmed: Wall },
-    Assigned { identity: Identity, assignment: Option<Assignment> },
-    Workload { connection: ConnectionId, workload: Option<StoredWorkload> },
-    Link { router: RouterId, link: Option<StoredLink> },
-    LinkRoutes { router: RouterId, routes: Vec<StoredRoute> },
+    Document {
+        bytes: Vec<u8>,
+    },
+    Lease {
+        lease: Option<Lease>,
+        confirmed: Wall,
+    },
+    Assigned {
+        identity: Identity,
+        assignment: Option<Assignment>,
+    },
+    Workload {
+        connection: ConnectionId,
+        workload: Option<StoredWorkload>,
+    },
+    Link {
+        router: RouterId,
+        link: Option<StoredLink>,
+    },
+    LinkRoutes {
+        router: RouterId,
+        routes: Vec<StoredRoute>,
+    },
 }
 
 /// What the records add up to.
@@ -95,8 +115,14 @@ impl State {
                 self.lease.clone_from(lease);
                 self.lease_confirmed = *confirmed;
             }
-            Record::Assigned { identity, assignment } => put(&mut self.assignments, identity, assignment.as_ref()),
-            Record::Workload { connection, workload } => put(&mut self.workloads, connection, workload.as_ref()),
+            Record::Assigned {
+                identity,
+                assignment,
+            } => put(&mut self.assignments, identity, assignment.as_ref()),
+            Record::Workload {
+                connection,
+                workload,
+            } => put(&mut self.workloads, connection, workload.as_ref()),
             Record::Link { router, link } => {
                 put(&mut self.links, router, link.as_ref());
                 if link.is_none() {
@@ -104,7 +130,11 @@ impl State {
                 }
             }
             Record::LinkRoutes { router, routes } => {
-                put(&mut self.routes, router, (!routes.is_empty()).then_some(routes));
+                put(
+                    &mut self.routes,
+                    router,
+                    (!routes.is_empty()).then_some(routes),
+                );
             }
         }
     }
@@ -112,25 +142,42 @@ impl State {
     /// The shortest journal that replays to this state.
     pub fn records(&self) -> Vec<Record> {
         let mut records = Vec::new();
-        records.extend(self.document.iter().map(|bytes| Record::Document { bytes: bytes.clone() }));
+        records.extend(self.document.iter().map(|bytes| Record::Document {
+            bytes: bytes.clone(),
+        }));
         if self.lease.is_some() {
-            records.push(Record::Lease { lease: self.lease.clone(), confirmed: self.lease_confirmed });
+            records.push(Record::Lease {
+                lease: self.lease.clone(),
+                confirmed: self.lease_confirmed,
+            });
         }
-        records.extend(self.assignments.iter().map(|(identity, assignment)| Record::Assigned {
-            identity: identity.clone(),
-            assignment: Some(assignment.clone()),
-        }));
-        records.extend(self.workloads.iter().map(|(connection, workload)| Record::Workload {
-            connection: connection.clone(),
-            workload: Some(workload.clone()),
-        }));
         records.extend(
-            self.links.iter().map(|(router, link)| Record::Link { router: router.clone(), link: Some(link.clone()) }),
+            self.assignments
+                .iter()
+                .map(|(identity, assignment)| Record::Assigned {
+                    identity: identity.clone(),
+                    assignment: Some(assignment.clone()),
+                }),
         );
+        records.extend(
+            self.workloads
+                .iter()
+                .map(|(connection, workload)| Record::Workload {
+                    connection: connection.clone(),
+                    workload: Some(workload.clone()),
+                }),
+        );
+        records.extend(self.links.iter().map(|(router, link)| Record::Link {
+            router: router.clone(),
+            link: Some(link.clone()),
+        }));
         records.extend(
             self.routes
                 .iter()
-                .map(|(router, routes)| Record::LinkRoutes { router: router.clone(), routes: routes.clone() }),
+                .map(|(router, routes)| Record::LinkRoutes {
+                    router: router.clone(),
+                    routes: routes.clone(),
+                }),
         );
         records
     }

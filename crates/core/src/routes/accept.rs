@@ -32,8 +32,14 @@ pub enum Disbelief {
 }
 
 impl Disbelief {
-    pub const ALL: [Self; 6] =
-        [Self::Malformed, Self::NoMember, Self::Foreign, Self::WrongKind, Self::Own, Self::TooMany];
+    pub const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::NoMember,
+        Self::Foreign,
+        Self::WrongKind,
+        Self::Own,
+        Self::TooMany,
+    ];
 
     pub const fn label(self) -> &'static str {
         match self {
@@ -64,11 +70,19 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     /// Whether `announcer` (a domain) may speak for `prefix` towards this router.
-    pub fn judge(&self, announcer: &DomainName, prefix: IpNet, preference: u32) -> Result<(), Disbelief> {
+    pub fn judge(
+        &self,
+        announcer: &DomainName,
+        prefix: IpNet,
+        preference: u32,
+    ) -> Result<(), Disbelief> {
         if prefix != prefix.trunc() || preference > BLOCK {
             return Err(Disbelief::Malformed);
         }
-        let member = self.document.member(announcer, self.wall).ok_or(Disbelief::NoMember)?;
+        let member = self
+            .document
+            .member(announcer, self.wall)
+            .ok_or(Disbelief::NoMember)?;
         if !member.owns(&prefix) {
             return Err(Disbelief::Foreign);
         }

@@ -17,8 +17,8 @@ use ipnet::IpNet;
 use crate::ids::SpiffeId;
 use crate::links::Links;
 use crate::router::context::Context;
-use crate::router::io::{Effect, RouterId, RoutesMessage, RoutesOpen, StreamId};
 use crate::router::state::{Record, StoredRoute};
+use crate::router::{Effect, RouterId, RoutesMessage, RoutesOpen, StreamId};
 use crate::time::Mono;
 
 pub use accept::{BLOCK, Disbelief, Judge, PREFIX};
@@ -55,10 +55,18 @@ impl Routes {
             return false;
         }
         self.started += 1;
-        self.streams.insert(stream, Stream::new(open.router.clone(), dialled, self.started, ctx.now.mono));
-        let of_link = self.streams.iter().filter(|(_, other)| other.router == open.router);
+        self.streams.insert(
+            stream,
+            Stream::new(open.router.clone(), dialled, self.started, ctx.now.mono),
+        );
+        let of_link = self
+            .streams
+            .iter()
+            .filter(|(_, other)| other.router == open.router);
         if of_link.clone().count() > STREAMS_MAX
-            && let Some(oldest) = of_link.min_by_key(|(_, other)| other.order).map(|(id, _)| *id)
+            && let Some(oldest) = of_link
+                .min_by_key(|(_, other)| other.order)
+                .map(|(id, _)| *id)
         {
             self.end(oldest, "too many streams of one link", ctx);
         }
@@ -66,14 +74,28 @@ impl Routes {
     }
 
     /// True when what is believed changed.
-    pub(crate) fn message(&mut self, id: StreamId, message: &RoutesMessage, ctx: &mut Context<'_>) -> bool {
+    pub(crate) fn message(
+        &mut self,
+        id: StreamId,
+        message: &RoutesMessage,
+        ctx: &mut Context<'_>,
+    ) -> bool {
         let limit = ctx.config.limits.routes_per_link;
-        let Some(stream) = self.streams.get_mut(&id) else { return false };
-        if let RoutesMessage::Announce { prefix, preference, .. } = message {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
+        if let RoutesMessage::Announce {
+            prefix, preference, ..
+        } = message
+        {
             let judge = judge(ctx);
             let verdict = judge.judge(&stream.router.domain, *prefix, *preference);
             let full = stream.inbound.len() >= limit && !stream.inbound.contains_key(prefix);
-            if let Err(disbelief) = verdict.and(if full { Err(Disbelief::TooMany) } else { Ok(()) }) {
+            if let Err(disbelief) = verdict.and(if full {
+                Err(Disbelief::TooMany)
+            } else {
+                Ok(())
+            }) {
                 *self.disbelieved.entry(disbelief).or_default() += 1;
                 if disbelief == Disbelief::TooMany {
                     self.end(id, "too many routes on one link", ctx);
@@ -96,12 +118,19 @@ impl Routes {
 
     /// The stream is gone; what was believed holds. Yields whose it was, if we had opened it.
     pub(crate) fn ended(&mut self, id: StreamId) -> Option<RouterId> {
-        self.streams.remove(&id).filter(|stream| stream.dialled).map(|stream| stream.router)
+        self.streams
+            .remove(&id)
+            .filter(|stream| stream.dialled)
+            .map(|stream| stream.router)
     }
 
     pub(crate) fn link_gone(&mut self, router: &RouterId, ctx: &mut Context<'_>) {
-        let streams: Vec<_> =
-            self.streams.iter().filter(|(_, stream)| stream.router == *router).map(|(id, _)| *id).collect();
+        let streams: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.router == *router)
+            .map(|(id, _)| *id)
+            .collect();
         for stream in streams {
             self.end(stream, "the link is gone", ctx);
         }
@@ -118,40 +147,71 @@ impl Routes {
     pub(crate) fn judge_again(&mut self, ctx: &mut Context<'_>) {
         let routers: BTreeSet<_> = ctx.state.routes.keys().cloned().collect();
         for router in routers {
-            let has_stream = self.streams.values().any(|stream| stream.router == router && stream.complete);
+            let has_stream = self
+                .streams
+                .values()
+                .any(|stream| stream.router == router && stream.complete);
             if has_stream {
                 self.settle(&router, ctx);
                 continue;
             }
-            let Some(held) = ctx.state.routes.get(&router).cloned() else { continue };
+            let Some(held) = ctx.state.routes.get(&router).cloned() else {
+                continue;
+            };
             let judge = judge(ctx);
             let kept: Vec<_> = held
                 .iter()
-                .filter(|route| judge.judge(&router.domain, route.prefix, route.preference).is_ok())
+                .filter(|route| {
+                    judge
+                        .judge(&router.domain, route.prefix, route.preference)
+                        .is_ok()
+                })
                 .cloned()
                 .collect();
             if kept != held {
-                ctx.record(Record::LinkRoutes { router, routes: kept });
+                ctx.record(Record::LinkRoutes {
+                    router,
+                    routes: kept,
+                });
             }
         }
     }
 
     /// Believes what the newest complete stream of the link says. True on change.
     fn settle(&mut self, router: &RouterId, ctx: &mut Context<'_>) -> bool {
-        let complete = self.streams.values().filter(|stream| stream.router == *router && stream.complete);
-        let Some(newest) = complete.max_by_key(|stream| stream.order) else { return false };
+        let complete = self
+            .streams
+            .values()
+            .filter(|stream| stream.router == *router && stream.complete);
+        let Some(newest) = complete.max_by_key(|stream| stream.order) else {
+            return false;
+        };
         let judge = judge(ctx);
         let believed = newest
             .inbound
             .iter()
-            .filter(|(prefix, (preference, _))| judge.judge(&router.domain, **prefix, *preference).is_ok())
-            .map(|(prefix, (preference, mtu))| StoredRoute { prefix: *prefix, preference: *preference, mtu: *mtu })
+            .filter(|(prefix, (preference, _))| {
+                judge.judge(&router.domain, **prefix, *preference).is_ok()
+            })
+            .map(|(prefix, (preference, mtu))| StoredRoute {
+                prefix: *prefix,
+                preference: *preference,
+                mtu: *mtu,
+            })
             .collect::<Vec<_>>();
-        let held = ctx.state.routes.get(router).map(Vec::as_slice).unwrap_or_default();
+        let held = ctx
+            .state
+            .routes
+            .get(router)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if held == believed || !ctx.state.links.contains_key(router) {
             return false;
         }
-        ctx.record(Record::LinkRoutes { router: router.clone(), routes: believed });
+        ctx.record(Record::LinkRoutes {
+            router: router.clone(),
+            routes: believed,
+        });
         true
     }
 
@@ -161,10 +221,17 @@ impl Routes {
         let to_remote = wanted(false, hosts, announcing, ctx);
         let own = &ctx.config.router.domain;
         for (id, stream) in &mut self.streams {
-            let wanted = if stream.router.domain == *own { &to_sibling } else { &to_remote };
+            let wanted = if stream.router.domain == *own {
+                &to_sibling
+            } else {
+                &to_remote
+            };
             let messages = stream.update(wanted, ctx.now.mono);
             if !messages.is_empty() {
-                ctx.effects.push(Effect::SendRoutes { stream: *id, messages });
+                ctx.effects.push(Effect::SendRoutes {
+                    stream: *id,
+                    messages,
+                });
             }
         }
     }
@@ -184,16 +251,27 @@ impl Routes {
         for (id, stream) in &mut self.streams {
             if stream.spoke + KEEP_ALIVE <= now {
                 let messages = vec![stream.keep_alive(now)];
-                ctx.effects.push(Effect::SendRoutes { stream: *id, messages });
+                ctx.effects.push(Effect::SendRoutes {
+                    stream: *id,
+                    messages,
+                });
             }
         }
-        dead.into_iter().filter(|(_, _, dialled)| *dialled).map(|(id, router, _)| (router, id)).collect()
+        dead.into_iter()
+            .filter(|(_, _, dialled)| *dialled)
+            .map(|(id, router, _)| (router, id))
+            .collect()
     }
 
     pub(crate) fn next_wake(&self) -> Option<(Mono, &'static str)> {
         self.streams
             .values()
-            .flat_map(|stream| [(stream.heard + SILENT, "routes silent"), (stream.spoke + KEEP_ALIVE, "routes keep-alive")])
+            .flat_map(|stream| {
+                [
+                    (stream.heard + SILENT, "routes silent"),
+                    (stream.spoke + KEEP_ALIVE, "routes keep-alive"),
+                ]
+            })
             .min()
     }
 
@@ -212,9 +290,17 @@ impl Routes {
     pub(crate) fn candidates<'a>(links: &'a Links, ctx: &'a Context<'_>) -> Vec<Candidate<'a>> {
         let mut candidates = Vec::new();
         for (router, link) in links.iter().filter(|(_, link)| link.live) {
-            let mtu = ctx.state.links.get(router).map_or(ctx.config.mtu, |stored| stored.mtu);
+            let mtu = ctx
+                .state
+                .links
+                .get(router)
+                .map_or(ctx.config.mtu, |stored| stored.mtu);
             for route in ctx.state.routes.get(router).into_iter().flatten() {
-                let route_mtu = if route.mtu == 0 { mtu } else { route.mtu.min(mtu) };
+                let route_mtu = if route.mtu == 0 {
+                    mtu
+                } else {
+                    route.mtu.min(mtu)
+                };
                 candidates.push(Candidate {
                     route: crate::forward::Route {
                         prefix: route.prefix,
@@ -236,7 +322,9 @@ impl Routes {
     }
 
     pub(crate) fn has_stream(&self, router: &RouterId) -> bool {
-        self.streams.values().any(|stream| stream.router == *router && stream.complete)
+        self.streams
+            .values()
+            .any(|stream| stream.router == *router && stream.complete)
     }
 }
 
@@ -248,7 +336,9 @@ fn admit(peer: &SpiffeId, open: &RoutesOpen, ctx: &Context<'_>) -> Result<(), &'
     if !Links::granted(peer, &open.router.domain, ctx) {
         return Err("the identity is no router of that domain");
     }
-    let Some(link) = ctx.state.links.get(&open.router) else { return Err("no link to that router") };
+    let Some(link) = ctx.state.links.get(&open.router) else {
+        return Err("no link to that router");
+    };
     if link.peer != *peer {
         return Err("another identity holds the link");
     }
@@ -273,10 +363,14 @@ fn wanted(sibling: bool, hosts: &[IpNet], announcing: bool, ctx: &Context<'_>) -
     if !announcing {
         return wanted;
     }
-    let Some(lease) = &ctx.state.lease else { return wanted };
+    let Some(lease) = &ctx.state.lease else {
+        return wanted;
+    };
     if sibling {
         // Workloads of another router's prefix that are served here.
-        let outside = hosts.iter().filter(|host| !lease.prefixes().any(|prefix| prefix.contains(*host)));
+        let outside = hosts
+            .iter()
+            .filter(|host| !lease.prefixes().any(|prefix| prefix.contains(*host)));
         wanted.extend(outside.map(|host| (*host, (PREFIX, 0))));
     } else if let Some(member) = ctx.own_member() {
         wanted.extend(member.blocks().map(|block| (block, (BLOCK, 0))));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::router::io::{RouterId, RoutesMessage};
+use crate::router::{RouterId, RoutesMessage};
 use crate::time::Mono;
 
 /// Prefix to (preference, MTU).
@@ -68,7 +68,12 @@ impl Stream {
             return Took::Gap;
         }
         match message {
-            RoutesMessage::Announce { prefix, preference, mtu, .. } => {
+            RoutesMessage::Announce {
+                prefix,
+                preference,
+                mtu,
+                ..
+            } => {
                 self.inbound.insert(*prefix, (*preference, *mtu));
             }
             RoutesMessage::Withdraw { prefix, .. } => {
@@ -77,13 +82,22 @@ impl Stream {
             RoutesMessage::End { .. } => self.complete = true,
             RoutesMessage::KeepAlive { .. } => return Took::Nothing,
         }
-        if self.complete { Took::Changed } else { Took::Nothing }
+        if self.complete {
+            Took::Changed
+        } else {
+            Took::Nothing
+        }
     }
 
     /// What must be sent so that the other side knows `wanted`: the first time with an end mark.
     pub(super) fn update(&mut self, wanted: &RouteMap, now: Mono) -> Vec<RoutesMessage> {
         let mut messages = Vec::new();
-        let gone: Vec<_> = self.outbound.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
+        let gone: Vec<_> = self
+            .outbound
+            .keys()
+            .filter(|prefix| !wanted.contains_key(*prefix))
+            .copied()
+            .collect();
         for prefix in gone {
             self.outbound.remove(&prefix);
             let sequence = self.next();
@@ -93,7 +107,12 @@ impl Stream {
             if self.outbound.get(prefix) != Some(&(*preference, *mtu)) {
                 self.outbound.insert(*prefix, (*preference, *mtu));
                 let sequence = self.next();
-                messages.push(RoutesMessage::Announce { sequence, prefix: *prefix, preference: *preference, mtu: *mtu });
+                messages.push(RoutesMessage::Announce {
+                    sequence,
+                    prefix: *prefix,
+                    preference: *preference,
+                    mtu: *mtu,
+                });
             }
         }
         if !self.snapshot_sent {
@@ -109,7 +128,9 @@ impl Stream {
 
     pub(super) fn keep_alive(&mut self, now: Mono) -> RoutesMessage {
         self.spoke = now;
-        RoutesMessage::KeepAlive { sequence: self.sent }
+        RoutesMessage::KeepAlive {
+            sequence: self.sent,
+        }
     }
 
     fn next(&mut self) -> u64 {

@@ -15,8 +15,10 @@ fn request(connection: &str, name: &str, key: Option<u8>) -> Request {
         claimed: None,
         hello: None,
         name: Some(name.parse().unwrap()),
-        mechanism: key.map_or(MechanismWish::Tun { secret: [42; 16] }, |key| MechanismWish::WireGuard {
-            public_key: PublicKey([key; 32]),
+        mechanism: key.map_or(MechanismWish::Tun { secret: [42; 16] }, |key| {
+            MechanismWish::WireGuard {
+                public_key: PublicKey([key; 32]),
+            }
         }),
         addresses: Vec::new(),
         excluded: Vec::new(),
@@ -27,7 +29,10 @@ fn request(connection: &str, name: &str, key: Option<u8>) -> Request {
 }
 
 fn attach(world: &mut World, request: Request) -> Result<WorkloadAnswer, Refusal> {
-    match world.call("east", |call| Input::Request { call, request: Box::new(request) })? {
+    match world.call("east", |call| Input::Request {
+        call,
+        request: Box::new(request),
+    })? {
         Answer::Workload(answer) => Ok(answer),
         other => panic!("{other:?}"),
     }
@@ -35,7 +40,11 @@ fn attach(world: &mut World, request: Request) -> Result<WorkloadAnswer, Refusal
 
 fn close(world: &mut World, connection: &str, peer: SpiffeId) -> Result<Answer, Refusal> {
     let connection = ConnectionId::new(connection).unwrap();
-    world.call("east", |call| Input::Close { call, connection, peer })
+    world.call("east", |call| Input::Close {
+        call,
+        connection,
+        peer,
+    })
 }
 
 fn addresses(answer: &WorkloadAnswer) -> Vec<String> {
@@ -47,13 +56,31 @@ fn a_workload_gets_the_lowest_addresses_and_keeps_them_over_refresh_and_restart(
     let mut world = World::new(&["east"]);
     let first = attach(&mut world, request("c1", "a", Some(100))).unwrap();
     assert_eq!(addresses(&first), ["10.0.0.1/32", "fd00:7::1/128"]);
-    assert_eq!(attach(&mut world, request("c1", "a", Some(100))).unwrap().addresses, first.addresses);
+    assert_eq!(
+        attach(&mut world, request("c1", "a", Some(100)))
+            .unwrap()
+            .addresses,
+        first.addresses
+    );
     assert_eq!(world.node("east").peers.len(), 1);
     let disk = world.node("east").disk.clone();
     world.boot("east", disk);
     assert_eq!(world.node("east").peers.len(), 1);
-    assert_eq!(world.node("east").routes.iter().filter(|r| r.class == crate::forward::PortClass::Member).count(), 2);
-    assert_eq!(attach(&mut world, request("c1", "a", Some(100))).unwrap().addresses, first.addresses);
+    assert_eq!(
+        world
+            .node("east")
+            .routes
+            .iter()
+            .filter(|r| r.class == crate::forward::PortClass::Member)
+            .count(),
+        2
+    );
+    assert_eq!(
+        attach(&mut world, request("c1", "a", Some(100)))
+            .unwrap()
+            .addresses,
+        first.addresses
+    );
     assert_eq!(world.node("east").machine.view.names.len(), 1);
 }
 
@@ -62,47 +89,106 @@ fn nobody_gets_an_address_in_use_the_routers_or_an_excluded_one() {
     let mut world = World::new(&["east"]);
     attach(&mut world, request("c1", "a", Some(100))).unwrap();
     let mut wishes = request("c2", "b", Some(101));
-    wishes.addresses = ["10.0.0.0", "10.0.0.1", "10.0.0.255", "10.0.1.7", "fd00:7::"].map(|a| a.parse().unwrap()).into();
-    wishes.excluded = vec!["10.0.0.2/31".parse().unwrap(), "fd00:7::/120".parse().unwrap()];
-    assert_eq!(addresses(&attach(&mut world, wishes).unwrap()), ["10.0.0.4/32", "fd00:7::100/128"]);
+    wishes.addresses = ["10.0.0.0", "10.0.0.1", "10.0.0.255", "10.0.1.7", "fd00:7::"]
+        .map(|a| a.parse().unwrap())
+        .into();
+    wishes.excluded = vec![
+        "10.0.0.2/31".parse().unwrap(),
+        "fd00:7::/120".parse().unwrap(),
+    ];
+    assert_eq!(
+        addresses(&attach(&mut world, wishes).unwrap()),
+        ["10.0.0.4/32", "fd00:7::100/128"]
+    );
     let mut wishes = request("c3", "c", Some(102));
     wishes.addresses = vec!["10.0.0.77".parse().unwrap()];
-    assert_eq!(addresses(&attach(&mut world, wishes).unwrap())[0], "10.0.0.77/32");
+    assert_eq!(
+        addresses(&attach(&mut world, wishes).unwrap())[0],
+        "10.0.0.77/32"
+    );
     let mut now_excluded = request("c3", "c", Some(102));
     now_excluded.excluded = vec!["10.0.0.77/32".parse().unwrap()];
-    assert_eq!(addresses(&attach(&mut world, now_excluded).unwrap())[0], "10.0.0.2/32");
+    assert_eq!(
+        addresses(&attach(&mut world, now_excluded).unwrap())[0],
+        "10.0.0.2/32"
+    );
 }
 
 #[test]
 fn close_leaves_nothing_but_a_reservation() {
     let mut world = World::new(&["east"]);
     let first = attach(&mut world, request("c1", "a", Some(100))).unwrap();
-    assert!(matches!(close(&mut world, "c1", workload("stranger")), Err(Refusal::Denied { .. })));
+    assert!(matches!(
+        close(&mut world, "c1", workload("stranger")),
+        Err(Refusal::Denied { .. })
+    ));
     assert_eq!(close(&mut world, "c1", workload("a")), Ok(Answer::Closed));
     assert_eq!(close(&mut world, "c1", workload("a")), Ok(Answer::Closed));
     let node = world.node("east");
     assert!(node.peers.is_empty() && node.disk.workloads.is_empty());
     assert!(node.machine.view.names.is_empty());
-    assert_eq!(node.routes.len(), 2, "the own addresses only: {:?}", node.routes);
+    assert_eq!(
+        node.routes.len(),
+        2,
+        "the own addresses only: {:?}",
+        node.routes
+    );
     let other = attach(&mut world, request("c2", "b", Some(101))).unwrap();
     assert_ne!(other.addresses, first.addresses);
-    assert_eq!(attach(&mut world, request("c3", "a", Some(100))).unwrap().addresses, first.addresses);
+    assert_eq!(
+        attach(&mut world, request("c3", "a", Some(100)))
+            .unwrap()
+            .addresses,
+        first.addresses
+    );
     close(&mut world, "c3", workload("a")).unwrap();
     world.advance(Duration::from_secs(3601));
-    assert_eq!(attach(&mut world, request("c4", "d", Some(103))).unwrap().addresses, first.addresses);
+    assert_eq!(
+        attach(&mut world, request("c4", "d", Some(103)))
+            .unwrap()
+            .addresses,
+        first.addresses
+    );
 }
 
 #[test]
 fn strangers_and_other_networks_are_refused() {
     let mut world = World::new(&["east"]);
     attach(&mut world, request("c1", "a", Some(100))).unwrap();
-    let refused = attach(&mut world, Request { peer: workload("b"), ..request("c1", "a", Some(100)) });
-    assert!(matches!(refused, Err(Refusal::Denied { .. })), "{refused:?}");
+    let refused = attach(
+        &mut world,
+        Request {
+            peer: workload("b"),
+            ..request("c1", "a", Some(100))
+        },
+    );
+    assert!(
+        matches!(refused, Err(Refusal::Denied { .. })),
+        "{refused:?}"
+    );
     let west = SpiffeId::new("spiffe://west.test/workload/x").unwrap();
-    let refused = attach(&mut world, Request { peer: west, ..request("c2", "x", Some(101)) });
-    assert!(matches!(refused, Err(Refusal::Denied { .. })), "{refused:?}");
+    let refused = attach(
+        &mut world,
+        Request {
+            peer: west,
+            ..request("c2", "x", Some(101))
+        },
+    );
+    assert!(
+        matches!(refused, Err(Refusal::Denied { .. })),
+        "{refused:?}"
+    );
     let refused = attach(&mut world, request("c3", "c", Some(100)));
-    assert!(matches!(refused, Err(Refusal::Invalid { field: "src_public_key", .. })), "{refused:?}");
+    assert!(
+        matches!(
+            refused,
+            Err(Refusal::Invalid {
+                field: "src_public_key",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -115,15 +201,33 @@ fn a_silent_workload_ends_soon_after_its_token_and_a_live_one_does_not() {
     tun.expires_in = Duration::from_secs(5);
     attach(&mut world, tun).unwrap();
     let session = FdSession(1);
-    world.input("east", Input::Fd { session, event: FdEvent::Attach { secret: [42; 16] } });
+    world.input(
+        "east",
+        Input::Fd {
+            session,
+            event: FdEvent::Attach { secret: [42; 16] },
+        },
+    );
     world.run();
     assert_eq!(world.node("east").fd, [(session, Ok(FdGrant::Attached))]);
     world.advance(Duration::from_secs(19));
     assert_eq!(world.node("east").disk.workloads.len(), 2);
     world.advance(Duration::from_secs(2));
-    let left: Vec<_> = world.node("east").disk.workloads.keys().map(ToString::to_string).collect();
+    let left: Vec<_> = world
+        .node("east")
+        .disk
+        .workloads
+        .keys()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(left, ["c2"]);
-    world.input("east", Input::Fd { session, event: FdEvent::Closed });
+    world.input(
+        "east",
+        Input::Fd {
+            session,
+            event: FdEvent::Closed,
+        },
+    );
     world.run();
     world.advance(Duration::from_secs(21));
     assert!(world.node("east").disk.workloads.is_empty());
@@ -135,21 +239,53 @@ fn a_ticket_works_once_and_for_its_life() {
     let mut world = World::new(&["east"]);
     attach(&mut world, request("c1", "a", None)).unwrap();
     let send = |world: &mut World, session, event| {
-        world.input("east", Input::Fd { session: FdSession(session), event });
+        world.input(
+            "east",
+            Input::Fd {
+                session: FdSession(session),
+                event,
+            },
+        );
         world.run();
         world.nodes.get_mut("east").unwrap().fd.pop().unwrap().1
     };
     assert!(send(&mut world, 1, FdEvent::Attach { secret: [1; 16] }).is_err());
-    assert_eq!(send(&mut world, 2, FdEvent::Attach { secret: [42; 16] }), Ok(FdGrant::Attached));
+    assert_eq!(
+        send(&mut world, 2, FdEvent::Attach { secret: [42; 16] }),
+        Ok(FdGrant::Attached)
+    );
     assert!(send(&mut world, 3, FdEvent::Attach { secret: [42; 16] }).is_err());
     let fresh = MechanismWish::Tun { secret: [43; 16] };
-    let connected = attach(&mut world, Request { mechanism: fresh, ..request("c1", "a", None) }).unwrap();
-    assert_eq!(connected.mechanism, MechanismAnswer::Tun { secret: [42; 16] }, "nothing to do for the client");
-    world.input("east", Input::Fd { session: FdSession(2), event: FdEvent::Closed });
+    let connected = attach(
+        &mut world,
+        Request {
+            mechanism: fresh,
+            ..request("c1", "a", None)
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        connected.mechanism,
+        MechanismAnswer::Tun { secret: [42; 16] },
+        "nothing to do for the client"
+    );
+    world.input(
+        "east",
+        Input::Fd {
+            session: FdSession(2),
+            event: FdEvent::Closed,
+        },
+    );
     world.run();
     let again = attach(&mut world, request("c9", "a", None)).unwrap();
-    assert_eq!(again.addresses, connected.addresses, "the same identity under a new connection");
-    assert!(matches!(send(&mut world, 4, FdEvent::Reattach { secret: [42; 16] }), Ok(FdGrant::Reattached { .. })));
+    assert_eq!(
+        again.addresses, connected.addresses,
+        "the same identity under a new connection"
+    );
+    assert!(matches!(
+        send(&mut world, 4, FdEvent::Reattach { secret: [42; 16] }),
+        Ok(FdGrant::Reattached { .. })
+    ));
     attach(&mut world, request("c2", "b", None)).unwrap();
     world.advance(Duration::from_secs(11));
     assert!(send(&mut world, 5, FdEvent::Attach { secret: [42; 16] }).is_err());
@@ -160,7 +296,10 @@ fn a_store_that_fails_refuses_promises_and_recovers() {
     let mut world = World::new(&["east"]);
     world.store_fails = true;
     let refused = attach(&mut world, request("c1", "a", Some(100)));
-    assert!(matches!(refused, Err(Refusal::Unavailable { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Refusal::Unavailable { .. })),
+        "{refused:?}"
+    );
     world.store_fails = false;
     world.advance(Duration::from_secs(1));
     attach(&mut world, request("c1", "a", Some(100))).unwrap();
@@ -171,14 +310,30 @@ fn a_store_that_fails_refuses_promises_and_recovers() {
 fn records_replay_to_the_state() {
     let mut world = World::new(&["east", "west"]);
     for index in 0..20_u8 {
-        attach(&mut world, request(&format!("c{index}"), &format!("w{index}"), Some(100 + index))).unwrap();
+        attach(
+            &mut world,
+            request(
+                &format!("c{index}"),
+                &format!("w{index}"),
+                Some(100 + index),
+            ),
+        )
+        .unwrap();
     }
     for index in 0..10_u8 {
-        close(&mut world, &format!("c{index}"), workload(&format!("w{index}"))).unwrap();
+        close(
+            &mut world,
+            &format!("c{index}"),
+            workload(&format!("w{index}")),
+        )
+        .unwrap();
     }
     let state = world.node("east").machine.state();
     let mut replayed = State::default();
-    state.records().iter().for_each(|record| replayed.apply(record));
+    state
+        .records()
+        .iter()
+        .for_each(|record| replayed.apply(record));
     assert_eq!(replayed, *state);
     assert_eq!(world.node("east").disk, *state);
 }

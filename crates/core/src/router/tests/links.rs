@@ -10,7 +10,11 @@ use crate::ids::Generation;
 use super::*;
 
 fn routes_to(world: &World, at: &str) -> Vec<String> {
-    let routes = world.node(at).routes.iter().filter(|route| matches!(route.class, PortClass::Remote(_)));
+    let routes = world
+        .node(at)
+        .routes
+        .iter()
+        .filter(|route| matches!(route.class, PortClass::Remote(_)));
     routes.map(|route| route.prefix.to_string()).collect()
 }
 
@@ -20,7 +24,15 @@ fn three_routers_become_a_mesh_with_one_link_per_pair() {
     world.advance(Duration::from_secs(2));
     for domain in ["east", "north", "west"] {
         assert_eq!(world.node(domain).peers.len(), 2, "{domain}");
-        assert_eq!(world.node(domain).routes.iter().filter(|r| matches!(r.class, PortClass::Remote(_))).count(), 8);
+        assert_eq!(
+            world
+                .node(domain)
+                .routes
+                .iter()
+                .filter(|r| matches!(r.class, PortClass::Remote(_)))
+                .count(),
+            8
+        );
     }
     assert_eq!(world.node("east").dials, 2);
     assert_eq!(world.node("west").dials, 0, "the lower names dial");
@@ -43,7 +55,12 @@ fn the_other_side_dials_when_the_preferred_one_does_not() {
 fn a_restarted_router_has_peers_and_routes_before_anybody_answers() {
     let mut world = World::new(&["east", "west"]);
     world.advance(Duration::from_secs(2));
-    let before = world.node("west").routes.iter().map(|r| r.prefix).collect::<Vec<_>>();
+    let before = world
+        .node("west")
+        .routes
+        .iter()
+        .map(|r| r.prefix)
+        .collect::<Vec<_>>();
     let disk = world.node("west").disk.clone();
     assert_eq!(disk, *world.node("west").machine.state());
     let mut machine = RouterMachine::new(config("west"), disk, document());
@@ -59,8 +76,18 @@ fn a_restarted_router_has_peers_and_routes_before_anybody_answers() {
         .collect();
     // East dialled, so its endpoint is learnt from its packets only: none here.
     assert_eq!(peers.len(), 1);
-    machine.handle(Input::Installed { ticket: peers[0].0, result: Ok(()) }, world.now, &mut out);
-    assert_eq!(machine.table().iter().map(|r| r.prefix).collect::<Vec<_>>(), before);
+    machine.handle(
+        Input::Installed {
+            ticket: peers[0].0,
+            result: Ok(()),
+        },
+        world.now,
+        &mut out,
+    );
+    assert_eq!(
+        machine.table().iter().map(|r| r.prefix).collect::<Vec<_>>(),
+        before
+    );
 }
 
 #[test]
@@ -69,11 +96,27 @@ fn a_partition_heals_within_seconds() {
     world.advance(Duration::from_secs(2));
     world.cut.insert(("east".to_owned(), "west".to_owned()));
     world.advance(Duration::from_secs(30));
-    assert!(world.node("east").machine.view.servers.iter().all(|server| server.addresses.is_empty()));
+    assert!(
+        world
+            .node("east")
+            .machine
+            .view
+            .servers
+            .iter()
+            .all(|server| server.addresses.is_empty())
+    );
     world.cut.clear();
     world.advance(Duration::from_secs(12));
     assert!(!routes_to(&world, "east").is_empty() && !routes_to(&world, "west").is_empty());
-    assert!(world.node("east").machine.view.servers.iter().any(|server| !server.addresses.is_empty()));
+    assert!(
+        world
+            .node("east")
+            .machine
+            .view
+            .servers
+            .iter()
+            .any(|server| !server.addresses.is_empty())
+    );
 }
 
 #[test]
@@ -98,7 +141,10 @@ fn a_higher_generation_replaces_and_a_lower_one_is_refused() {
         role: HelloRole::Router,
     };
     let refused = link_request(&mut world, "west", hello, PublicKey([77; 32]));
-    assert!(matches!(refused, Err(Refusal::Precondition { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Refusal::Precondition { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -116,10 +162,19 @@ fn a_router_of_another_domain_cannot_speak_for_this_one() {
         role: HelloRole::Router,
     };
     let refused = link_request(&mut world, "north", hello.clone(), PublicKey([77; 32]));
-    assert!(matches!(refused, Err(Refusal::Denied { .. })), "{refused:?}");
-    let other = Hello { uid: NetworkUid([8; 16]), ..hello };
+    assert!(
+        matches!(refused, Err(Refusal::Denied { .. })),
+        "{refused:?}"
+    );
+    let other = Hello {
+        uid: NetworkUid([8; 16]),
+        ..hello
+    };
     let refused = link_request(&mut world, "west", other, PublicKey([77; 32]));
-    assert!(matches!(refused, Err(Refusal::Precondition { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Refusal::Precondition { .. })),
+        "{refused:?}"
+    );
     assert!(world.node("east").peers.is_empty());
 }
 
@@ -134,16 +189,49 @@ fn a_foreign_prefix_is_not_believed() {
         generation: Generation(1),
     };
     let stream = StreamId(9_999);
-    let event = RoutesEvent::Started { peer: spiffe("west"), open, dialled: false };
+    let event = RoutesEvent::Started {
+        peer: spiffe("west"),
+        open,
+        dialled: false,
+    };
     world.input("east", Input::Routes { stream, event });
     let announce = |sequence, prefix: &str| {
         let prefix: IpNet = prefix.parse().unwrap();
-        RoutesEvent::Message(RoutesMessage::Announce { sequence, prefix, preference: 0, mtu: 0 })
+        RoutesEvent::Message(RoutesMessage::Announce {
+            sequence,
+            prefix,
+            preference: 0,
+            mtu: 0,
+        })
     };
-    world.input("east", Input::Routes { stream, event: announce(1, "10.0.4.0/24") });
-    world.input("east", Input::Routes { stream, event: announce(2, "0.0.0.0/0") });
-    world.input("east", Input::Routes { stream, event: announce(3, "10.0.9.0/24") });
-    world.input("east", Input::Routes { stream, event: RoutesEvent::Message(RoutesMessage::End { sequence: 4 }) });
+    world.input(
+        "east",
+        Input::Routes {
+            stream,
+            event: announce(1, "10.0.4.0/24"),
+        },
+    );
+    world.input(
+        "east",
+        Input::Routes {
+            stream,
+            event: announce(2, "0.0.0.0/0"),
+        },
+    );
+    world.input(
+        "east",
+        Input::Routes {
+            stream,
+            event: announce(3, "10.0.9.0/24"),
+        },
+    );
+    world.input(
+        "east",
+        Input::Routes {
+            stream,
+            event: RoutesEvent::Message(RoutesMessage::End { sequence: 4 }),
+        },
+    );
     world.run();
     assert_eq!(routes_to(&world, "east"), ["10.0.9.0/24"]);
     let disbelieved = world.node("east").machine.routes.disbelieved();
@@ -156,8 +244,18 @@ fn a_revoked_member_is_gone_at_once() {
     world.advance(Duration::from_secs(2));
     let mut document = document();
     document.version = 2;
-    document.members.get_mut(&"west".parse().unwrap()).unwrap().revoked = true;
-    world.input("east", Input::Document { document: Box::new(document), bytes: vec![2] });
+    document
+        .members
+        .get_mut(&"west".parse().unwrap())
+        .unwrap()
+        .revoked = true;
+    world.input(
+        "east",
+        Input::Document {
+            document: Box::new(document),
+            bytes: vec![2],
+        },
+    );
     world.run();
     assert!(world.node("east").peers.is_empty());
     assert!(routes_to(&world, "east").is_empty());
@@ -172,8 +270,18 @@ fn a_membership_that_ends_by_time_ends_its_link() {
     let mut document = document();
     document.version = 2;
     let end = world.now.wall + Duration::from_secs(10);
-    document.members.get_mut(&"west".parse().unwrap()).unwrap().not_after = Some(end);
-    world.input("east", Input::Document { document: Box::new(document), bytes: vec![2] });
+    document
+        .members
+        .get_mut(&"west".parse().unwrap())
+        .unwrap()
+        .not_after = Some(end);
+    world.input(
+        "east",
+        Input::Document {
+            document: Box::new(document),
+            bytes: vec![2],
+        },
+    );
     world.run();
     assert_eq!(world.node("east").peers.len(), 1);
     world.advance(Duration::from_secs(12));
@@ -200,7 +308,12 @@ fn a_newer_life_under_the_own_name_fences() {
     assert!(world.node("west").peers.is_empty());
 }
 
-fn link_request(world: &mut World, as_domain: &str, hello: Hello, public_key: PublicKey) -> Result<Answer, Refusal> {
+fn link_request(
+    world: &mut World,
+    as_domain: &str,
+    hello: Hello,
+    public_key: PublicKey,
+) -> Result<Answer, Refusal> {
     let request = Request {
         connection: ConnectionId::new("stranger").unwrap(),
         peer: spiffe(as_domain),
@@ -214,5 +327,8 @@ fn link_request(world: &mut World, as_domain: &str, hello: Hello, public_key: Pu
         expires_in: Duration::from_secs(60),
         local: None,
     };
-    world.call("east", |call| Input::Request { call, request: Box::new(request) })
+    world.call("east", |call| Input::Request {
+        call,
+        request: Box::new(request),
+    })
 }

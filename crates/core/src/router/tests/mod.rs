@@ -41,13 +41,23 @@ pub(super) fn document() -> Document {
         pool6: "fd00:7::/64".parse().unwrap(),
         pool4: Some("10.0.0.0/16".parse().unwrap()),
         admin_keys: BTreeSet::new(),
-        members: DOMAINS.iter().enumerate().map(|(i, d)| (d.parse().unwrap(), member(i, d))).collect(),
-        policy: Policy { stale_limit_seconds: 86_400, ..Policy::default() },
+        members: DOMAINS
+            .iter()
+            .enumerate()
+            .map(|(i, d)| (d.parse().unwrap(), member(i, d)))
+            .collect(),
+        policy: Policy {
+            stale_limit_seconds: 86_400,
+            ..Policy::default()
+        },
     }
 }
 
 pub(super) fn router_id(domain: &str) -> RouterId {
-    RouterId { name: format!("red-{domain}").parse().unwrap(), domain: domain.parse().unwrap() }
+    RouterId {
+        name: format!("red-{domain}").parse().unwrap(),
+        domain: domain.parse().unwrap(),
+    }
 }
 
 pub(super) fn config(domain: &str) -> Config {
@@ -76,7 +86,11 @@ pub(super) fn lease(config: &Config, generation: u64) -> Lease {
         router: config.router.name.clone(),
         instance: config.instance,
         generation: Generation(generation),
-        prefix4: Some(format!("{}/24", member.block4.unwrap().network()).parse().unwrap()),
+        prefix4: Some(
+            format!("{}/24", member.block4.unwrap().network())
+                .parse()
+                .unwrap(),
+        ),
         prefix6: format!("{}/96", member.block6.network()).parse().unwrap(),
     }
 }
@@ -108,7 +122,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(domains: &[&str]) -> Self {
-        let now = Now { mono: Mono::from_secs(100), wall: Wall::from_unix_secs(1_800_000_000) };
+        let now = Now {
+            mono: Mono::from_secs(100),
+            wall: Wall::from_unix_secs(1_800_000_000),
+        };
         let mut world = Self {
             now,
             nodes: BTreeMap::new(),
@@ -173,7 +190,9 @@ impl World {
     /// Delivers everything that is under way.
     pub(super) fn run(&mut self) {
         for _ in 0..100_000 {
-            let Some((to, input)) = self.queue.pop_front() else { return };
+            let Some((to, input)) = self.queue.pop_front() else {
+                return;
+            };
             let mut out = Outbox::default();
             let now = self.now;
             if let Some(node) = self.nodes.get_mut(&to) {
@@ -189,14 +208,26 @@ impl World {
     pub(super) fn advance(&mut self, by: Duration) {
         let end = self.now.mono + by;
         for _ in 0..1_000_000 {
-            let next = self.nodes.iter().filter_map(|(d, n)| Some((n.machine.next_wake()?.0, d.clone()))).min();
-            let Some((at, domain)) = next.filter(|(at, _)| *at <= end) else { break };
+            let next = self
+                .nodes
+                .iter()
+                .filter_map(|(d, n)| Some((n.machine.next_wake()?.0, d.clone())))
+                .min();
+            let Some((at, domain)) = next.filter(|(at, _)| *at <= end) else {
+                break;
+            };
             self.set_time(at.max(self.now.mono));
             let mut out = Outbox::default();
             let now = self.now;
             let node = self.nodes.get_mut(&domain).unwrap();
             node.machine.wake(now, &mut out);
-            assert!(node.machine.next_wake().is_none_or(|(next, _)| next > now.mono), "{:?}", node.machine.next_wake());
+            assert!(
+                node.machine
+                    .next_wake()
+                    .is_none_or(|(next, _)| next > now.mono),
+                "{:?}",
+                node.machine.next_wake()
+            );
             for effect in out.take() {
                 self.carry_out(&domain, effect);
             }
@@ -207,26 +238,43 @@ impl World {
 
     fn set_time(&mut self, to: Mono) {
         let by = to.saturating_since(self.now.mono);
-        self.now = Now { mono: to, wall: self.now.wall + by };
+        self.now = Now {
+            mono: to,
+            wall: self.now.wall + by,
+        };
     }
 
-    pub(super) fn call(&mut self, to: &str, make: impl FnOnce(CallId) -> Input) -> Result<Answer, Refusal> {
+    pub(super) fn call(
+        &mut self,
+        to: &str,
+        make: impl FnOnce(CallId) -> Input,
+    ) -> Result<Answer, Refusal> {
         self.calls += 1;
         let id = self.calls;
         self.input(to, make(CallId(id)));
         self.run();
-        self.nodes.get_mut(to).unwrap().answers.remove(&id).expect("answered at once")
+        self.nodes
+            .get_mut(to)
+            .unwrap()
+            .answers
+            .remove(&id)
+            .expect("answered at once")
     }
 
     fn is_cut(&self, a: &str, b: &str) -> bool {
-        self.cut.contains(&(a.to_owned(), b.to_owned())) || self.cut.contains(&(b.to_owned(), a.to_owned()))
+        self.cut.contains(&(a.to_owned(), b.to_owned()))
+            || self.cut.contains(&(b.to_owned(), a.to_owned()))
     }
 
     fn carry_out(&mut self, at: &str, effect: Effect) {
         let now = self.now;
         match effect {
             Effect::Append { ticket, records } => {
-                let result = if self.store_fails { Err("disk full".to_owned()) } else { Ok(()) };
+                let result = if self.store_fails {
+                    Err("disk full".to_owned())
+                } else {
+                    Ok(())
+                };
                 if result.is_ok() {
                     let disk = &mut self.nodes.get_mut(at).unwrap().disk;
                     records.iter().for_each(|record| disk.apply(record));
@@ -235,12 +283,27 @@ impl World {
             }
             Effect::SetPeer { ticket, peer } => {
                 let node = self.nodes.get_mut(at).unwrap();
-                let clash = node.peers.values().any(|p| p.public_key == peer.public_key && p.port != peer.port);
+                let clash = node
+                    .peers
+                    .values()
+                    .any(|p| p.public_key == peer.public_key && p.port != peer.port);
                 assert!(!clash, "one key on two ports");
                 node.peers.insert(peer.port, peer);
-                self.input(at, Input::Installed { ticket, result: Ok(()) });
+                self.input(
+                    at,
+                    Input::Installed {
+                        ticket,
+                        result: Ok(()),
+                    },
+                );
             }
-            Effect::SetTun { ticket, .. } => self.input(at, Input::Installed { ticket, result: Ok(()) }),
+            Effect::SetTun { ticket, .. } => self.input(
+                at,
+                Input::Installed {
+                    ticket,
+                    result: Ok(()),
+                },
+            ),
             Effect::RemovePort { port } => {
                 self.nodes.get_mut(at).unwrap().peers.remove(&port);
             }
@@ -255,15 +318,36 @@ impl World {
                 }
             }
             Effect::ConnectionClosed { connection, reason } => {
-                self.nodes.get_mut(at).unwrap().closed.push((connection, reason));
+                self.nodes
+                    .get_mut(at)
+                    .unwrap()
+                    .closed
+                    .push((connection, reason));
             }
-            Effect::AnswerFd { session, result } => self.nodes.get_mut(at).unwrap().fd.push((session, result)),
+            Effect::AnswerFd { session, result } => {
+                self.nodes.get_mut(at).unwrap().fd.push((session, result))
+            }
             Effect::AcquireLease { ticket, .. } | Effect::RenewLease { ticket, .. } => {
                 let lease = lease(&config(at), self.generation[at]);
-                let answer = LeaseAnswer { lease, renew_after: Duration::from_secs(600) };
-                self.input(at, Input::Lease { ticket, result: Ok(answer) });
+                let answer = LeaseAnswer {
+                    lease,
+                    renew_after: Duration::from_secs(600),
+                };
+                self.input(
+                    at,
+                    Input::Lease {
+                        ticket,
+                        result: Ok(answer),
+                    },
+                );
             }
-            Effect::ClaimName { ticket, .. } => self.input(at, Input::Name { ticket, answer: NameAnswer::Granted }),
+            Effect::ClaimName { ticket, .. } => self.input(
+                at,
+                Input::Name {
+                    ticket,
+                    answer: NameAnswer::Granted,
+                },
+            ),
             Effect::Dial { ticket, dial } => self.dial(at, ticket, &dial),
             Effect::CloseDial { dial } => {
                 let connection = connection_of(at, dial);
@@ -271,7 +355,14 @@ impl World {
                     if other != at && self.nodes.contains_key(other) && !self.is_cut(at, other) {
                         self.calls += 1;
                         let (call, peer) = (CallId(self.calls), spiffe(at));
-                        self.input(other, Input::Close { call, connection: connection.clone(), peer });
+                        self.input(
+                            other,
+                            Input::Close {
+                                call,
+                                connection: connection.clone(),
+                                peer,
+                            },
+                        );
                     }
                 }
             }
@@ -282,7 +373,13 @@ impl World {
                 {
                     for message in messages {
                         let event = RoutesEvent::Message(message);
-                        self.input(&other, Input::Routes { stream: theirs, event });
+                        self.input(
+                            &other,
+                            Input::Routes {
+                                stream: theirs,
+                                event,
+                            },
+                        );
                     }
                 }
             }
@@ -290,8 +387,14 @@ impl World {
             Effect::ReadPorts => {
                 let node = &self.nodes[at];
                 let samples = node.peers.values().map(|peer| {
-                    let heard = self.peer_of(at, peer.public_key).is_some_and(|other| !self.is_cut(at, &other));
-                    PortSample { port: peer.port, last_receive: heard.then_some(now.mono), last_send: Some(now.mono) }
+                    let heard = self
+                        .peer_of(at, peer.public_key)
+                        .is_some_and(|other| !self.is_cut(at, &other));
+                    PortSample {
+                        port: peer.port,
+                        last_receive: heard.then_some(now.mono),
+                        last_send: Some(now.mono),
+                    }
                 });
                 let samples = samples.collect();
                 self.input(at, Input::Ports(samples));
@@ -311,7 +414,9 @@ impl World {
         let own = config(at).public_key;
         self.nodes
             .iter()
-            .find(|(d, node)| config(d).public_key == key && node.peers.values().any(|p| p.public_key == own))
+            .find(|(d, node)| {
+                config(d).public_key == key && node.peers.values().any(|p| p.public_key == own)
+            })
             .map(|(d, _)| d.clone())
     }
 
@@ -330,24 +435,45 @@ impl World {
             claimed: None,
             hello: Some(dial.hello.clone()),
             name: None,
-            mechanism: MechanismWish::WireGuard { public_key: dial.public_key },
+            mechanism: MechanismWish::WireGuard {
+                public_key: dial.public_key,
+            },
             addresses: Vec::new(),
             excluded: Vec::new(),
             mtu: dial.mtu,
             expires_in: Duration::from_secs(600),
             local: None,
         };
-        self.nodes.get_mut(&other).unwrap().waiting.insert(call, (at.to_owned(), ticket, dial.dial));
-        self.input(&other, Input::Request { call: CallId(call), request: Box::new(request) });
+        self.nodes
+            .get_mut(&other)
+            .unwrap()
+            .waiting
+            .insert(call, (at.to_owned(), ticket, dial.dial));
+        self.input(
+            &other,
+            Input::Request {
+                call: CallId(call),
+                request: Box::new(request),
+            },
+        );
     }
 
-    fn answer_dial(&mut self, by: &str, to: &str, ticket: crate::machine::Ticket, result: Result<Answer, Refusal>) {
+    fn answer_dial(
+        &mut self,
+        by: &str,
+        to: &str,
+        ticket: crate::machine::Ticket,
+        result: Result<Answer, Refusal>,
+    ) {
         let result = match result {
             Ok(Answer::Link(answer)) => Ok(Box::new(DialAnswer {
                 peer: spiffe(by),
                 hello: answer.hello,
                 public_key: answer.public_key,
-                endpoint: Endpoint { remote: (answer.address, answer.port).into(), local: None },
+                endpoint: Endpoint {
+                    remote: (answer.address, answer.port).into(),
+                    local: None,
+                },
                 mtu: answer.mtu,
                 expires_in: Duration::from_secs(600),
             })),
@@ -359,14 +485,32 @@ impl World {
 
     fn open_routes(&mut self, at: &str, dial: DialId, open: RoutesOpen) {
         let connection = connection_of(at, dial);
-        let other = self.nodes.iter().find(|(d, n)| *d != at && n.machine.links.serves(&connection)).map(|(d, _)| d.clone());
+        let other = self
+            .nodes
+            .iter()
+            .find(|(d, n)| *d != at && n.machine.links.serves(&connection))
+            .map(|(d, _)| d.clone());
         let Some(other) = other.filter(|other| !self.is_cut(at, other)) else {
-            return self.input(at, Input::RoutesFailed { dial, reason: "cut".to_owned() });
+            return self.input(
+                at,
+                Input::RoutesFailed {
+                    dial,
+                    reason: "cut".to_owned(),
+                },
+            );
         };
         self.calls += 2;
         let (mine, theirs) = (StreamId(self.calls), StreamId(self.calls + 1));
-        self.nodes.get_mut(at).unwrap().streams.insert(mine, (other.clone(), theirs));
-        self.nodes.get_mut(&other).unwrap().streams.insert(theirs, (at.to_owned(), mine));
+        self.nodes
+            .get_mut(at)
+            .unwrap()
+            .streams
+            .insert(mine, (other.clone(), theirs));
+        self.nodes
+            .get_mut(&other)
+            .unwrap()
+            .streams
+            .insert(theirs, (at.to_owned(), mine));
         let hello = |d: &str| RoutesOpen {
             uid: UID,
             router: router_id(d),
@@ -374,17 +518,47 @@ impl World {
             generation: Generation(self.generation[d]),
         };
         let answer = hello(&other);
-        let started = |peer: &str, open, dialled| RoutesEvent::Started { peer: spiffe(peer), open, dialled };
-        self.input(&other, Input::Routes { stream: theirs, event: started(at, open, false) });
-        self.input(at, Input::Routes { stream: mine, event: started(&other, answer, true) });
+        let started = |peer: &str, open, dialled| RoutesEvent::Started {
+            peer: spiffe(peer),
+            open,
+            dialled,
+        };
+        self.input(
+            &other,
+            Input::Routes {
+                stream: theirs,
+                event: started(at, open, false),
+            },
+        );
+        self.input(
+            at,
+            Input::Routes {
+                stream: mine,
+                event: started(&other, answer, true),
+            },
+        );
     }
 
     fn end_stream(&mut self, at: &str, stream: StreamId) {
-        let Some((other, theirs)) = self.nodes.get_mut(at).unwrap().streams.remove(&stream) else { return };
-        self.input(at, Input::Routes { stream, event: RoutesEvent::Ended });
+        let Some((other, theirs)) = self.nodes.get_mut(at).unwrap().streams.remove(&stream) else {
+            return;
+        };
+        self.input(
+            at,
+            Input::Routes {
+                stream,
+                event: RoutesEvent::Ended,
+            },
+        );
         if let Some(node) = self.nodes.get_mut(&other) {
             node.streams.remove(&theirs);
-            self.input(&other, Input::Routes { stream: theirs, event: RoutesEvent::Ended });
+            self.input(
+                &other,
+                Input::Routes {
+                    stream: theirs,
+                    event: RoutesEvent::Ended,
+                },
+            );
         }
     }
 }
