@@ -150,7 +150,7 @@ impl Parts<'_> {
                 self.routes.message(stream, &message, ctx);
             }
             RoutesEvent::Ended => {
-                if let Some(router) = self.routes.ended(stream) {
+                if let Some(router) = self.routes.ended(stream, ctx) {
                     self.links.stream(&router, stream, false, ctx);
                 }
             }

@@ -116,12 +116,12 @@ impl Routes {
         }
     }
 
-    /// The stream is gone; what was believed holds. Yields whose it was, if we had opened it.
-    pub(crate) fn ended(&mut self, id: StreamId) -> Option<RouterId> {
-        self.streams
-            .remove(&id)
-            .filter(|stream| stream.dialled)
-            .map(|stream| stream.router)
+    /// The stream is gone: the newest of the link's other streams counts; without one, what
+    /// was believed holds. Yields whose it was, if we had opened it.
+    pub(crate) fn ended(&mut self, id: StreamId, ctx: &mut Context<'_>) -> Option<RouterId> {
+        let stream = self.streams.remove(&id)?;
+        self.settle(&stream.router, ctx);
+        stream.dialled.then_some(stream.router)
     }
 
     pub(crate) fn link_gone(&mut self, router: &RouterId, ctx: &mut Context<'_>) {

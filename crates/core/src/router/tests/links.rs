@@ -182,6 +182,7 @@ fn a_router_of_another_domain_cannot_speak_for_this_one() {
 fn a_foreign_prefix_is_not_believed() {
     let mut world = World::new(&["east", "west"]);
     world.advance(Duration::from_secs(2));
+    let truth = routes_to(&world, "east");
     let open = RoutesOpen {
         uid: UID,
         router: router_id("west"),
@@ -236,6 +237,20 @@ fn a_foreign_prefix_is_not_believed() {
     assert_eq!(routes_to(&world, "east"), ["10.0.9.0/24"]);
     let disbelieved = world.node("east").machine.routes.disbelieved();
     assert_eq!(disbelieved.values().sum::<u64>(), 2);
+    let ended = RoutesEvent::Ended;
+    world.input(
+        "east",
+        Input::Routes {
+            stream,
+            event: ended,
+        },
+    );
+    world.run();
+    assert_eq!(
+        routes_to(&world, "east"),
+        truth,
+        "the link's own stream counts again"
+    );
 }
 
 #[test]
