@@ -86,7 +86,7 @@ mod tests {
         let (own, other) = (identity("workload/a"), identity("workload/b"));
         let certificate = |identity: &vl3_identity::Identity| identity.chain[0].as_ref().to_vec();
         let (own_der, other_der) = (certificate(&own), certificate(&other));
-        let audience = other.id.clone();
+        let audience = other.id;
         let tokens = SvidTokens::new(Source::fixed(own), Duration::from_secs(600), move || now);
         let (token, expires) = tokens.issue(Some(&audience)).unwrap();
         assert_eq!(expires, now + Duration::from_secs(600));
