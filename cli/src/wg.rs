@@ -32,7 +32,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use vl3_core::forward::{PortClass, PortId, Route};
 use vl3_core::ids::PublicKey;
-use vl3_dataplane::{Config as PlaneConfig, DataPlane, Endpoint, Event, PeerSpec, TunSpec, bind_udp};
+use vl3_dataplane::{
+    Config as PlaneConfig, DataPlane, Endpoint, Event, PeerSpec, TunSpec, bind_udp,
+};
 use vl3_net::{Netlink, tun};
 use vl3_runtime::config::{Configure, Flags, Section, load_plain};
 
@@ -81,10 +83,16 @@ struct Peer {
 
 /// Runs until SIGINT or SIGTERM, or until the TUN is gone.
 pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
-    let flags = Flags { config: Some(args.config.clone()), set: Vec::new() };
+    let flags = Flags {
+        config: Some(args.config.clone()),
+        set: Vec::new(),
+    };
     let config: Config = load_plain(&flags).map_err(|invalid| Failure {
         error: invalid.into(),
-        next: Some(format!("vl3 wg --config {} --check-config", args.config.display())),
+        next: Some(format!(
+            "vl3 wg --config {} --check-config",
+            args.config.display()
+        )),
         code: 2,
     })?;
     if args.check_config {
@@ -100,7 +108,11 @@ async fn serve(config: Config, out: &Output) -> anyhow::Result<()> {
     let (sender, mut events) = mpsc::channel(16);
     let sockets = bind_udp(config.listen, config.workers)
         .with_context(|| format!("bind UDP {}", config.listen))?;
-    let port = sockets.first().map(vl3_dataplane::UdpSockets::local_port).transpose()?.unwrap_or_default();
+    let port = sockets
+        .first()
+        .map(vl3_dataplane::UdpSockets::local_port)
+        .transpose()?
+        .unwrap_or_default();
     let plane = DataPlane::start(PlaneConfig {
         private_key: config.private_key,
         sockets,
@@ -121,12 +133,18 @@ async fn serve(config: Config, out: &Output) -> anyhow::Result<()> {
             class: PortClass::Member,
             public_key: peer.public_key,
             preshared_key: peer.preshared_key,
-            endpoint: peer.endpoint.map(|remote| Endpoint { remote, local: None }),
+            endpoint: peer.endpoint.map(|remote| Endpoint {
+                remote,
+                local: None,
+            }),
             persistent_keepalive: peer.persistent_keepalive,
             initiate: false,
         })?;
     }
-    out.line(&format!("{name} is up, UDP port {port}, public key {}", STANDARD.encode(plane.public_key().0)));
+    out.line(&format!(
+        "{name} is up, UDP port {port}, public key {}",
+        STANDARD.encode(plane.public_key().0)
+    ));
     tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
@@ -161,8 +179,11 @@ async fn open_tun(plane: &DataPlane, config: &Config) -> anyhow::Result<String> 
     if config.tun.routes {
         let on_link: Vec<IpNet> = config.tun.addresses.iter().map(IpNet::trunc).collect();
         let allowed = config.peers.iter().flat_map(|peer| &peer.allowed);
-        for prefix in allowed.filter(|prefix| prefix.prefix_len() > 0 && !on_link.contains(prefix)) {
-            netlink.replace_route(&vl3_net::Route::to(*prefix).dev(&name)).await?;
+        for prefix in allowed.filter(|prefix| prefix.prefix_len() > 0 && !on_link.contains(prefix))
+        {
+            netlink
+                .replace_route(&vl3_net::Route::to(*prefix).dev(&name))
+                .await?;
         }
     }
     Ok(name)
@@ -171,11 +192,22 @@ async fn open_tun(plane: &DataPlane, config: &Config) -> anyhow::Result<String> 
 /// AllowedIPs both ways by longest prefix: a peer's networks are its own, everything else is
 /// the host's (the first of equal prefixes stands).
 fn table(config: &Config) -> Vec<Route> {
-    let route = |prefix: IpNet, port, class| Route { prefix, port, class, mtu: config.tun.mtu };
+    let route = |prefix: IpNet, port, class| Route {
+        prefix,
+        port,
+        class,
+        mtu: config.tun.mtu,
+    };
     let own = |prefix| route(prefix, TUN_PORT, PortClass::Own);
-    let hosts = config.tun.addresses.iter().map(|address| own(IpNet::from(address.addr())));
+    let hosts = config
+        .tun
+        .addresses
+        .iter()
+        .map(|address| own(IpNet::from(address.addr())));
     let peers = config.peers.iter().enumerate().flat_map(|(index, peer)| {
-        peer.allowed.iter().map(move |prefix| route(*prefix, port_of(index), PortClass::Member))
+        peer.allowed
+            .iter()
+            .map(move |prefix| route(*prefix, port_of(index), PortClass::Member))
     });
     let everything = [
         IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
@@ -215,13 +247,20 @@ impl Configure for Config {
 fn read_tun(section: &mut Section<'_>) -> Option<Tun> {
     let name = section.or("name", "vl3-wg".to_owned());
     if name.len() > tun::NAME_LEN_MAX {
-        section.problem("name", Some(format!("{name:?}")), "an interface name of at most 15 bytes");
+        section.problem(
+            "name",
+            Some(format!("{name:?}")),
+            "an interface name of at most 15 bytes",
+        );
     }
     let texts: Vec<String> = section.list("addresses");
     let mut addresses = Vec::new();
     for (at, text) in texts.iter().enumerate() {
         // A bare address is a host's.
-        match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+        match text
+            .parse::<IpNet>()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        {
             Ok(address) => addresses.push(address),
             Err(_) => section.problem(
                 &format!("addresses[{at}]"),
@@ -235,7 +274,12 @@ fn read_tun(section: &mut Section<'_>) -> Option<Tun> {
         section.problem("mtu", Some(mtu.to_string()), "1280 to 65000");
     }
     let routes = section.or("routes", true);
-    Some(Tun { name, addresses, mtu, routes })
+    Some(Tun {
+        name,
+        addresses,
+        mtu,
+        routes,
+    })
 }
 
 fn read_peer(section: &mut Section<'_>) -> Option<Peer> {
@@ -251,7 +295,13 @@ fn read_peer(section: &mut Section<'_>) -> Option<Peer> {
     let endpoint = section.optional("endpoint");
     let allowed = section.list_required("allowed_ips");
     let persistent_keepalive = section.optional("persistent_keepalive");
-    Some(Peer { public_key: public_key?, preshared_key, endpoint, allowed: allowed?, persistent_keepalive })
+    Some(Peer {
+        public_key: public_key?,
+        preshared_key,
+        endpoint,
+        allowed: allowed?,
+        persistent_keepalive,
+    })
 }
 
 /// One key is one peer, one prefix is one peer's.
@@ -261,12 +311,20 @@ fn refuse_repeats(section: &mut Section<'_>, peers: &[Option<Peer>]) {
         let earlier = || peers[..index].iter().flatten();
         if earlier().any(|other| other.public_key == peer.public_key) {
             let key = STANDARD.encode(peer.public_key.0);
-            section.problem(&format!("peer[{index}].public_key"), Some(key), "a key that no other peer has");
+            section.problem(
+                &format!("peer[{index}].public_key"),
+                Some(key),
+                "a key that no other peer has",
+            );
         }
         for prefix in &peer.allowed {
             if earlier().any(|other| other.allowed.contains(prefix)) {
                 let field = format!("peer[{index}].allowed_ips");
-                section.problem(&field, Some(prefix.to_string()), "a prefix that no other peer has");
+                section.problem(
+                    &field,
+                    Some(prefix.to_string()),
+                    "a prefix that no other peer has",
+                );
             }
         }
     }
@@ -276,7 +334,11 @@ const KEY_ALLOWED: &str = "32 bytes in base64 (44 characters) or hexadecimal (64
 
 /// Reads the key that the file at `key` holds. The message never shows the content.
 fn key_file(section: &mut Section<'_>, key: &'static str, required: bool) -> Option<[u8; 32]> {
-    let path = if required { section.required::<PathBuf>(key) } else { section.optional::<PathBuf>(key) };
+    let path = if required {
+        section.required::<PathBuf>(key)
+    } else {
+        section.optional::<PathBuf>(key)
+    };
     let path = path?;
     let found = read_key(&path);
     if let Err(allowed) = &found {
@@ -286,7 +348,8 @@ fn key_file(section: &mut Section<'_>, key: &'static str, required: bool) -> Opt
 }
 
 fn read_key(path: &Path) -> Result<[u8; 32], String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("a readable key file: {error}"))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("a readable key file: {error}"))?;
     decode_key(text.trim()).ok_or_else(|| format!("a file that holds {KEY_ALLOWED}"))
 }
 
@@ -310,7 +373,10 @@ mod tests {
         let file = dir.path().join("wg.toml");
         let text = text.replace("DIR", &dir.path().display().to_string());
         std::fs::write(&file, text).expect("a file");
-        load_plain(&Flags { config: Some(file), set: Vec::new() })
+        load_plain(&Flags {
+            config: Some(file),
+            set: Vec::new(),
+        })
     }
 
     #[test]
@@ -360,7 +426,11 @@ mod tests {
             "#
         );
         let invalid = read(&text).err().expect("mistakes");
-        let keys: Vec<&str> = invalid.problems.iter().map(|problem| problem.key.as_str()).collect();
+        let keys: Vec<&str> = invalid
+            .problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
         for key in [
             "private_key",
             "listen",

@@ -15,7 +15,11 @@ pub struct Backoff {
 
 impl Backoff {
     pub const fn new(first: Duration, max: Duration) -> Self {
-        Self { first, max, step: first }
+        Self {
+            first,
+            max,
+            step: first,
+        }
     }
 
     /// The delay before the next try.

@@ -28,7 +28,10 @@ struct Ranges<A> {
 
 impl<A> Default for Ranges<A> {
     fn default() -> Self {
-        Self { starts: Vec::new(), hops: Vec::new() }
+        Self {
+            starts: Vec::new(),
+            hops: Vec::new(),
+        }
     }
 }
 
@@ -44,7 +47,10 @@ impl Fib {
     pub fn compile(routes: Vec<Route>) -> Self {
         let mut kept: Vec<Route> = routes
             .into_iter()
-            .map(|route| Route { prefix: route.prefix.trunc(), ..route })
+            .map(|route| Route {
+                prefix: route.prefix.trunc(),
+                ..route
+            })
             .collect();
         // Stable: of equal prefixes the first given stays first. Shorter before longer, so
         // that a prefix comes right before those inside it.
@@ -54,7 +60,11 @@ impl Fib {
         let mut v4 = Vec::new();
         let mut v6 = Vec::new();
         for route in &kept {
-            let hop = Hop { port: route.port, class: route.class, mtu: route.mtu };
+            let hop = Hop {
+                port: route.port,
+                class: route.class,
+                mtu: route.mtu,
+            };
             match route.prefix {
                 IpNet::V4(net) => v4.push(Span {
                     first: u32::from(net.network()),
@@ -167,11 +177,18 @@ mod tests {
 
     #[test]
     fn default_routes_reach_to_both_ends() {
-        let fib = Fib::compile(vec![route("0.0.0.0/0", 1), route("::/0", 2), route("255.255.255.255/32", 3)]);
+        let fib = Fib::compile(vec![
+            route("0.0.0.0/0", 1),
+            route("::/0", 2),
+            route("255.255.255.255/32", 3),
+        ]);
         assert_eq!(lookup(&fib, "0.0.0.0"), Some(1));
         assert_eq!(lookup(&fib, "255.255.255.254"), Some(1));
         assert_eq!(lookup(&fib, "255.255.255.255"), Some(3));
-        assert_eq!(lookup(&fib, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Some(2));
+        assert_eq!(
+            lookup(&fib, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+            Some(2)
+        );
     }
 
     #[test]
@@ -191,6 +208,11 @@ mod tests {
     }
 
     fn route(prefix: &str, port: u32) -> Route {
-        Route { prefix: prefix.parse().unwrap(), port: PortId(port), class: PortClass::Member, mtu: 1420 }
+        Route {
+            prefix: prefix.parse().unwrap(),
+            port: PortId(port),
+            class: PortClass::Member,
+            mtu: 1420,
+        }
     }
 }

@@ -154,7 +154,9 @@ pub fn forward(
 /// that holds it; any router of the domain that holds it (its members may be a sibling's);
 /// a sibling that carries a remote domain's packet on its last hop.
 fn owns(table: &impl Table, ingress: PortId, ingress_class: PortClass, source: IpAddr) -> bool {
-    let Some(owner) = table.lookup(source) else { return false };
+    let Some(owner) = table.lookup(source) else {
+        return false;
+    };
     match (ingress_class, owner.class) {
         _ if owner.port == ingress => true,
         (PortClass::Remote(sender), PortClass::Remote(holder)) => sender == holder,
@@ -174,7 +176,9 @@ pub const fn may_go(from: PortClass, to: PortClass) -> bool {
     }
     match from {
         PortClass::Member | PortClass::Own => true,
-        PortClass::Remote(_) => matches!(to, PortClass::Sibling | PortClass::Member | PortClass::Own),
+        PortClass::Remote(_) => {
+            matches!(to, PortClass::Sibling | PortClass::Member | PortClass::Own)
+        }
         PortClass::Sibling => matches!(to, PortClass::Member | PortClass::Own),
     }
 }
@@ -184,11 +188,16 @@ pub const fn may_go(from: PortClass, to: PortClass) -> bool {
 pub fn routable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            !(v4.is_multicast() || v4.is_link_local() || v4.is_loopback() || v4.is_broadcast()
+            !(v4.is_multicast()
+                || v4.is_link_local()
+                || v4.is_loopback()
+                || v4.is_broadcast()
                 || v4.octets()[0] == 0)
         }
         IpAddr::V6(v6) => {
-            !(v6.is_multicast() || v6.is_loopback() || v6.is_unspecified()
+            !(v6.is_multicast()
+                || v6.is_loopback()
+                || v6.is_unspecified()
                 || (v6.segments()[0] & 0xffc0) == 0xfe80)
         }
     }

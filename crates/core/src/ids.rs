@@ -20,16 +20,18 @@ const SPIFFE: &str = "spiffe://TRUST-DOMAIN/path, at most 2048 bytes";
 fn check_label(value: &str) -> bool {
     let bytes = value.as_bytes();
     (1..=63).contains(&bytes.len())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
         && bytes.first() != Some(&b'-')
         && bytes.last() != Some(&b'-')
 }
 
 fn check_endpoint(value: &str) -> bool {
     (1..=253).contains(&value.len())
-        && value
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'))
+        && value.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')
+        })
 }
 
 macro_rules! name_type {
@@ -156,7 +158,11 @@ pub struct SpiffeId(String);
 
 impl SpiffeId {
     pub fn new(value: &str) -> Result<Self, InvalidName> {
-        let bad = || InvalidName { what: "SPIFFE ID", value: value.to_owned(), allowed: SPIFFE };
+        let bad = || InvalidName {
+            what: "SPIFFE ID",
+            value: value.to_owned(),
+            allowed: SPIFFE,
+        };
         let rest = value.strip_prefix("spiffe://").ok_or_else(bad)?;
         let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
         let domain_ok = !domain.is_empty()
@@ -170,7 +176,11 @@ impl SpiffeId {
                         .bytes()
                         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
             });
-        if value.len() <= 2048 && domain_ok && path_ok { Ok(Self(value.to_owned())) } else { Err(bad()) }
+        if value.len() <= 2048 && domain_ok && path_ok {
+            Ok(Self(value.to_owned()))
+        } else {
+            Err(bad())
+        }
     }
 
     pub fn as_str(&self) -> &str {
@@ -235,7 +245,15 @@ mod tests {
         assert_eq!((id.trust_domain(), id.path()), ("east.test", "/workload/a"));
         assert!(id.matches("spiffe://east.test/workload/*"));
         assert!(!id.matches("spiffe://east.test/vl3/*"));
-        for bad in ["", "http://a/b", "spiffe://", "spiffe://A/b", "spiffe://a/", "spiffe://a//b", "spiffe://a/../b"] {
+        for bad in [
+            "",
+            "http://a/b",
+            "spiffe://",
+            "spiffe://A/b",
+            "spiffe://a/",
+            "spiffe://a//b",
+            "spiffe://a/../b",
+        ] {
             assert!(SpiffeId::new(bad).is_err(), "{bad}");
         }
     }

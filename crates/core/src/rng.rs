@@ -20,7 +20,11 @@ impl Rng {
     /// Uniform in `0..bound` (0 when `bound` is 0); the modulo bias is below 2^-32 for the
     /// bounds used here.
     pub const fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next_u64() % bound }
+        if bound == 0 {
+            0
+        } else {
+            self.next_u64() % bound
+        }
     }
 
     /// True once in `n` on average.

@@ -16,12 +16,17 @@ impl Table for Scan {
     fn lookup(&self, address: IpAddr) -> Option<Hop> {
         let mut best: Option<&Route> = None;
         for route in &self.0 {
-            let longer = best.is_none_or(|held| route.prefix.prefix_len() > held.prefix.prefix_len());
+            let longer =
+                best.is_none_or(|held| route.prefix.prefix_len() > held.prefix.prefix_len());
             if route.prefix.contains(&address) && longer {
                 best = Some(route);
             }
         }
-        best.map(|route| Hop { port: route.port, class: route.class, mtu: route.mtu })
+        best.map(|route| Hop {
+            port: route.port,
+            class: route.class,
+            mtu: route.mtu,
+        })
     }
 }
 
@@ -37,8 +42,7 @@ fn class() -> impl Strategy<Value = PortClass> {
 /// Few distinct bits, so that prefixes nest and touch.
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
-        (0u8..4, 0u8..4, any::<u8>())
-            .prop_map(|(b, c, d)| IpAddr::V4(Ipv4Addr::new(10, b, c, d))),
+        (0u8..4, 0u8..4, any::<u8>()).prop_map(|(b, c, d)| IpAddr::V4(Ipv4Addr::new(10, b, c, d))),
         (0u16..4, 0u16..4, any::<u16>())
             .prop_map(|(f, g, h)| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, f, g, h))),
     ]
@@ -52,9 +56,13 @@ fn prefix() -> impl Strategy<Value = IpNet> {
 }
 
 fn routes() -> impl Strategy<Value = Vec<Route>> {
-    let route = (prefix(), 0u32..20, class(), 1280u16..1500).prop_map(|(prefix, port, class, mtu)| {
-        Route { prefix, port: PortId(port), class, mtu }
-    });
+    let route =
+        (prefix(), 0u32..20, class(), 1280u16..1500).prop_map(|(prefix, port, class, mtu)| Route {
+            prefix,
+            port: PortId(port),
+            class,
+            mtu,
+        });
     prop::collection::vec(route, 0..40)
 }
 
