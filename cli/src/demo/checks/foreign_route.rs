@@ -1,10 +1,13 @@
 //! A router is believed for its own domain's blocks alone. The product has no hostile switch, so
 //! the demo speaks the routes stream itself, with certificates of west's own CA.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::StreamExt;
+use ipnet::IpNet;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -59,6 +62,7 @@ pub(in crate::demo) async fn run(world: &World) -> anyhow::Result<String> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
+    check_believed(router.run_dir(), network.block_of("west")?).await?;
     let (from, to) = (world.workload("east-a")?, world.workload("north-a")?);
     for address in to.in_network("red").context("it is in red")?.both() {
         let answered = tools::echo(&from.host, None, address, WAIT_MAX).await?;
@@ -76,25 +80,46 @@ pub(in crate::demo) async fn run(world: &World) -> anyhow::Result<String> {
 /// Prefixes of another domain in one lie: its blocks, and one address of each family.
 const FOREIGN: usize = 4;
 
-async fn disbelieved(run_dir: &std::path::Path) -> anyhow::Result<u64> {
+/// A reason that never occurred is not shown.
+async fn disbelieved(run_dir: &Path) -> anyhow::Result<u64> {
     let status = admin::status(run_dir).await?;
-    let count = status
-        .pointer("/router/disbelieved/foreign")
-        .and_then(serde_json::Value::as_u64);
-    count.context("the status of the router does not tell router.disbelieved.foreign")
+    let counts = status
+        .pointer("/router/disbelieved")
+        .context("the status of the router does not tell router.disbelieved")?;
+    Ok(counts.get("foreign").and_then(Value::as_u64).unwrap_or(0))
 }
 
-async fn link_generation(run_dir: &std::path::Path) -> anyhow::Result<u64> {
+/// What east believes of red-west must lie in west's blocks.
+async fn check_believed(run_dir: &Path, own: Block) -> anyhow::Result<()> {
+    let status = admin::status(run_dir).await?;
+    let received = status
+        .pointer("/router/received")
+        .and_then(Value::as_array)
+        .context("the status of the router does not tell router.received")?;
+    let of_west = received.iter().filter(|entry| named_west(entry));
+    let prefixes = of_west.filter_map(|entry| entry.get("prefixes")?.as_array());
+    for prefix in prefixes.flatten().filter_map(Value::as_str) {
+        let inside = match prefix.parse::<IpNet>()? {
+            IpNet::V4(prefix) => own.v4.contains(&prefix),
+            IpNet::V6(prefix) => own.v6.contains(&prefix),
+        };
+        ensure!(inside, "east believes that {prefix} is behind red-west");
+    }
+    Ok(())
+}
+
+fn named_west(entry: &Value) -> bool {
+    let name = entry.get("router").and_then(Value::as_str);
+    name.is_some_and(|name| name.starts_with("red-west"))
+}
+
+async fn link_generation(run_dir: &Path) -> anyhow::Result<u64> {
     let status = admin::status(run_dir).await?;
     let links = status
         .pointer("/router/links")
-        .and_then(serde_json::Value::as_array);
-    let links = links.context("the status of the router does not tell router.links")?;
-    let west = links.iter().find(|link| {
-        link.get("router")
-            .and_then(serde_json::Value::as_str)
-            .is_some_and(|name| name.starts_with("red-west"))
-    });
+        .and_then(Value::as_array)
+        .context("the status of the router does not tell router.links")?;
+    let west = links.iter().find(|link| named_west(link));
     west.and_then(|link| link.get("generation")?.as_u64())
         .context("east has no link to red-west")
 }

@@ -78,34 +78,32 @@ async fn probe(
         .filter_map(|member| member.in_network(outside))
         .flat_map(|addresses| addresses.both())
         .collect();
-    let answers = join_all(targets.iter().map(|target| async move {
+    let equal = &equal;
+    let asked = targets.iter().map(|target| async move {
         let source = if target.is_ipv4() {
             own.v4.into()
         } else {
             own.v6.into()
         };
-        who_is(&from.host, source, *target).await
-    }))
-    .await;
-    let mut seen = Seen::default();
-    for (target, answer) in targets.iter().zip(answers) {
-        match (answer?, equal.get(target)) {
-            (Some(said), Some(holder)) if said == format!("{inside}/{holder}") => seen.equal += 1,
-            (None, None) => {
-                let echo = tools::echo(&from.host, None, *target, SILENCE).await?;
-                if echo.is_answered() && !equal.contains_key(target) {
-                    bail!(
-                        "{} in {inside} got an echo of {target}, which is in {outside} alone",
-                        from.name()
-                    );
-                }
-                seen.silent += 1;
-            }
+        let said = who_is(&from.host, source, *target).await?;
+        let echoed = tools::echo(&from.host, Some(source), *target, SILENCE)
+            .await?
+            .is_answered();
+        match (said, equal.get(target)) {
+            (Some(said), Some(holder)) if said == format!("{inside}/{holder}") => Ok(true),
+            (None, None) if !echoed => Ok(false),
             (said, holder) => bail!(
-                "{} in {inside} asked {target}: {said:?} answered, right is {}",
+                "{} in {inside} asked {target}: {said:?} answered (echo: {echoed}), right is {}",
                 from.name(),
                 holder.map_or("nobody".to_owned(), |holder| format!("{inside}/{holder}"))
             ),
+        }
+    });
+    let mut seen = Seen::default();
+    for answered in join_all(asked).await {
+        match answered? {
+            true => seen.equal += 1,
+            false => seen.silent += 1,
         }
     }
     Ok(seen)

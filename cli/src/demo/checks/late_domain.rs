@@ -21,8 +21,7 @@ pub(in crate::demo) async fn run(world: &mut World, report: &mut Report) -> anyh
     let members = world.members("red");
     reachability::all_answer("red", &members, JOIN_MAX).await?;
     let reached = started.elapsed();
-    let mut scratch = Report::new();
-    names::resolve(world, &mut scratch)
+    names::resolve_again(world, JOIN_MAX)
         .await
         .context("names with the late domain")?;
     report.faults.push(Fault {

@@ -2,7 +2,7 @@
 //! NXDOMAIN.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures_util::{StreamExt, stream};
@@ -14,6 +14,9 @@ use crate::demo::world::World;
 
 /// Questions under way at once.
 const PARALLEL: usize = 48;
+
+/// Between two rounds.
+const AGAIN: Duration = Duration::from_millis(100);
 
 const ANSWER_WAIT: Duration = Duration::from_secs(4);
 
@@ -88,6 +91,22 @@ pub(in crate::demo) async fn resolve(world: &World, report: &mut Report) -> anyh
         }
     }
     run(questions, report).await
+}
+
+/// Whether every name is right again within `limit` of a disturbance; how long that took.
+pub(in crate::demo) async fn resolve_again(
+    world: &World,
+    limit: Duration,
+) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    loop {
+        let mut scratch = Report::new();
+        match resolve(world, &mut scratch).await {
+            Ok(_) => return Ok(started.elapsed()),
+            Err(error) if started.elapsed() > limit => return Err(error),
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
 }
 
 /// Names that must not be: nowhere, and of the other network.
