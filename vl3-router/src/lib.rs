@@ -2,7 +2,7 @@
 //! announces routes, owns the data plane.
 //!
 //! [`vl3_core::router::RouterMachine`] decides everything; this crate moves its bytes and
-//! time. Start with [`run`] (start-up in the order it happens), then [`actor`], which owns the
+//! time. Start with [`run`] (start-up in the order it happens), then `actor`, which owns the
 //! machine, and the files named after what they connect it to.
 
 mod actor;

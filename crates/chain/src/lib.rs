@@ -5,7 +5,7 @@
 //! wire concerns (path, order, token, authority, expiry, monitoring) and ends in one element
 //! that hands the call to the role's machine.
 //!
-//! [`server`] is the list for components that serve `networkservice.NetworkService`;
+//! [`Server`] is the list for components that serve `networkservice.NetworkService`;
 //! [`client`] holds what a component needs that consumes one; [`registry_path`] is the path of
 //! registry calls, which travels in a header.
 
