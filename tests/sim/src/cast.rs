@@ -105,8 +105,8 @@ impl Cast {
                 if network == 1 && domain >= 2 {
                     continue;
                 }
-                let siblings = if network == 0 && domain == 0 && rng.one_in(2) {
-                    2
+                let siblings = if network == 0 && domain == 0 {
+                    1 + usize::from(rng.one_in(2)) + usize::from(rng.one_in(4))
                 } else {
                     1
                 };
@@ -187,7 +187,7 @@ impl Network {
                 .map(|domain| (domain_name(domain), member(index, domain)))
                 .collect(),
             policy: Policy {
-                exclusions: vec!["10.96.0.0/29".parse().expect("a prefix")],
+                exclusions: vec!["10.96.0.128/28".parse().expect("a prefix")],
                 ..Policy::default()
             },
         };

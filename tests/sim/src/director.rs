@@ -380,13 +380,14 @@ impl World {
     fn storm_ends(&mut self) -> Result<(), Broken> {
         self.internet.set_storm(false);
         self.internet.heal_all();
-        // Of two instances of one name an operator stops the one that is fenced.
+        // Of two instances of one name an operator stops the one with the older lease.
         for older in 0..self.cast.routers.len() {
             let role = self.routers[older].role;
             let newer =
                 (older + 1..self.routers.len()).find(|other| self.routers[*other].role == role);
             if let Some(newer) = newer {
-                let retired = if self.routers[newer].is_fenced() {
+                let generation = |index: usize| self.routers[index].generation();
+                let retired = if generation(newer) < generation(older) {
                     newer
                 } else {
                     older

@@ -36,7 +36,7 @@ impl World {
                 && process.role == self.routers[router].role
                 && process.machine.is_some()
         });
-        (named && alone).then_some((workload.lives, router, process.lives))
+        (named && alone && !process.is_fenced()).then_some((workload.lives, router, process.lives))
     }
 
     /// 8, 12, 4: what a workload is told about a name.

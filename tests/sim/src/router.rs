@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use vl3_core::allocator::{Acquire, Lease};
 use vl3_core::document::DocumentStore;
-use vl3_core::ids::{InstanceId, PublicKey};
+use vl3_core::ids::{Generation, InstanceId, PublicKey};
 use vl3_core::registry::{Claim, Command};
 use vl3_core::router::{
     Config, ConnectionId, DialId, Effect, Input, Record, Registration, ResolverView, RouterId,
@@ -128,6 +128,14 @@ impl Router {
 
     pub fn document(&self) -> &vl3_core::document::Document {
         self.documents.document()
+    }
+
+    /// Of the lease that it holds, running or not.
+    pub fn generation(&self) -> Generation {
+        self.lease
+            .as_ref()
+            .map(|lease| lease.generation)
+            .unwrap_or_default()
     }
 
     /// It knows that somebody newer has its name.
