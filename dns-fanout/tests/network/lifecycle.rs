@@ -1,7 +1,5 @@
 //! Routers that come and go, states that are wrong, the end.
 
-use std::time::{Duration, Instant};
-
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType as T;
 use vl3_runtime::config::{Flags, load_from};
@@ -117,16 +115,10 @@ async fn questions_in_flight_are_answered_before_the_end() {
         stage.upstreams[0].count() > 0
     })
     .await;
-    let start = Instant::now();
     stage.ctx.shutdown.cancel();
     let reply = Message::from_vec(&waiting.await.unwrap().expect("a reply")).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     stage.server.take().unwrap().await.unwrap().unwrap();
-    assert!(
-        start.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        start.elapsed()
-    );
 }
 
 #[tokio::test]
