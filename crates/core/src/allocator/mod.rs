@@ -2,7 +2,7 @@
 //!
 //! A lease belongs to the stable router name, covers both families and has a generation that
 //! only grows. It ends by release, by an operator, or after a silent lifetime. Durable:
-//! [`Allocator::decide`] changes nothing, [`Allocator::apply`] takes one record; renewals are
+//! Deciding (`decide.rs`) changes nothing, [`Allocator::apply`] takes one record; renewals are
 //! no records, they move a monotonic deadline, and after a restart every lease has one full
 //! lifetime.
 

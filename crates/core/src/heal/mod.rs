@@ -11,7 +11,7 @@
 //! ```
 //!
 //! One call (find, request, install, close) is outstanding at a time. Healing rests on two
-//! facts, control and data, each up or down; see [`verdict`].
+//! facts, control and data, each up or down; see [`verdict()`].
 
 mod health;
 mod machine;

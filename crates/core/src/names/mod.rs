@@ -1,7 +1,7 @@
 //! Names: who is asked for a name, what their replies mean, and how they become one answer.
 //!
-//! [`plan`] turns a question, the [`View`] of the network and the asker's class into an answer
-//! at once or into owners to ask; [`classify`] turns each reply into a [`Vote`]; [`merge`] turns
+//! [`plan()`] turns a question, the [`View`] of the network and the asker's class into an answer
+//! at once or into owners to ask; [`classify`] turns each reply into a [`Vote`]; [`merge()`] turns
 //! votes into an [`Answer`]. [`Resolution`] drives one question in time, [`Resolver`] all
 //! questions of one view. Rule numbers (R1.1 and so on) are
 //! those of `docs/dns.md`. Who holds a name in its domain (R1.10) is the registry's matter.
