@@ -247,7 +247,7 @@ impl Liar {
                 body(Body::Change(change))
             })
             .collect();
-        let sequence = messages.len() as u64;
+        let sequence = messages.len() as u64 + 1;
         messages.push(body(Body::End(wire::RoutesEnd { sequence })));
         messages
     }

@@ -26,13 +26,18 @@ pub(in crate::demo) async fn run(world: &World) -> anyhow::Result<String> {
             responders.push(Responder::start(workload, network.name)?);
         }
     }
-    let mut seen = Seen::default();
+    let mut probes = Vec::new();
     for (inside, outside) in [("blue", "red"), ("red", "blue")] {
-        for from in world.members(inside) {
-            if from.in_network(outside).is_none() {
-                seen.add(probe(world, from, inside, outside).await?);
-            }
-        }
+        let askers = world.members(inside).into_iter();
+        probes.extend(
+            askers
+                .filter(|from| from.in_network(outside).is_none())
+                .map(|from| probe(world, from, inside, outside)),
+        );
+    }
+    let mut seen = Seen::default();
+    for one in join_all(probes).await {
+        seen.add(one?);
     }
     drop(responders);
     let example = equal_address(world)
