@@ -169,7 +169,10 @@ fn documentation_step() -> anyhow::Result<Outcome> {
             "--document-private-items",
             "--locked",
         ])
-        .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))
+        .env(
+            "RUSTDOCFLAGS",
+            "-D warnings -A rustdoc::private_intra_doc_links",
+        ))
 }
 
 /// The programs that later steps start: `vl3` and `vl3-sim`, in the one debug profile.
