@@ -125,7 +125,7 @@ impl World {
                     self.routers[index].dns.queries.insert(id, query.ticket);
                     let to = self.life(Node::Router(index));
                     self.later(QUERY_LIMIT, Event::QueryEnds { to, id });
-                    self.from_own(
+                    self.speak_as_own(
                         index,
                         id,
                         source,
@@ -150,7 +150,7 @@ impl World {
                             .find(|own| own.is_ipv6() == v6);
                         if let Some(source) = source {
                             let reply = self.reply_of(index, address, &answer);
-                            self.from_own(
+                            self.speak_as_own(
                                 index,
                                 id,
                                 source,
@@ -165,7 +165,7 @@ impl World {
         Ok(())
     }
 
-    fn from_own(
+    fn speak_as_own(
         &mut self,
         index: usize,
         id: u64,
