@@ -386,8 +386,8 @@ impl World {
             let newer =
                 (older + 1..self.routers.len()).find(|other| self.routers[*other].role == role);
             if let Some(newer) = newer {
-                let generation = |index: usize| self.routers[index].generation();
-                let retired = if generation(newer) < generation(older) {
+                let round = |index: usize| self.routers[index].round();
+                let retired = if round(newer) < round(older) {
                     newer
                 } else {
                     older

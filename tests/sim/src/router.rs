@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use vl3_core::allocator::{Acquire, Lease};
 use vl3_core::document::DocumentStore;
-use vl3_core::ids::{Generation, InstanceId, PublicKey};
+use vl3_core::ids::{InstanceId, PublicKey};
 use vl3_core::registry::{Claim, Command};
 use vl3_core::router::{
     Config, ConnectionId, DialId, Effect, Input, Record, Registration, ResolverView, RouterId,
@@ -130,12 +130,12 @@ impl Router {
         self.documents.document()
     }
 
-    /// Of the lease that it holds, running or not.
-    pub fn generation(&self) -> Generation {
+    /// Since when it holds its name, running or not. One that remembers nothing takes the name
+    /// over, whoever has it.
+    pub fn round(&self) -> u64 {
         self.lease
             .as_ref()
-            .map(|lease| lease.generation)
-            .unwrap_or_default()
+            .map_or(u64::MAX, |lease| lease.generation.0)
     }
 
     /// It knows that somebody newer has its name.
