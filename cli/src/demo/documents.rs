@@ -168,6 +168,19 @@ impl Network {
         verb(host, &arguments).await
     }
 
+    /// `vl3 network verify`.
+    pub(super) async fn verify(&self, host: &Host) -> anyhow::Result<()> {
+        verb(
+            host,
+            &[
+                "network".as_ref(),
+                "verify".as_ref(),
+                self.document.as_ref(),
+            ],
+        )
+        .await
+    }
+
     /// What the document gives a domain.
     pub(super) fn block_of(&self, domain: &str) -> anyhow::Result<Block> {
         let chain = self.chain()?;

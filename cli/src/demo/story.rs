@@ -7,8 +7,8 @@ use anyhow::{Context, ensure};
 
 use super::args::RunArgs;
 use super::checks::{
-    addresses, connect_time, foreign_route, forged_source, isolation, late_domain, memory, names,
-    partition, reachability, router_crash, servers_down, throughput,
+    addresses, connect_time, documents, foreign_route, forged_source, isolation, late_domain,
+    memory, names, partition, reachability, router_crash, servers_down, throughput, underlay,
 };
 use super::control;
 use super::progress::Progress;
@@ -106,6 +106,18 @@ async fn start(world: &mut World, progress: &Progress, report: &mut Report) -> b
 }
 
 async fn check(world: &World, progress: &Progress, report: &mut Report) {
+    note(
+        progress,
+        report,
+        "colliding clusters and a NAT",
+        underlay::run(world).await,
+    );
+    note(
+        progress,
+        report,
+        "signed documents",
+        documents::run(world).await,
+    );
     note(
         progress,
         report,

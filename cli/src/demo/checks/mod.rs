@@ -2,6 +2,7 @@
 
 pub(super) mod addresses;
 pub(super) mod connect_time;
+pub(super) mod documents;
 pub(super) mod foreign_route;
 pub(super) mod forged_source;
 pub(super) mod isolation;
@@ -14,3 +15,4 @@ pub(super) mod reachability;
 pub(super) mod router_crash;
 pub(super) mod servers_down;
 pub(super) mod throughput;
+pub(super) mod underlay;

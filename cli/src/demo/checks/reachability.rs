@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use vl3_lab::Host;
 use vl3_lab::tools::{self, Answered};
 
@@ -14,6 +15,9 @@ use crate::demo::world::World;
 
 /// Links come up on their own after the start.
 const CONVERGE_MAX: Duration = Duration::from_secs(15);
+
+/// Few at once: the round trips are shown.
+const PARALLEL: usize = 4;
 
 const ECHO_WAIT: Duration = Duration::from_secs(1);
 
@@ -26,7 +30,8 @@ pub(in crate::demo) async fn run(
     let members = world.members(network);
     let pairs = pairs(network, &members);
     let waited = converge(&pairs).await;
-    let rows = join_all(pairs.iter().map(|pair| pair.sweep())).await;
+    let sweeps = stream::iter(pairs.iter().map(Pair::sweep));
+    let rows: Vec<Reachability> = sweeps.buffered(PARALLEL).collect().await;
     let dead: Vec<String> = rows
         .iter()
         .filter(|row| row.ipv4_ms.is_none() || row.ipv6_ms.is_none())
