@@ -16,8 +16,8 @@ pub(in crate::demo) struct Traces {
     namespaces: BTreeSet<String>,
 }
 
-/// A killed process needs a moment to be gone.
-const GONE_MAX: Duration = Duration::from_secs(3);
+/// A killed process needs a moment to be gone, an interrupted connect up to five seconds.
+const GONE_MAX: Duration = Duration::from_secs(7);
 
 impl Traces {
     pub(in crate::demo) fn now() -> Self {

@@ -48,6 +48,9 @@ pub async fn throughput(
     let from = from.clone();
     let writer = tokio::task::spawn_blocking(move || {
         let stream = connect_from(&from, source, target)?;
+        // The stream ends with its time even where nobody waits for it any more; the host need
+        // not live that long.
+        drop(from);
         send(stream, duration)
     });
     let (read, written) = tokio::join!(reader, writer);
