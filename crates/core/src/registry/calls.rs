@@ -94,6 +94,18 @@ impl RegistryMachine {
                 allowed: format!("only one of {} in network {uid} is", acquire.router),
             });
         }
+        // A registry that lost its memory still hears of rounds from the registrations of those
+        // that live on: a new life of such a name must not stand behind the old one.
+        let seen = self
+            .objects
+            .own(acquire.router.as_str())
+            .and_then(|own| Marks::of(&own.endpoint))
+            .filter(|marks| marks.uid == uid && network.allocator.lease(&acquire.router).is_none());
+        if let Some(marks) = seen {
+            let generation = marks.generation;
+            self.commit_leases(uid, vec![LeaseRecord::Floor { generation }], now, out)?;
+        }
+        let (network, document, member) = self.network(uid, now.wall)?;
         let (records, granted) = network
             .allocator
             .acquire(acquire, &peer.id, document, member, now.mono)?;
