@@ -19,6 +19,18 @@ impl World {
     pub fn name_is_live(&self, asker: usize, target: usize) -> Option<(u32, usize, u32)> {
         let asked = &self.routers[self.workloads[asker].router?];
         let domain = domain_name(self.cast.workloads[target].domain);
+        // A router that starts while its registry is down does not know of new siblings yet.
+        let place = (
+            self.cast.workloads[target].network,
+            self.cast.workloads[target].domain,
+        );
+        let unaware = self.routers.iter().any(|router| {
+            let role = &self.cast.routers[router.role];
+            router.machine.is_some() && !router.heard && (role.network, role.domain) == place
+        });
+        if unaware {
+            return None;
+        }
         if asked.is_fenced() || !asked.document().members.contains_key(&domain) {
             return None;
         }

@@ -42,6 +42,8 @@ pub struct Router {
     pub lease: Option<Lease>,
     pub view: ResolverView,
     pub dns: Dns,
+    /// Its registry has shown it who is there, in this life.
+    pub heard: bool,
     /// It will not be started again.
     pub retired: bool,
     /// Where each dialled connection goes to.
@@ -83,6 +85,7 @@ impl Router {
             lease: None,
             view: ResolverView::default(),
             dns: Dns::new(seed),
+            heard: false,
             retired: false,
             dials: BTreeMap::new(),
             monitors: BTreeMap::new(),
@@ -181,6 +184,7 @@ impl World {
         router.dials.clear();
         router.monitors.clear();
         router.watches.clear();
+        router.heard = false;
         router.registration = None;
         let document = vl3_core::document::Document::clone(router.documents.document());
         let config = router.config(cast);

@@ -192,6 +192,8 @@ impl World {
     ) -> Result<(), Broken> {
         match (body, kind) {
             (PipeBody::Watch(events), _) => {
+                let shown = |event: &RegistryEvent| matches!(event, RegistryEvent::Endpoint { .. });
+                self.routers[index].heard |= events.iter().any(shown);
                 for event in events {
                     match event {
                         RegistryEvent::Document(chain) => self.document_offered(index, chain)?,

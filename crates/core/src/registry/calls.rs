@@ -83,7 +83,7 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
-        let (network, document, member) = self.network(uid, now.wall)?;
+        let (network, _, member) = self.network(uid, now.wall)?;
         self.must_be_router("a lease", peer, member)?;
         if let Some(held) = &acquire.held
             && (held.uid != uid || held.router != acquire.router)
