@@ -386,8 +386,12 @@ impl World {
             let newer =
                 (older + 1..self.routers.len()).find(|other| self.routers[*other].role == role);
             if let Some(newer) = newer {
-                let round = |index: usize| self.routers[index].round();
-                let retired = if round(newer) < round(older) {
+                // A process that knows that it is fenced loses, else the older lease does.
+                let rank = |index: usize| {
+                    let router = &self.routers[index];
+                    (!router.is_fenced(), router.round())
+                };
+                let retired = if rank(newer) < rank(older) {
                     newer
                 } else {
                     older
