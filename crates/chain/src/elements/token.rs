@@ -36,8 +36,10 @@ impl Token {
             .and_then(|before| path.path_segments.get_mut(before))
         {
             if let (Some(token), Some(expires)) = (&peer.token, peer.token_expires) {
+                // The token is signed, the header beside it is not: the earlier end counts.
+                let claimed = self.tokens.claims(token).map(|claims| claims.expires);
                 previous.token.clone_from(token);
-                previous.expires = Some(timestamp(expires));
+                previous.expires = Some(timestamp(claimed.map_or(expires, |end| end.min(expires))));
             }
             if previous.expires.is_none() {
                 // Stock's code and words: its clients expect them.
@@ -97,7 +99,9 @@ impl Element<Connections> for Token {
 mod tests {
     use super::*;
     use crate::elements::begin::{Begin, BeginLimits};
-    use crate::elements::harness::{NOW, PlainTokens, Rig, expires, first_request, spiffe};
+    use crate::elements::harness::{
+        NOW, PlainTokens, Rig, expires, first_request, plain_token, spiffe,
+    };
     use crate::elements::updatepath::UpdatePath;
 
     fn rig() -> Rig {
@@ -129,6 +133,24 @@ mod tests {
         let own = expires(&answer, 1).unwrap().seconds;
         assert_eq!(own, i64::try_from(NOW.wall.unix_secs() + 600).unwrap());
         assert_eq!(expires(&answer, 0).unwrap().seconds, own - 300);
+    }
+
+    #[tokio::test]
+    async fn a_header_cannot_outlive_its_token() {
+        let rig = rig();
+        let mut call = rig.call("a");
+        let end = NOW.wall.unix_secs() + 5;
+        call.peer.as_mut().unwrap().token =
+            Some(plain_token(&spiffe("a"), &[&spiffe("router")], end));
+        let answer = rig
+            .chain
+            .request(call, first_request("nsc-0"))
+            .await
+            .unwrap();
+        assert_eq!(
+            expires(&answer, 0).unwrap().seconds,
+            i64::try_from(end).unwrap()
+        );
     }
 
     #[tokio::test]
