@@ -39,9 +39,10 @@ fn add(
     name: &'static str,
     read: fn(&Value) -> Result<Command, String>,
 ) {
-    let (handle, identity) = (handle.clone(), ctx.identity.clone());
+    // The identity that the machine was started with: it knows its operator by it.
+    let (handle, peer) = (handle.clone(), Peer::own(ctx.identity.current().id.clone()));
     ctx.set_command(name, move |arguments| {
-        let (handle, peer) = (handle.clone(), Peer::own(identity.current().id.clone()));
+        let (handle, peer) = (handle.clone(), peer.clone());
         async move {
             let command = read(&arguments)?;
             match handle.call(peer, command).await {

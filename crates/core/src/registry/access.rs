@@ -5,11 +5,53 @@ use super::machine::RegistryMachine;
 use super::network::Network;
 use super::object::{Endpoint, Marks};
 use crate::document::{Document, Member, Role};
-use crate::ids::{DomainName, NetworkUid, SpiffeId};
+use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId};
 use crate::time::Wall;
 
 /// Endpoint labels of our own kind start with this.
 const OWN_LABELS: &str = "vl3/";
+
+/// What a registration wants a name for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    Service,
+    Endpoint,
+    /// An endpoint's list of services.
+    Offer,
+}
+
+impl Takes {
+    pub(super) const fn field(self) -> &'static str {
+        match self {
+            Self::Service => "network_service.name",
+            Self::Endpoint => "network_service_endpoint.name",
+            Self::Offer => "network_service_endpoint.network_service_names",
+        }
+    }
+}
+
+/// For whom a name is kept.
+#[derive(Debug)]
+enum Kept<'a> {
+    /// The network's routers of the own domain.
+    Routers(&'a Document),
+    /// The router that leased under it.
+    Holder(&'a SpiffeId),
+}
+
+impl Kept<'_> {
+    fn reason(&self, name: &str) -> String {
+        match self {
+            Self::Routers(document) => {
+                format!(
+                    "{name} is kept for the routers of network {}",
+                    document.name
+                )
+            }
+            Self::Holder(holder) => format!("{name} is a router that {holder} leased"),
+        }
+    }
+}
 
 impl RegistryMachine {
     /// The network, if it is served and the own domain is a live member.
@@ -109,15 +151,80 @@ impl RegistryMachine {
         })
     }
 
-    /// A network's name may be offered by routers only, and marks only by those of that
-    /// network.
+    /// Who ends others' leases and changes what may be leased: the admin socket, which
+    /// speaks with the registry's own identity.
+    pub(super) fn must_be_operator(&self, what: &'static str, peer: &Peer) -> Result<(), Refusal> {
+        if peer.id == self.config.identity {
+            return Ok(());
+        }
+        Err(Refusal::Denied {
+            what,
+            peer: peer.id.clone(),
+            reason: "the registry's operator may, on its admin socket".to_owned(),
+        })
+    }
+
+    /// Names of networks and of their routers are for routers of the own domain, and a leased
+    /// router name for its holder, whether they came first or not.
+    pub(super) fn may_take(
+        &self,
+        takes: Takes,
+        name: &str,
+        id: &SpiffeId,
+        wall: Wall,
+    ) -> Result<(), Refusal> {
+        let mut refused = None;
+        for network in self.networks.values() {
+            let Some(kept) = self.kept(network, takes, name) else {
+                continue;
+            };
+            let own = network.store.document().member(&self.config.domain, wall);
+            let router = own.is_some_and(|member| member.grants(Role::Router, id));
+            match kept {
+                Kept::Routers(_) if router => return Ok(()),
+                Kept::Holder(holder) if router && holder == id => return Ok(()),
+                Kept::Routers(_) | Kept::Holder(_) => {
+                    refused.get_or_insert_with(|| kept.reason(name));
+                }
+            }
+        }
+        refused.map_or(Ok(()), |reason| {
+            Err(Refusal::Denied {
+                what: takes.field(),
+                peer: id.clone(),
+                reason,
+            })
+        })
+    }
+
+    /// For whom this network keeps a name.
+    fn kept<'a>(&self, network: &'a Network, takes: Takes, name: &str) -> Option<Kept<'a>> {
+        let document = network.store.document();
+        if name == document.name.as_str() {
+            return Some(Kept::Routers(document));
+        }
+        if takes != Takes::Endpoint {
+            return None;
+        }
+        let leased = RouterName::new(name)
+            .ok()
+            .and_then(|name| network.allocator.holder(&name));
+        if let Some((holder, _)) = leased {
+            return Some(Kept::Holder(holder));
+        }
+        let usual = format!("{}-{}", document.name, self.config.domain);
+        name.strip_prefix(&usual)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            .then_some(Kept::Routers(document))
+    }
+
+    /// A network is offered by its routers only, and marks only by those of that network.
     pub(super) fn may_offer(
         &self,
         endpoint: &Endpoint,
-        peer: &Peer,
+        id: &SpiffeId,
         wall: Wall,
     ) -> Result<(), Refusal> {
-        let id = self.owner(peer, wall);
         let denied = |reason: String| Refusal::Denied {
             what: "network_service_endpoint",
             peer: id.clone(),
@@ -136,7 +243,7 @@ impl RegistryMachine {
                 });
             };
             let (_, document, member) = self.network(marks.uid, wall)?;
-            if !member.grants(Role::Router, &id) {
+            if !member.grants(Role::Router, id) {
                 return Err(denied(format!(
                     "it is no router of {} in network {}",
                     member.domain, document.name
@@ -165,19 +272,11 @@ impl RegistryMachine {
                 return Err(wrong("vl3/name", &marks.name, &endpoint.name));
             }
         }
-        for (document, member) in self.own_members(wall) {
-            let named = endpoint
-                .services
-                .iter()
-                .any(|service| service == document.name.as_str());
-            if named && !member.grants(Role::Router, &id) {
-                return Err(denied(format!(
-                    "{} is a network's name, which its routers offer",
-                    document.name
-                )));
-            }
-        }
-        Ok(())
+        endpoint
+            .services
+            .iter()
+            .try_for_each(|service| self.may_take(Takes::Offer, service, id, wall))?;
+        self.may_take(Takes::Endpoint, &endpoint.name, id, wall)
     }
 
     /// An own endpoint, as `peer` may see it. Members of another domain see what belongs to

@@ -1,6 +1,6 @@
 //! Commands and watches, one after another.
 
-use core::time::Duration;
+use ipnet::IpNet;
 
 use super::api::{
     Alarm, Command, Effect, FoundEndpoint, Peer, Query, Refusal, Reply, WatchEvent, WatcherId,
@@ -8,19 +8,19 @@ use super::api::{
 use super::machine::RegistryMachine;
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::names::Claimed;
-use super::object::{Endpoint, Marks, Service};
+use super::object::{Marks, Service};
 use super::record::{Claim, Record};
 use super::watch::Watcher;
 use crate::allocator::{self, Acquire, Lease, LeaseRecord};
-use crate::document::{Chain, Offer};
-use crate::ids::{NetworkUid, SpiffeId, WorkloadName};
+use crate::document::{Chain, Member, Offer};
+use crate::ids::{NetworkUid, RouterName, SpiffeId, WorkloadName};
 use crate::machine::Outbox;
 use crate::time::{Mono, Now, Wall};
 
 type Out<'a> = &'a mut Outbox<Effect>;
 
 /// Payload of a service that states none (nsm-wire 4.1).
-const PAYLOAD_DEFAULT: &str = "IP";
+pub(super) const PAYLOAD_DEFAULT: &str = "IP";
 const ADDRESSES_MAX: usize = 16;
 
 impl RegistryMachine {
@@ -35,24 +35,12 @@ impl RegistryMachine {
             Command::Acquire { uid, acquire } => self.acquire(uid, &acquire, peer, now, out),
             Command::Renew { lease } => self.renew(&lease, peer, now),
             Command::Release { lease } => self.release(&lease, peer, now, out),
-            Command::EndLease { uid, router } => {
-                let (network, ..) = self.network(uid, now.wall)?;
-                self.commit_leases(uid, network.allocator.end(&router), now, out)
-            }
+            Command::EndLease { uid, router } => self.end_lease(uid, &router, peer, now, out),
             Command::Exclude {
                 uid,
                 range,
                 excluded,
-            } => {
-                let (network, ..) = self.network(uid, now.wall)?;
-                let allocator = &network.allocator;
-                let records = if excluded {
-                    allocator.exclude(range)?
-                } else {
-                    allocator.include(range)
-                };
-                self.commit_leases(uid, records, now, out)
-            }
+            } => self.exclude(uid, range, excluded, peer, now, out),
             Command::RegisterService { service } => self.register_service(service, peer, now, out),
             Command::UnregisterService { name } => self.unregister_service(name, peer, now, out),
             Command::RegisterEndpoint { endpoint, lifetime } => {
@@ -139,6 +127,42 @@ impl RegistryMachine {
         self.commit_leases(lease.uid, records, now, out)
     }
 
+    fn end_lease(
+        &mut self,
+        uid: NetworkUid,
+        router: &RouterName,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        let (network, ..) = self.network(uid, now.wall)?;
+        let holder = network.allocator.holder(router);
+        if holder.is_none_or(|(holder, _)| *holder != peer.id) {
+            self.must_be_operator("a lease's end", peer)?;
+        }
+        let records = network.allocator.end(router);
+        self.commit_leases(uid, records, now, out)
+    }
+
+    fn exclude(
+        &mut self,
+        uid: NetworkUid,
+        range: IpNet,
+        excluded: bool,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        self.must_be_operator("an exclusion", peer)?;
+        let (network, ..) = self.network(uid, now.wall)?;
+        let records = if excluded {
+            network.allocator.exclude(range)?
+        } else {
+            network.allocator.include(range)
+        };
+        self.commit_leases(uid, records, now, out)
+    }
+
     fn commit_leases(
         &mut self,
         uid: NetworkUid,
@@ -152,188 +176,6 @@ impl RegistryMachine {
             .collect();
         self.commit(records, now, out);
         Ok(Reply::Done)
-    }
-
-    fn register_service(
-        &mut self,
-        mut service: Service,
-        peer: &Peer,
-        now: Now,
-        out: Out<'_>,
-    ) -> Result<Reply, Refusal> {
-        self.must_be_own("network_service", peer)?;
-        check_object_name("network_service.name", &service.name)?;
-        if service.payload.is_empty() {
-            PAYLOAD_DEFAULT.clone_into(&mut service.payload);
-        }
-        let owner = self.owner(peer, now.wall);
-        match self.objects.service(&service.name) {
-            // Several routers register the same service; only its owner may change it.
-            Some((known, _)) if same_service(known, &service) => {
-                return Ok(Reply::Service(known.clone()));
-            }
-            Some((_, first)) if *first != owner => {
-                let reason = format!("{} is registered by {first}", service.name);
-                return Err(Refusal::Denied {
-                    what: "network_service.name",
-                    peer: owner,
-                    reason,
-                });
-            }
-            None if self.objects.service_count() >= self.config.services_max => {
-                return Err(Refusal::Limit {
-                    what: "network services",
-                    limit: self.config.services_max,
-                });
-            }
-            Some(_) | None => {}
-        }
-        self.commit(
-            vec![Record::Service {
-                service: service.clone(),
-                owner,
-            }],
-            now,
-            out,
-        );
-        Ok(Reply::Service(service))
-    }
-
-    fn unregister_service(
-        &mut self,
-        name: String,
-        peer: &Peer,
-        now: Now,
-        out: Out<'_>,
-    ) -> Result<Reply, Refusal> {
-        let owner = self.owner(peer, now.wall);
-        match self.objects.service(&name) {
-            None => Ok(Reply::Done),
-            Some((_, first)) if *first != owner => {
-                let reason = format!("{name} is registered by {first}");
-                Err(Refusal::Denied {
-                    what: "network_service.name",
-                    peer: owner,
-                    reason,
-                })
-            }
-            Some(_) => {
-                self.commit(vec![Record::ServiceRemoved { name }], now, out);
-                Ok(Reply::Done)
-            }
-        }
-    }
-
-    fn register_endpoint(
-        &mut self,
-        mut endpoint: Endpoint,
-        lifetime: Option<Duration>,
-        peer: &Peer,
-        now: Now,
-        out: Out<'_>,
-    ) -> Result<Reply, Refusal> {
-        self.must_be_own("network_service_endpoint", peer)?;
-        check_object_name("network_service_endpoint.name", &endpoint.name)?;
-        if endpoint.size() > self.config.endpoint_bytes_max {
-            return Err(Refusal::Invalid {
-                field: "network_service_endpoint",
-                value: format!("{} bytes", endpoint.size()),
-                allowed: format!("at most {} bytes are", self.config.endpoint_bytes_max),
-            });
-        }
-        self.may_offer(&endpoint, peer, now.wall)?;
-        self.must_not_be_fenced(&endpoint)?;
-        let owner = self.owner(peer, now.wall);
-        let known = self.objects.own(&endpoint.name);
-        match known {
-            Some(known) if known.owner != owner => {
-                let reason = format!("{} is registered by {}", endpoint.name, known.owner);
-                return Err(Refusal::Denied {
-                    what: "network_service_endpoint.name",
-                    peer: owner,
-                    reason,
-                });
-            }
-            None if self.objects.own_count() >= self.config.endpoints_max => {
-                return Err(Refusal::Limit {
-                    what: "endpoints",
-                    limit: self.config.endpoints_max,
-                });
-            }
-            Some(_) | None => {}
-        }
-        // Kept for the name until it is unregistered.
-        let first = known.and_then(|known| known.endpoint.registered);
-        endpoint.registered = first.or(endpoint.registered).or(Some(now.wall));
-        let longest = self.config.endpoint_lifetime;
-        let lifetime = lifetime.unwrap_or(longest).min(longest);
-        if known.is_none_or(|known| known.endpoint != endpoint) {
-            self.commit(
-                vec![Record::Endpoint {
-                    endpoint: endpoint.clone(),
-                    owner,
-                }],
-                now,
-                out,
-            );
-        }
-        self.objects.touch(&endpoint.name, now.mono + lifetime);
-        Ok(Reply::Endpoint(FoundEndpoint {
-            endpoint,
-            expires: now.wall + lifetime,
-        }))
-    }
-
-    /// A router of an older round than its lease must not come back into view.
-    fn must_not_be_fenced(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
-        let Some(marks) = Marks::of(endpoint) else {
-            return Ok(());
-        };
-        let lease = self.networks.get(&marks.uid).and_then(|network| {
-            network
-                .allocator
-                .leases()
-                .find(|lease| lease.router.as_str() == marks.name)
-        });
-        let known = self
-            .objects
-            .own(&endpoint.name)
-            .and_then(|own| Marks::of(&own.endpoint));
-        let highest = lease
-            .map(|lease| lease.generation)
-            .max(known.map(|known| known.generation));
-        match (highest, lease) {
-            (Some(generation), Some(lease)) if marks.generation < generation => {
-                let router = lease.router.clone();
-                Err(allocator::Refusal::Fenced { router, generation }.into())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn unregister_endpoint(
-        &mut self,
-        name: String,
-        peer: &Peer,
-        now: Now,
-        out: Out<'_>,
-    ) -> Result<Reply, Refusal> {
-        let owner = self.owner(peer, now.wall);
-        match self.objects.own(&name) {
-            None => Ok(Reply::Done),
-            Some(own) if own.owner != owner => {
-                let reason = format!("{name} is registered by {}", own.owner);
-                Err(Refusal::Denied {
-                    what: "network_service_endpoint.name",
-                    peer: owner,
-                    reason,
-                })
-            }
-            Some(_) => {
-                self.commit(vec![Record::EndpointRemoved { name }], now, out);
-                Ok(Reply::Done)
-            }
-        }
     }
 
     /// Registered services, and the networks themselves unless somebody registered them.
@@ -390,36 +232,15 @@ impl RegistryMachine {
     ) -> Result<Reply, Refusal> {
         let (network, _, member) = self.network(uid, now.wall)?;
         self.must_be_router("a name", peer, member)?;
-        if network
-            .allocator
-            .holder(&claim.router)
-            .is_none_or(|(holder, _)| *holder != peer.id)
-        {
+        let held = network.allocator.lease(&claim.router).filter(|_| {
+            let holder = network.allocator.holder(&claim.router);
+            holder.is_some_and(|(holder, _)| *holder == peer.id)
+        });
+        let Some(lease) = held else {
             let reason = format!("{} holds no lease under {}", peer.id, claim.router);
             return Err(allocator::Refusal::AcquireAgain { reason }.into());
-        }
-        let invalid = |value: String, allowed: String| Refusal::Invalid {
-            field: "addresses",
-            value,
-            allowed,
         };
-        if claim.addresses.len() > ADDRESSES_MAX {
-            return Err(invalid(
-                format!("a list of {}", claim.addresses.len()),
-                format!("at most {ADDRESSES_MAX} are"),
-            ));
-        }
-        if let Some(foreign) = claim
-            .addresses
-            .iter()
-            .find(|address| !member.owns_address(**address))
-        {
-            let blocks: Vec<_> = member.blocks().map(|block| block.to_string()).collect();
-            return Err(invalid(
-                foreign.to_string(),
-                format!("addresses inside {} are", blocks.join(" and ")),
-            ));
-        }
+        check_addresses(claim, lease, member)?;
         match network
             .names
             .claim(uid, claim, &peer.id, self.config.names_max)
@@ -562,24 +383,38 @@ impl RegistryMachine {
     }
 }
 
-/// Names with `@` are those of other domains.
-fn check_object_name(field: &'static str, name: &str) -> Result<(), Refusal> {
-    let ok = (1..=253).contains(&name.len())
-        && !name.contains('@')
-        && !name.chars().any(char::is_control);
-    if ok {
-        return Ok(());
+/// A workload has addresses of the prefixes that its router leased.
+fn check_addresses(claim: &Claim, lease: &Lease, member: &Member) -> Result<(), Refusal> {
+    let invalid = |value: String, allowed: String| {
+        Err(Refusal::Invalid {
+            field: "addresses",
+            value,
+            allowed,
+        })
+    };
+    if claim.addresses.len() > ADDRESSES_MAX {
+        return invalid(
+            format!("a list of {}", claim.addresses.len()),
+            format!("at most {ADDRESSES_MAX} are"),
+        );
     }
-    let allowed = "1 to 253 bytes without '@' and control characters are".to_owned();
-    Err(Refusal::Invalid {
-        field,
-        value: name.chars().take(64).collect(),
-        allowed,
-    })
-}
-
-fn same_service(a: &Service, b: &Service) -> bool {
-    a.payload == b.payload && a.matches == b.matches
+    let prefixes = || lease.prefixes().filter(|prefix| member.owns(prefix));
+    let foreign = claim
+        .addresses
+        .iter()
+        .find(|address| !prefixes().any(|prefix| prefix.contains(*address)));
+    let Some(foreign) = foreign else {
+        return Ok(());
+    };
+    let leased: Vec<_> = prefixes().map(|prefix| prefix.to_string()).collect();
+    invalid(
+        foreign.to_string(),
+        format!(
+            "addresses inside {}, leased to {}, are",
+            leased.join(" and "),
+            lease.router
+        ),
+    )
 }
 
 /// A deadline as a wire shows it.

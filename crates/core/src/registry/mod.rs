@@ -17,7 +17,10 @@ mod names;
 mod network;
 mod object;
 mod objects;
+#[cfg(test)]
+mod ownership_tests;
 mod record;
+mod registrations;
 mod sync;
 mod watch;
 

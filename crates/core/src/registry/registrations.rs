@@ -1,0 +1,223 @@
+//! Services and endpoints: registered, refreshed, unregistered, by their owners only.
+
+use core::time::Duration;
+
+use super::access::Takes;
+use super::api::{Effect, FoundEndpoint, Peer, Refusal, Reply};
+use super::calls::PAYLOAD_DEFAULT;
+use super::machine::RegistryMachine;
+use super::object::{Endpoint, Marks, Service};
+use super::record::Record;
+use crate::allocator;
+use crate::ids::SpiffeId;
+use crate::machine::Outbox;
+use crate::time::{Now, Wall};
+
+type Out<'a> = &'a mut Outbox<Effect>;
+
+impl RegistryMachine {
+    pub(super) fn register_service(
+        &mut self,
+        mut service: Service,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        self.must_be_own("network_service", peer)?;
+        check_object_name(Takes::Service, &service.name)?;
+        let owner = self.owner(peer, now.wall);
+        self.may_take(Takes::Service, &service.name, &owner, now.wall)?;
+        if service.payload.is_empty() {
+            PAYLOAD_DEFAULT.clone_into(&mut service.payload);
+        }
+        match self.objects.service(&service.name) {
+            // Several routers register the same service; only its owner may change it.
+            Some((known, _)) if same_service(known, &service) => {
+                return Ok(Reply::Service(known.clone()));
+            }
+            Some((_, first)) => {
+                self.must_be_free(Takes::Service, &service.name, first, &owner, now.wall)?;
+            }
+            None if self.objects.service_count() >= self.config.services_max => {
+                return Err(Refusal::Limit {
+                    what: "network services",
+                    limit: self.config.services_max,
+                });
+            }
+            None => {}
+        }
+        self.commit(
+            vec![Record::Service {
+                service: service.clone(),
+                owner,
+            }],
+            now,
+            out,
+        );
+        Ok(Reply::Service(service))
+    }
+
+    pub(super) fn unregister_service(
+        &mut self,
+        name: String,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        if let Some((_, first)) = self.objects.service(&name) {
+            must_own(Takes::Service, &name, first, &self.owner(peer, now.wall))?;
+            self.commit(vec![Record::ServiceRemoved { name }], now, out);
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn register_endpoint(
+        &mut self,
+        mut endpoint: Endpoint,
+        lifetime: Option<Duration>,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        self.must_be_own("network_service_endpoint", peer)?;
+        check_object_name(Takes::Endpoint, &endpoint.name)?;
+        if endpoint.size() > self.config.endpoint_bytes_max {
+            return Err(Refusal::Invalid {
+                field: "network_service_endpoint",
+                value: format!("{} bytes", endpoint.size()),
+                allowed: format!("at most {} bytes are", self.config.endpoint_bytes_max),
+            });
+        }
+        let owner = self.owner(peer, now.wall);
+        self.may_offer(&endpoint, &owner, now.wall)?;
+        self.must_not_be_fenced(&endpoint)?;
+        let known = self.objects.own(&endpoint.name);
+        match known {
+            Some(known) => {
+                let (name, first) = (&endpoint.name, &known.owner);
+                self.must_be_free(Takes::Endpoint, name, first, &owner, now.wall)?;
+            }
+            None if self.objects.own_count() >= self.config.endpoints_max => {
+                return Err(Refusal::Limit {
+                    what: "endpoints",
+                    limit: self.config.endpoints_max,
+                });
+            }
+            None => {}
+        }
+        // Kept for the name until it is unregistered or another one's.
+        let known = known.filter(|known| known.owner == owner);
+        let first = known.and_then(|known| known.endpoint.registered);
+        endpoint.registered = first.or(endpoint.registered).or(Some(now.wall));
+        let longest = self.config.endpoint_lifetime;
+        let lifetime = lifetime.unwrap_or(longest).min(longest);
+        if known.is_none_or(|known| known.endpoint != endpoint) {
+            self.commit(
+                vec![Record::Endpoint {
+                    endpoint: endpoint.clone(),
+                    owner,
+                }],
+                now,
+                out,
+            );
+        }
+        self.objects.touch(&endpoint.name, now.mono + lifetime);
+        Ok(Reply::Endpoint(FoundEndpoint {
+            endpoint,
+            expires: now.wall + lifetime,
+        }))
+    }
+
+    /// A router of an older round than its lease must not come back into view.
+    fn must_not_be_fenced(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
+        let Some(marks) = Marks::of(endpoint) else {
+            return Ok(());
+        };
+        let lease = self.networks.get(&marks.uid).and_then(|network| {
+            network
+                .allocator
+                .leases()
+                .find(|lease| lease.router.as_str() == marks.name)
+        });
+        let known = self
+            .objects
+            .own(&endpoint.name)
+            .and_then(|own| Marks::of(&own.endpoint));
+        let highest = lease
+            .map(|lease| lease.generation)
+            .max(known.map(|known| known.generation));
+        match (highest, lease) {
+            (Some(generation), Some(lease)) if marks.generation < generation => {
+                let router = lease.router.clone();
+                Err(allocator::Refusal::Fenced { router, generation }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn unregister_endpoint(
+        &mut self,
+        name: String,
+        peer: &Peer,
+        now: Now,
+        out: Out<'_>,
+    ) -> Result<Reply, Refusal> {
+        if let Some(own) = self.objects.own(&name) {
+            must_own(
+                Takes::Endpoint,
+                &name,
+                &own.owner,
+                &self.owner(peer, now.wall),
+            )?;
+            self.commit(vec![Record::EndpointRemoved { name }], now, out);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A registered name is its owner's, unless that one may not have it (any more): the
+    /// name became a router's or a network's since.
+    fn must_be_free(
+        &self,
+        takes: Takes,
+        name: &str,
+        first: &SpiffeId,
+        owner: &SpiffeId,
+        wall: Wall,
+    ) -> Result<(), Refusal> {
+        if self.may_take(takes, name, first, wall).is_err() {
+            return Ok(());
+        }
+        must_own(takes, name, first, owner)
+    }
+}
+
+fn must_own(takes: Takes, name: &str, first: &SpiffeId, owner: &SpiffeId) -> Result<(), Refusal> {
+    if first == owner {
+        return Ok(());
+    }
+    Err(Refusal::Denied {
+        what: takes.field(),
+        peer: owner.clone(),
+        reason: format!("{name} is registered by {first}"),
+    })
+}
+
+/// Names with `@` are those of other domains.
+fn check_object_name(takes: Takes, name: &str) -> Result<(), Refusal> {
+    let ok = (1..=253).contains(&name.len())
+        && !name.contains('@')
+        && !name.chars().any(char::is_control);
+    if ok {
+        return Ok(());
+    }
+    let allowed = "1 to 253 bytes without '@' and control characters are".to_owned();
+    Err(Refusal::Invalid {
+        field: takes.field(),
+        value: name.chars().take(64).collect(),
+        allowed,
+    })
+}
+
+fn same_service(a: &Service, b: &Service) -> bool {
+    a.payload == b.payload && a.matches == b.matches
+}
