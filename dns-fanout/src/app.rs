@@ -1,6 +1,5 @@
 //! Start-up in the order it happens.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::engine::{COMPLETIONS_MAX, Command, Engine, Inputs, QUESTIONS_MAX};
 use crate::follow::Follower;
 use crate::metrics::Metrics;
 use crate::serve::{Connections, Front};
-use crate::sockets::{Dial, Listeners, RouterSockets, bind};
+use crate::sockets::{Dial, Listeners, OwnAddress, RouterSockets, bind};
 use crate::upstream::{Settings, Upstreams};
 
 /// Tasks may take so long to end after the engine did.
@@ -33,7 +32,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     let tasks = Arc::new(Tasks::new("dns"));
 
     let (views, view) = watch::channel(None);
-    let (own_addresses, own) = watch::channel(Vec::new());
+    let (own_sender, own) = watch::channel(OwnAddress::default());
     let follower = Follower {
         run_dir: config.router.clone(),
         dialer: ctx.dialer(),
@@ -41,7 +40,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         uid,
         shared_names: config.shared_names,
         views,
-        own_addresses,
+        own: own_sender,
     };
     tasks.spawn("router state", follower.run(ctx.shutdown.clone()));
 
@@ -81,7 +80,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn start(
         config: &Config,
-        own: watch::Receiver<Vec<IpAddr>>,
+        own: watch::Receiver<OwnAddress>,
         views: watch::Receiver<Option<Arc<View>>>,
         metrics: Metrics,
         tasks: &Arc<Tasks>,

@@ -1,7 +1,6 @@
 //! Follows the router's state and turns it into views, for ever: while the router is away the
 //! last view stands.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use vl3_proto::vl3::router::v1::{ResolverState, ResolverWatchRequest};
 use vl3_runtime::grpc::{DialUrl, Dialer, Expect};
 use vl3_runtime::{CancellationToken, Retry};
 
+use crate::sockets::OwnAddress;
 use crate::state::from_wire;
 
 /// Version of the watch that this server speaks.
@@ -33,7 +33,7 @@ pub(crate) struct Follower {
     pub(crate) uid: NetworkUid,
     pub(crate) shared_names: Policy,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
-    pub(crate) own_addresses: watch::Sender<Vec<IpAddr>>,
+    pub(crate) own: watch::Sender<OwnAddress>,
 }
 
 /// What was believed last.
@@ -107,11 +107,14 @@ impl Follower {
             .context("the router sent no document")?;
         let sequence = believed.sequence + 1;
         let core = from_wire(state, sequence)?;
-        let own = core.own_addresses.clone();
+        let own = OwnAddress {
+            addresses: core.own_addresses.clone(),
+            ticket: state.fd_ticket.clone(),
+        };
         let view = View::new(Arc::clone(store.document()), core, self.shared_names)
             .context("the document's zone")?;
         believed.sequence = sequence;
-        self.own_addresses.send_if_modified(|known| {
+        self.own.send_if_modified(|known| {
             let changed = *known != own;
             *known = own;
             changed

@@ -84,6 +84,7 @@ async fn ask(
         wanted: FdDial {
             ipv6: server.is_ipv6(),
             tcp,
+            ticket: Vec::new(),
         },
         reply,
     };
@@ -104,6 +105,14 @@ fn unspecified(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
 }
 
+/// What the router's state says of sockets at its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OwnAddress {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Shown with every request; empty for a router that asks for none.
+    pub(crate) ticket: Vec<u8>,
+}
+
 /// Why a request on `fd.sock` gave nothing.
 #[derive(Debug, thiserror::Error)]
 enum FdError {
@@ -119,8 +128,9 @@ enum FdError {
 pub(crate) struct RouterSockets {
     path: PathBuf,
     requests: mpsc::Receiver<DialRequest>,
-    /// The router's own addresses as its state names them; a change asks for new listeners.
-    own: watch::Receiver<Vec<IpAddr>>,
+    /// As its state names them; other addresses ask for new listeners, and another ticket may
+    /// be believed where the one before was not.
+    own: watch::Receiver<OwnAddress>,
     listeners: mpsc::Sender<Listeners>,
     /// Counts connections to the router: sockets dialled through an older one may be dead.
     epoch: watch::Sender<u64>,
@@ -129,7 +139,7 @@ pub(crate) struct RouterSockets {
 impl RouterSockets {
     pub(crate) fn new(
         run_dir: &Path,
-        own: watch::Receiver<Vec<IpAddr>>,
+        own: watch::Receiver<OwnAddress>,
         listeners: mpsc::Sender<Listeners>,
     ) -> (Self, Dial, watch::Receiver<u64>) {
         let (sender, requests) = mpsc::channel(DIALS_MAX);
@@ -206,7 +216,8 @@ impl RouterSockets {
             tokio::select! {
                 request = self.requests.recv() => {
                     let Some(request) = request else { return anyhow::anyhow!("nobody dials") };
-                    let dialled = dial(&connection, request.wanted).await;
+                    let wanted = FdDial { ticket: self.ticket(), ..request.wanted };
+                    let dialled = dial(&connection, wanted).await;
                     let (answer, broken) = match dialled {
                         Ok(descriptor) => (Ok(descriptor), None),
                         Err(FdError::Refused(reason)) => (Err(io::Error::other(reason)), None),
@@ -222,8 +233,10 @@ impl RouterSockets {
                     if changed.is_err() {
                         return anyhow::anyhow!("nobody watches the router");
                     }
-                    let own: BTreeSet<IpAddr> = self.own.borrow_and_update().iter().copied().collect();
+                    let own: BTreeSet<IpAddr> =
+                        self.own.borrow_and_update().addresses.iter().copied().collect();
                     bound = bound.filter(|bound| *bound == own);
+                    listen_at = Instant::now();
                 }
                 () = tokio::time::sleep_until(listen_at), if bound.is_none() => {}
                 end = connection.recv() => return match end {
@@ -235,9 +248,14 @@ impl RouterSockets {
         }
     }
 
+    fn ticket(&self) -> Vec<u8> {
+        self.own.borrow().ticket.clone()
+    }
+
     /// Asks for listeners, hands them over, and says where they are bound.
     async fn listen(&self, connection: &Connection) -> Result<BTreeSet<IpAddr>, FdError> {
-        let descriptors = exchange(connection, Body::Listen(FdListen {})).await?;
+        let ticket = self.ticket();
+        let descriptors = exchange(connection, Body::Listen(FdListen { ticket })).await?;
         let listeners = adopt(descriptors)?;
         let bound: io::Result<BTreeSet<IpAddr>> = listeners
             .udp

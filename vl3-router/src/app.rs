@@ -99,6 +99,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     };
     let registry = Registry::new(about, dialer.clone(), documents.clone(), handle.clone());
     let resolvers = Resolvers::new(documents.clone(), config.domain.clone());
+    let tickets = resolvers.tickets();
     let server = Server::new(
         router.name.as_str(),
         Arc::new(new_id),
@@ -173,11 +174,14 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     );
     ctx.tasks.spawn("watch", registry.clone().keep_watching());
     ctx.tasks.spawn("document", registry.keep_document());
-    let fd_path = ctx.run_path("fd.sock");
-    let (fd_handle, fd_shutdown) = (handle.clone(), ctx.shutdown.clone());
-    ctx.tasks.spawn("fd.sock", async move {
-        fd::serve(&fd_path, fd_handle, sockets, fd_shutdown).await
-    });
+    let fd_sock = fd::Socket {
+        path: ctx.run_path("fd.sock"),
+        handle: handle.clone(),
+        own: sockets,
+        tickets,
+    };
+    ctx.tasks
+        .spawn("fd.sock", fd_sock.serve(ctx.shutdown.clone()));
     offer_commands(&ctx, &handle);
 
     grpc.serve(services).await?;

@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
+use vl3_core::ids::SpiffeId;
 use vl3_core::router::{FdEvent, FdSession};
 use vl3_net::fdpass::{Connection, Listener};
 use vl3_proto::vl3::router::v1::{FdReply, FdRequest, fd_request::Body};
@@ -14,42 +17,58 @@ use vl3_runtime::{CancellationToken, Tasks};
 
 use crate::actor::{Command, Handle};
 use crate::own::OwnSockets;
+use crate::tickets::Tickets;
 
 /// Connections at once: each workload by TUN holds one.
 const SESSIONS_MAX: usize = 4096;
 
-/// Serves until shutdown.
-pub(crate) async fn serve(
-    path: &Path,
-    handle: Handle,
-    own: watch::Receiver<Option<OwnSockets>>,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let listener = Listener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
-    let tasks = Tasks::new("fd.sock");
-    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(SESSIONS_MAX));
-    loop {
-        let connection = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            accepted = listener.accept() => accepted.context("accept on fd.sock")?,
-        };
-        let Ok(permit) = std::sync::Arc::clone(&room).try_acquire_owned() else {
-            tracing::warn!(
-                limit = SESSIONS_MAX,
-                "fd.sock is full; a client is turned away"
-            );
-            continue;
-        };
-        let session = Session {
-            id: FdSession(handle.number()),
-            handle: handle.clone(),
-            own: own.clone(),
+/// What `fd.sock` needs of its router.
+pub(crate) struct Socket {
+    pub(crate) path: PathBuf,
+    pub(crate) handle: Handle,
+    pub(crate) own: watch::Receiver<Option<OwnSockets>>,
+    pub(crate) tickets: Tickets,
+}
+
+impl Socket {
+    /// Serves until shutdown. Anybody may connect: every request shows a ticket.
+    pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let path = &self.path;
+        let listener =
+            Listener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+            .with_context(|| format!("open {} to every user", path.display()))?;
+        let tasks = Tasks::new("fd.sock");
+        let room = Arc::new(tokio::sync::Semaphore::new(SESSIONS_MAX));
+        loop {
+            let connection = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                accepted = listener.accept() => accepted.context("accept on fd.sock")?,
+            };
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                tracing::warn!(
+                    limit = SESSIONS_MAX,
+                    "fd.sock is full; a client is turned away"
+                );
+                continue;
+            };
+            let session = self.session(connection);
+            tasks.spawn_detached("fd session", async move {
+                let _permit = permit;
+                session.run().await;
+            });
+        }
+    }
+
+    fn session(&self, connection: Connection) -> Session {
+        Session {
+            id: FdSession(self.handle.number()),
+            handle: self.handle.clone(),
+            own: self.own.clone(),
+            tickets: self.tickets.clone(),
+            dns: None,
             connection,
-        };
-        tasks.spawn_detached("fd session", async move {
-            let _permit = permit;
-            session.run().await;
-        });
+        }
     }
 }
 
@@ -57,6 +76,10 @@ struct Session {
     id: FdSession,
     handle: Handle,
     own: watch::Receiver<Option<OwnSockets>>,
+    tickets: Tickets,
+    /// The DNS server whose ticket was shown here; it stays good for this session, so that a
+    /// server whose identity is late to be renewed keeps asking other domains.
+    dns: Option<SpiffeId>,
     connection: Connection,
 }
 
@@ -64,7 +87,7 @@ struct Session {
 type Passed = Vec<(Option<SocketAddr>, OwnedFd)>;
 
 impl Session {
-    async fn run(self) {
+    async fn run(mut self) {
         // An error on a local socket means that the other end is gone.
         while let Ok(Some((message, descriptors))) = self.connection.recv().await {
             let result = match FdRequest::decode(message.as_slice()) {
@@ -84,7 +107,7 @@ impl Session {
         self.handle.send(closed).await;
     }
 
-    async fn request(&self, body: Body, descriptors: Vec<OwnedFd>) -> Result<Passed, String> {
+    async fn request(&mut self, body: Body, descriptors: Vec<OwnedFd>) -> Result<Passed, String> {
         match body {
             Body::Attach(attach) => {
                 let secret = ticket(&attach.ticket)?;
@@ -102,9 +125,9 @@ impl Session {
                 )
                 .await
             }
-            Body::Listen(_) => {
+            Body::Listen(listen) => {
                 let sockets = self
-                    .own_sockets()?
+                    .own_sockets(&listen.ticket)?
                     .listeners()
                     .map_err(|error| format!("{error:#}"))?;
                 Ok(sockets
@@ -114,7 +137,7 @@ impl Session {
             }
             Body::Dial(dial) => {
                 let (at, socket) = self
-                    .own_sockets()?
+                    .own_sockets(&dial.ticket)?
                     .outgoing(dial.ipv6, dial.tcp)
                     .map_err(|error| format!("{error:#}"))?;
                 Ok(vec![(Some(at), socket)])
@@ -122,15 +145,22 @@ impl Session {
         }
     }
 
-    /// The sockets at the own address are for the router's own user (the DNS server) alone.
-    fn own_sockets(&self) -> Result<OwnSockets, String> {
-        let peer = self.connection.peer().map_err(|error| error.to_string())?;
-        let own = nix::unistd::geteuid().as_raw();
-        if peer.uid != own && peer.uid != 0 {
-            return Err(format!(
-                "user {} may not use the router's address; user {own} may",
-                peer.uid
-            ));
+    /// The sockets at the own address are for this domain's DNS server alone.
+    fn own_sockets(&mut self, shown: &[u8]) -> Result<OwnSockets, String> {
+        if !shown.is_empty() {
+            let holder = self.tickets.holder(&ticket(shown)?);
+            self.dns =
+                Some(holder.ok_or_else(|| "ticket: unknown, or its stream has ended".to_owned())?);
+        }
+        let Some(dns) = &self.dns else {
+            return Err(
+                "ticket: unset is not allowed: the fd_ticket that the router's Resolver stream \
+                 sends the DNS server"
+                    .to_owned(),
+            );
+        };
+        if !self.tickets.grants(dns) {
+            return Err(format!("{dns} is no DNS server of this domain any more"));
         }
         self.own
             .borrow()
@@ -196,4 +226,134 @@ fn ticket(bytes: &[u8]) -> Result<[u8; 16], String> {
     bytes
         .try_into()
         .map_err(|_| format!("ticket: {} bytes are not allowed: 16", bytes.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use vl3_proto::vl3::router::v1::{FdDial, FdListen};
+
+    use super::*;
+
+    /// A session at the loopback address; the switch revokes the DNS server.
+    struct Rig {
+        tickets: Tickets,
+        granted: Arc<AtomicBool>,
+        socket: Socket,
+        commands: crate::actor::Commands,
+    }
+
+    fn dns() -> SpiffeId {
+        SpiffeId::new("spiffe://east.test/vl3/dns/red-east").unwrap()
+    }
+
+    fn rig() -> Rig {
+        let (handle, commands) = Handle::new();
+        let granted = Arc::new(AtomicBool::new(true));
+        let tickets = Tickets::new({
+            let granted = Arc::clone(&granted);
+            move |_| granted.load(Ordering::Relaxed)
+        });
+        let own = OwnSockets::at(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        let socket = Socket {
+            path: PathBuf::new(),
+            handle,
+            own: watch::channel(Some(own)).1,
+            tickets: tickets.clone(),
+        };
+        Rig {
+            tickets,
+            granted,
+            socket,
+            commands,
+        }
+    }
+
+    impl Rig {
+        fn connect(&self) -> Connection {
+            let (client, served) = Connection::pair().unwrap();
+            tokio::spawn(self.socket.session(served).run());
+            client
+        }
+    }
+
+    async fn ask(client: &Connection, body: Body) -> (FdReply, usize) {
+        let request = FdRequest { body: Some(body) };
+        client.send(&request.encode_to_vec(), &[]).await.unwrap();
+        let (message, passed) = client.recv().await.unwrap().expect("the session lives");
+        (FdReply::decode(message.as_slice()).unwrap(), passed.len())
+    }
+
+    fn dial(ticket: &[u8]) -> Body {
+        Body::Dial(FdDial {
+            ticket: ticket.to_vec(),
+            ..FdDial::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_process_of_the_routers_user_gets_no_socket_at_its_address() {
+        let rig = rig();
+        let client = rig.connect();
+        for ticket in [&[][..], &[0; 16], &[0; 3]] {
+            let listen = Body::Listen(FdListen {
+                ticket: ticket.to_vec(),
+            });
+            for body in [listen, dial(ticket)] {
+                let (reply, passed) = ask(&client, body).await;
+                assert!(!reply.ok && passed == 0);
+                assert!(reply.reason.contains("ticket"), "{}", reply.reason);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ticket_opens_its_session_until_the_document_drops_the_server() {
+        let rig = rig();
+        let (client, other) = (rig.connect(), rig.connect());
+        let ticket = rig.tickets.issue(&dns()).unwrap();
+        let secret = *ticket.secret();
+        assert_eq!(ask(&client, dial(&secret)).await.1, 1);
+        drop(ticket);
+        // Its stream has ended: good here, nowhere else.
+        assert_eq!(ask(&client, dial(&[])).await.1, 1);
+        assert!(!ask(&other, dial(&secret)).await.0.ok);
+        rig.granted.store(false, Ordering::Relaxed);
+        let (reply, _) = ask(&client, dial(&[])).await;
+        assert!(reply.reason.contains("no DNS server"), "{}", reply.reason);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_session_stays() {
+        let mut rig = rig();
+        let client = rig.connect();
+        let ticket = rig.tickets.issue(&dns()).unwrap();
+        assert_eq!(ask(&client, dial(ticket.secret())).await.1, 1);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(ask(&client, dial(&[])).await.1, 1);
+        assert!(
+            rig.commands.try_recv().is_err(),
+            "the session has not ended"
+        );
+    }
+
+    #[tokio::test]
+    async fn every_user_may_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fd.sock");
+        let shutdown = CancellationToken::new();
+        let socket = Socket {
+            path: path.clone(),
+            ..rig().socket
+        };
+        let serving = tokio::spawn(socket.serve(shutdown.clone()));
+        tokio::task::yield_now().await;
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o666);
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+    }
 }

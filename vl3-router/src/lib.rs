@@ -21,6 +21,7 @@ mod service;
 mod status;
 mod store;
 mod tail;
+mod tickets;
 mod wire;
 
 pub use app::run;

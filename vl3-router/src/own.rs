@@ -137,6 +137,15 @@ pub(crate) struct OwnSockets {
 }
 
 impl OwnSockets {
+    /// Of addresses that this process has already.
+    #[cfg(test)]
+    pub(crate) const fn at(addresses: Vec<IpAddr>) -> Self {
+        Self {
+            place: Place::Table(0),
+            addresses,
+        }
+    }
+
     /// Per address UDP then TCP, port 53.
     pub(crate) fn listeners(&self) -> anyhow::Result<Vec<(SocketAddr, OwnedFd)>> {
         anyhow::ensure!(!self.addresses.is_empty(), "the router has no address yet");

@@ -17,6 +17,7 @@ use vl3_runtime::clock;
 
 use crate::documents::Documents;
 use crate::service::identity;
+use crate::tickets::{Ticket, Tickets};
 
 /// The newest view, published by the machine, and who may read it.
 #[derive(Clone, Debug)]
@@ -24,15 +25,31 @@ pub(crate) struct Resolvers {
     view: Arc<watch::Sender<(u64, ResolverView)>>,
     documents: Documents,
     domain: DomainName,
+    tickets: Tickets,
 }
 
 impl Resolvers {
     pub(crate) fn new(documents: Documents, domain: DomainName) -> Self {
+        let tickets = Tickets::new({
+            let (documents, domain) = (documents.clone(), domain.clone());
+            move |id| {
+                let document = documents.current();
+                document
+                    .member(&domain, clock::wall())
+                    .is_some_and(|member| member.grants(Role::Dns, id))
+            }
+        });
         Self {
             view: Arc::default(),
             documents,
             domain,
+            tickets,
         }
+    }
+
+    /// What its readers show on `fd.sock`.
+    pub(crate) fn tickets(&self) -> Tickets {
+        self.tickets.clone()
     }
 
     pub(crate) fn publish(&self, view: ResolverView) {
@@ -52,24 +69,30 @@ impl Resolver for Resolvers {
         request: Request<wire::ResolverWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let peer = identity(&request, &self.documents.uid())?;
-        let document = self.documents.current();
-        let granted = document
-            .member(&self.domain, clock::wall())
-            .is_some_and(|member| member.grants(Role::Dns, &peer.id));
-        if !granted {
-            return Err(Status::permission_denied(format!(
-                "{} is no DNS server of domain {}",
-                peer.id, self.domain
-            )));
-        }
+        let refused = Status::permission_denied(format!(
+            "{} is no DNS server of domain {}",
+            peer.id, self.domain
+        ));
+        let Some(ticket) = self.tickets.issue(&peer.id) else {
+            return Err(refused);
+        };
         let (documents, domain) = (self.documents.clone(), self.domain.clone());
+        let tickets = self.tickets.clone();
         // Either change yields a whole state.
         let views = WatchStream::new(self.view.subscribe()).map(|_| ());
         let versions = WatchStream::from_changes(self.documents.subscribe()).map(|_| ());
         let view = Arc::clone(&self.view);
-        let stream = futures_util::stream::select(views, versions).map(move |()| {
-            let (sequence, view) = view.borrow().clone();
-            Ok(state(sequence, view, &documents, &domain))
+        let stream = futures_util::stream::select(views, versions).scan(false, move |ended, ()| {
+            let next = if *ended {
+                None
+            } else if tickets.grants(&peer.id) {
+                let (sequence, view) = view.borrow().clone();
+                Some(Ok(state(sequence, view, &documents, &domain, &ticket)))
+            } else {
+                *ended = true;
+                Some(Err(refused.clone()))
+            };
+            futures_util::future::ready(next)
         });
         Ok(Response::new(Box::pin(stream)))
     }
@@ -80,6 +103,7 @@ fn state(
     view: ResolverView,
     documents: &Documents,
     domain: &DomainName,
+    ticket: &Ticket,
 ) -> wire::ResolverState {
     let texts =
         |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect();
@@ -123,5 +147,6 @@ fn state(
             })
             .collect(),
         own_addresses: texts(&view.own_addresses),
+        fd_ticket: ticket.secret().to_vec(),
     }
 }

@@ -148,7 +148,10 @@ impl Stage {
                 .unwrap()
         });
         let sockets = fdpass::Listener::bind(&run_dir.join("fd.sock")).unwrap();
-        let fds = tokio::spawn(pass_sockets(sockets, self.own, stop.clone()));
+        // Each life of the router hands out tickets of its own.
+        let ticket = vec![STAGES.fetch_add(1, Ordering::Relaxed); 16];
+        self.change(|state| state.fd_ticket.clone_from(&ticket));
+        let fds = tokio::spawn(pass_sockets(sockets, self.own, ticket, stop.clone()));
         self.router = Some(Router {
             stop,
             tasks: vec![grpc, fds],
@@ -312,6 +315,7 @@ fn state(document: DocumentChain, upstreams: &[Upstream], own: IpAddr) -> Resolv
             client("127.0.4.0/24", ClientClass::Sibling),
         ],
         own_addresses: vec![own.to_string()],
+        fd_ticket: Vec::new(),
     }
 }
 
@@ -355,31 +359,45 @@ fn futures_like_take_until(
     tokio_stream::wrappers::ReceiverStream::new(receiver)
 }
 
-async fn pass_sockets(listener: fdpass::Listener, own: SocketAddr, stop: CancellationToken) {
+async fn pass_sockets(
+    listener: fdpass::Listener,
+    own: SocketAddr,
+    ticket: Vec<u8>,
+    stop: CancellationToken,
+) {
     let mut served = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             connection = listener.accept() => {
                 let connection = connection.unwrap();
-                served.spawn(async move { while answer(&connection, own).await.is_some() {} });
+                let ticket = ticket.clone();
+                served.spawn(async move {
+                    while answer(&connection, own, &ticket).await.is_some() {}
+                });
             }
         }
     }
 }
 
-async fn answer(connection: &fdpass::Connection, own: SocketAddr) -> Option<()> {
+async fn answer(connection: &fdpass::Connection, own: SocketAddr, ticket: &[u8]) -> Option<()> {
     let (message, _) = connection.recv().await.ok()??;
     let any = SocketAddr::new(own.ip(), 0);
-    let descriptors: Vec<OwnedFd> =
-        match FdRequest::decode(message.as_slice()).unwrap().body.unwrap() {
-            Body::Listen(_) => listeners(own).unwrap().1,
-            Body::Dial(dial) if dial.tcp => vec![socket(Type::STREAM, any).unwrap().into()],
-            Body::Dial(_) => vec![socket(Type::DGRAM, any).unwrap().into()],
-            Body::Attach(_) | Body::Reattach(_) => panic!("the server is no workload"),
-        };
+    let body = FdRequest::decode(message.as_slice()).unwrap().body.unwrap();
+    let shown = match &body {
+        Body::Listen(listen) => &listen.ticket,
+        Body::Dial(dial) => &dial.ticket,
+        Body::Attach(_) | Body::Reattach(_) => panic!("the server is no workload"),
+    };
+    let descriptors: Vec<OwnedFd> = match body {
+        _ if shown != ticket => Vec::new(),
+        Body::Listen(_) => listeners(own).unwrap().1,
+        Body::Dial(dial) if dial.tcp => vec![socket(Type::STREAM, any).unwrap().into()],
+        Body::Dial(_) => vec![socket(Type::DGRAM, any).unwrap().into()],
+        Body::Attach(_) | Body::Reattach(_) => Vec::new(),
+    };
     let reply = FdReply {
-        ok: true,
+        ok: !descriptors.is_empty(),
         ..FdReply::default()
     }
     .encode_to_vec();
