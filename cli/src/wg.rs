@@ -10,6 +10,7 @@
 //! name = "vl3-wg"
 //! addresses = ["10.0.0.1/24", "fd00::1/64"]
 //! mtu = 1420
+//! queue_length = 4096                  # packets that may wait for a worker
 //! routes = true                        # kernel routes for allowed_ips, default routes excepted
 //!
 //! [[peer]]
@@ -45,6 +46,8 @@ const TUN_PORT: PortId = PortId(0);
 const MTU_DEFAULT: u16 = 1420;
 /// What IPv6 needs; what fits one datagram.
 const MTU_ALLOWED: std::ops::RangeInclusive<u16> = 1280..=65_000;
+/// Longer ones only add delay.
+const QUEUE_LENGTH_ALLOWED: std::ops::RangeInclusive<u32> = 1..=65_536;
 const WORKERS_MAX: usize = 64;
 
 #[derive(Debug, clap::Args)]
@@ -70,6 +73,7 @@ struct Tun {
     name: String,
     addresses: Vec<IpNet>,
     mtu: u16,
+    queue_length: u32,
     routes: bool,
 }
 
@@ -172,6 +176,9 @@ async fn open_tun(plane: &DataPlane, config: &Config) -> anyhow::Result<String> 
     }
     let netlink = Netlink::open()?;
     netlink.set_mtu(&name, config.tun.mtu).await?;
+    netlink
+        .set_queue_length(&name, config.tun.queue_length)
+        .await?;
     for address in &config.tun.addresses {
         netlink.add_address(&name, *address).await?;
     }
@@ -273,11 +280,16 @@ fn read_tun(section: &mut Section<'_>) -> Option<Tun> {
     if !MTU_ALLOWED.contains(&mtu) {
         section.problem("mtu", Some(mtu.to_string()), "1280 to 65000");
     }
+    let queue_length = section.or("queue_length", tun::QUEUE_LENGTH);
+    if !QUEUE_LENGTH_ALLOWED.contains(&queue_length) {
+        section.problem("queue_length", Some(queue_length.to_string()), "1 to 65536");
+    }
     let routes = section.or("routes", true);
     Some(Tun {
         name,
         addresses,
         mtu,
+        queue_length,
         routes,
     })
 }
@@ -414,6 +426,7 @@ mod tests {
             name = "an-interface-name-that-is-too-long"
             addresses = ["10.0.0.1/24", "nowhere"]
             mtu = 100
+            queue_length = 0
             [[peer]]
             public_key = "short"
             allowed_ips = ["10.0.0.2/24"]
@@ -439,6 +452,7 @@ mod tests {
             "tun.name",
             "tun.addresses[1]",
             "tun.mtu",
+            "tun.queue_length",
             "peer[0].public_key",
             "peer[0].allowed_ips[0]",
             "peer[2].public_key",

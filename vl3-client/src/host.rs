@@ -195,6 +195,9 @@ impl Host {
         self.applied = target.clone();
         for (interface, mtu) in &target.links {
             self.netlink.set_mtu(interface, *mtu).await?;
+            self.netlink
+                .set_queue_length(interface, vl3_net::tun::QUEUE_LENGTH)
+                .await?;
             self.netlink.link_up(interface).await?;
         }
         for (interface, address) in &target.addresses {

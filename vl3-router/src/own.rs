@@ -88,6 +88,9 @@ impl Own {
             }
         }
         self.netlink.set_mtu(&name, mtu).await?;
+        self.netlink
+            .set_queue_length(&name, vl3_net::tun::QUEUE_LENGTH)
+            .await?;
         for address in addresses {
             self.netlink.add_address(&name, *address).await?;
         }
