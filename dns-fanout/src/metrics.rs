@@ -25,6 +25,8 @@ pub(crate) enum Proto {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Drop {
     Short,
+    /// A stream with a length that no question has, or that ends within one.
+    NotAQuestion,
     IsReply,
     /// The client's socket would not take the reply.
     ReplyBlocked,
@@ -40,6 +42,7 @@ impl Drop {
     const fn label(self) -> &'static str {
         match self {
             Self::Short => "short",
+            Self::NotAQuestion => "not_a_question",
             Self::IsReply => "is_reply",
             Self::ReplyBlocked => "reply_blocked",
             Self::Connections => "connections",

@@ -179,6 +179,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         handle: handle.clone(),
         own: sockets,
         tickets,
+        refused: metrics::fd_refused(&ctx),
     };
     ctx.tasks
         .spawn("fd.sock", fd_sock.serve(ctx.shutdown.clone()));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 use vl3_core::ids::SpiffeId;
@@ -28,6 +29,8 @@ pub(crate) struct Socket {
     pub(crate) handle: Handle,
     pub(crate) own: watch::Receiver<Option<OwnSockets>>,
     pub(crate) tickets: Tickets,
+    /// Counts what is refused.
+    pub(crate) refused: Counter,
 }
 
 impl Socket {
@@ -46,6 +49,7 @@ impl Socket {
                 accepted = listener.accept() => accepted.context("accept on fd.sock")?,
             };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                self.refused.inc();
                 tracing::warn!(
                     limit = SESSIONS_MAX,
                     "fd.sock is full; a client is turned away"
@@ -67,6 +71,7 @@ impl Socket {
             own: self.own.clone(),
             tickets: self.tickets.clone(),
             dns: None,
+            refused: self.refused.clone(),
             connection,
         }
     }
@@ -80,6 +85,7 @@ struct Session {
     /// The DNS server whose ticket was shown here; it stays good for this session, so that a
     /// server whose identity is late to be renewed keeps asking other domains.
     dns: Option<SpiffeId>,
+    refused: Counter,
     connection: Connection,
 }
 
@@ -88,12 +94,25 @@ type Passed = Vec<(Option<SocketAddr>, OwnedFd)>;
 
 impl Session {
     async fn run(mut self) {
-        // An error on a local socket means that the other end is gone.
-        while let Ok(Some((message, descriptors))) = self.connection.recv().await {
+        loop {
+            let (message, descriptors) = match self.connection.recv().await {
+                Ok(Some(received)) => received,
+                Ok(None) => break,
+                // Any other error on a local socket means that the other end is gone.
+                Err(error) => {
+                    if error.kind() == std::io::ErrorKind::InvalidData {
+                        self.refused.inc();
+                    }
+                    break;
+                }
+            };
             let result = match FdRequest::decode(message.as_slice()) {
                 Ok(FdRequest { body: Some(body) }) => self.request(body, descriptors).await,
                 Ok(FdRequest { body: None }) | Err(_) => Err("no FdRequest with a body".to_owned()),
             };
+            if result.is_err() {
+                self.refused.inc();
+            }
             if self.reply(result).await.is_err() {
                 break;
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use vl3_core::router::Counts;
 use vl3_core::routes::Disbelief;
@@ -46,6 +46,19 @@ pub(crate) fn register(ctx: &RoleContext, shared: Shared, plane: Arc<DataPlane>)
     ctx.metrics.register(|registry| {
         registry.register_collector(Box::new(Scrape { shared, plane }));
     });
+}
+
+/// What `fd.sock` refuses.
+pub(crate) fn fd_refused(ctx: &RoleContext) -> Counter {
+    let refused = Counter::default();
+    ctx.metrics.register(|registry| {
+        registry.register(
+            "router_fd_refused",
+            "Messages on fd.sock that were refused, and connections over its limit",
+            refused.clone(),
+        );
+    });
+    refused
 }
 
 impl Collector for Scrape {

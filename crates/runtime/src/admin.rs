@@ -5,17 +5,21 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::Listener;
+use axum::serve::{IncomingStream, Listener};
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
@@ -36,18 +40,32 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Serves `run_dir/admin.sock` and, where configured, TCP, for the life of the role.
 pub(crate) async fn start(ctx: &RoleContext) -> anyhow::Result<()> {
+    let refused = Counter::default();
+    ctx.metrics.register(|registry| {
+        registry.register(
+            "admin_connections_refused",
+            "Connections to the admin endpoint that brought no HTTP request",
+            refused.clone(),
+        );
+    });
     let path = ctx.run_path("admin.sock");
     let unix = bind_unix(&path)?;
     let local = routes(ctx)
         .route("/command/{name}", post(command))
         .with_state(ctx.clone());
-    spawn(ctx, "admin.sock", unix, local);
+    spawn(ctx, "admin.sock", unix, local, refused.clone());
     if let Some(address) = ctx.common.admin_listen {
         let tcp = TcpListener::bind(address)
             .await
             .with_context(|| format!("listen on {address} (admin_listen)"))?;
         tracing::info!(address = %tcp.local_addr()?, "admin endpoint listens");
-        spawn(ctx, "admin", tcp, routes(ctx).with_state(ctx.clone()));
+        spawn(
+            ctx,
+            "admin",
+            tcp,
+            routes(ctx).with_state(ctx.clone()),
+            refused,
+        );
     }
     Ok(())
 }
@@ -60,17 +78,26 @@ fn routes(_: &RoleContext) -> Router<RoleContext> {
         .route("/status", get(status))
 }
 
-fn spawn<L>(ctx: &RoleContext, name: &'static str, listener: L, router: Router)
-where
+fn spawn<L>(
+    ctx: &RoleContext,
+    name: &'static str,
+    listener: L,
+    router: Router,
+    refused: Counter,
+) where
     L: Listener + Sync,
     L::Addr: std::fmt::Debug + Sync,
 {
     let limited = Limited {
         inner: listener,
         permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        refused,
     };
+    let service = router
+        .layer(middleware::from_fn(note_request))
+        .into_make_service_with_connect_info::<Served>();
     ctx.tasks.spawn(name, async move {
-        axum::serve(limited, router)
+        axum::serve(limited, service)
             .await
             .context("serve the admin endpoint")
     });
@@ -190,6 +217,26 @@ fn answer(status: StatusCode, value: &Value) -> Response {
 struct Limited<L> {
     inner: L,
     permits: Arc<Semaphore>,
+    refused: Counter,
+}
+
+/// Whether a connection brought a request.
+#[derive(Clone, Debug, Default)]
+struct Served(Arc<AtomicBool>);
+
+impl<L: Listener> Connected<IncomingStream<'_, Limited<L>>> for Served {
+    fn connect_info(stream: IncomingStream<'_, Limited<L>>) -> Self {
+        stream.io().served.clone()
+    }
+}
+
+async fn note_request(
+    ConnectInfo(Served(served)): ConnectInfo<Served>,
+    request: Request,
+    next: Next,
+) -> Response {
+    served.store(true, Ordering::Relaxed);
+    next.run(request).await
 }
 
 impl<L: Listener> Listener for Limited<L> {
@@ -204,6 +251,9 @@ impl<L: Listener> Listener for Limited<L> {
             Bounded {
                 io,
                 end,
+                read: false,
+                served: Served::default(),
+                refused: self.refused.clone(),
                 _permit: permit.ok(),
             },
             address,
@@ -218,7 +268,19 @@ impl<L: Listener> Listener for Limited<L> {
 struct Bounded<S> {
     io: S,
     end: Pin<Box<Sleep>>,
+    /// Whether anything came at all.
+    read: bool,
+    served: Served,
+    refused: Counter,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<S> Drop for Bounded<S> {
+    fn drop(&mut self) {
+        if self.read && !self.served.0.load(Ordering::Relaxed) {
+            self.refused.inc();
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
@@ -230,7 +292,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         if self.end.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.read |= buf.filled().len() > before;
+        polled
     }
 }
 

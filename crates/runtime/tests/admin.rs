@@ -140,3 +140,32 @@ async fn garbage_at_the_admin_socket_harms_nobody() {
     }
     eventually(dir, "GET /healthz", "200 OK").await;
 }
+
+#[tokio::test]
+async fn what_is_no_request_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, lease) = tokio::sync::oneshot::channel();
+    let running = tokio::spawn(run_role(
+        Loaded {
+            common: common(dir.path()),
+            config: lease,
+        },
+        role,
+    ));
+    sender.send(()).unwrap();
+    eventually(dir.path(), "GET /readyz", "200 OK").await;
+    let none = eventually(dir.path(), "GET /metrics", "vl3_admin_connections_refused").await;
+    assert!(none.contains("refused_total 0\n"), "{none}");
+    for noise in [&b"\x16\x03\x01\xff\xff"[..], b"nonsense\r\n\r\n"] {
+        let mut stream = UnixStream::connect(dir.path().join("run/admin.sock"))
+            .await
+            .unwrap();
+        stream.write_all(noise).await.unwrap();
+    }
+    let refused = "vl3_admin_connections_refused_total 2\n";
+    eventually(dir.path(), "GET /metrics", refused).await;
+    eventually(dir.path(), "GET /nothing", "404 Not Found").await;
+    eventually(dir.path(), "GET /metrics", refused).await;
+    exchange(dir.path(), "POST /command/leave").await.unwrap();
+    running.await.unwrap().unwrap();
+}

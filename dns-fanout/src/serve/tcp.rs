@@ -148,8 +148,9 @@ async fn read(
             () = replies.closed() => return,
         };
         match whole {
-            Ok(Some(())) => {}
-            Ok(None) => return,
+            Ok(Next::Message) => {}
+            Ok(Next::End) => return,
+            Ok(Next::NotAQuestion) => return front.metrics.dropped(Drop::NotAQuestion),
             Err(_) => return front.metrics.dropped(Drop::Idle),
         }
         match parse(&message) {
@@ -186,14 +187,27 @@ async fn read(
     }
 }
 
-/// `None` at the end of the stream, and for a length that no question has.
-async fn next(stream: &mut OwnedReadHalf, message: &mut Vec<u8>) -> Option<()> {
-    let length = usize::from(stream.read_u16().await.ok()?);
+/// What a stream brought.
+enum Next {
+    Message,
+    End,
+    /// A length that no question has, or less than the length says.
+    NotAQuestion,
+}
+
+async fn next(stream: &mut OwnedReadHalf, message: &mut Vec<u8>) -> Next {
+    let Ok(length) = stream.read_u16().await else {
+        return Next::End;
+    };
+    let length = usize::from(length);
     if !(HEADER_OCTETS..=QUERY_OCTETS_MAX).contains(&length) {
-        return None;
+        return Next::NotAQuestion;
     }
     message.resize(length, 0);
-    stream.read_exact(message).await.ok().map(drop)
+    match stream.read_exact(message).await {
+        Ok(_) => Next::Message,
+        Err(_) => Next::NotAQuestion,
+    }
 }
 
 /// Ends when the reader and every question in flight are gone, or the client does not read.
