@@ -2,18 +2,74 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use vl3_lab::SiteSpec;
-use vl3_lab::tools::{Continuous, QueryType, Rcode};
-use vl3_multicluster::{Country, Mechanism, eventually};
+use vl3_lab::tools::{Continuous, QueryType, Rcode, reverse_name};
+use vl3_multicluster::{Addresses, Country, Mechanism, eventually};
 
-use crate::{JOINED_MAX, pair_in, serves_nobody};
+use crate::{JOINED_MAX, Steady, pair_in};
 
 /// Of every path token in these tests.
 const SHORT: &str = "token_lifetime = \"5s\"\n";
+/// At most 5 s of token are left of who is killed, and 25 s are allowed after that.
+const GONE_MAX: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// What a router holds of a workload, by its addresses.
+fn traces(status: &Value, at: Addresses) -> Vec<String> {
+    let (v4, v6) = (at.v4.to_string(), at.v6.to_string());
+    let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let holds = |entry: &Value| {
+        let texts = entry["addresses"].as_array().into_iter().flatten();
+        let prefix = entry["prefix"]
+            .as_str()
+            .map(|prefix| prefix.split('/').next());
+        texts
+            .filter_map(Value::as_str)
+            .chain(prefix.flatten())
+            .any(|text| text == v4 || text == v6)
+    };
+    let mut found = Vec::new();
+    for key in ["workloads", "names", "routes"] {
+        let held = list(key).into_iter().filter(|entry| holds(entry));
+        found.extend(held.map(|entry| format!("{key}: {entry}")));
+    }
+    found
+}
+
+fn members(status: &Value) -> usize {
+    let peers = status["peers"].as_array().map_or(&[][..], Vec::as_slice);
+    peers
+        .iter()
+        .filter(|peer| peer["class"] == "Member")
+        .count()
+}
+
+/// What must be the same before and after, whoever else died.
+fn lasting(status: &Value, gone: &[Addresses]) -> Value {
+    let without = |key: &str, fields: &[&str]| -> Vec<Value> {
+        let entries = status[key].as_array().into_iter().flatten();
+        entries
+            .filter(|entry| {
+                let one = json!({ key: [entry] });
+                !gone.iter().any(|at| !traces(&one, *at).is_empty())
+            })
+            .map(|entry| fields.iter().map(|field| entry[*field].clone()).collect())
+            .collect()
+    };
+    json!({
+        "lease": status["lease"],
+        "links": without("links", &["router", "generation", "endpoint", "state", "port"]),
+        "received": without("received", &["router", "live", "prefixes"]),
+        "workloads": without("workloads", &["connection", "name", "addresses", "port", "live"]),
+        "names": without("names", &["name", "addresses"]),
+        "routes": without("routes", &["prefix", "via", "port", "class", "mtu"]),
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_workload_is_gone_soon_after_its_token() -> anyhow::Result<()> {
+async fn a_killed_workload_is_gone_soon_after_its_token_and_nothing_else_changes()
+-> anyhow::Result<()> {
     let country = Country::new().await?;
     let mut world = pair_in(country, SiteSpec::default(), SiteSpec::default(), SHORT).await?;
     let red = [("red", Mechanism::Tun)];
@@ -22,36 +78,77 @@ async fn a_killed_workload_is_gone_soon_after_its_token() -> anyhow::Result<()> 
         .add_workload(&world.country, "west-b", &red, SHORT)
         .await?;
     let at_west_b = west_b.attach("red").await?;
-    world
-        .east_a
-        .resolves("west-a.west.red.vl3", world.at_west_a.v6, JOINED_MAX)
-        .await?;
-    world
-        .east_a
-        .resolves("west-b.west.red.vl3", at_west_b.v6, JOINED_MAX)
-        .await?;
-
-    world.west_a.client.kill().await?;
-    west_b.client.kill().await?;
-    let killed = Instant::now();
-    // At most 5 s of token are left, then 25 s.
-    let limit = Duration::from_secs(30);
-    serves_nobody(world.west.router("red")?, limit).await?;
-    for name in ["west-a.west.red.vl3", "west-b.west.red.vl3"] {
-        let left = limit
-            .saturating_sub(killed.elapsed())
-            .max(Duration::from_secs(1));
-        eventually(&format!("{name} is gone"), left, || async {
-            Ok(world.east_a.ask(name, QueryType::Aaaa).await?.rcode == Rcode::NxDomain)
-        })
-        .await?;
-    }
-    // Nothing else has changed: the router serves whoever comes next.
     let mut west_c = world
         .west
         .add_workload(&world.country, "west-c", &red, SHORT)
         .await?;
-    let at = west_c.attach("red").await?;
+    let at_west_c = west_c.attach("red").await?;
+    let names = [
+        ("west-a.west.red.vl3", world.at_west_a),
+        ("west-b.west.red.vl3", at_west_b),
+    ];
+    for (name, at) in names {
+        world.east_a.resolves(name, at.v6, JOINED_MAX).await?;
+    }
+    world.east_a.reaches_both(at_west_c, JOINED_MAX).await?;
+    let others = Steady::start(&[("east to west", &world.east_a.host, at_west_c)])?;
+    let doomed = [world.at_west_a, at_west_b];
+    let before = world.west.router("red")?.status().await?;
+    let east_before = world.east.router("red")?.status().await?;
+    for at in doomed {
+        anyhow::ensure!(
+            traces(&before, at).len() >= 4,
+            "a workload, a name and two routes are expected of {at:?}: {before:#}"
+        );
+    }
+
+    world.west_a.client.kill().await?;
+    west_b.client.kill().await?;
+    let killed = Instant::now();
+    let left = || {
+        GONE_MAX
+            .saturating_sub(killed.elapsed())
+            .max(Duration::from_secs(1))
+    };
+    let router = world.west.router("red")?;
+    let peers_left = members(&before) - doomed.len();
+    let waited = eventually("names, peers and routes are gone", GONE_MAX, || async {
+        let status = router.status().await?;
+        let traces: Vec<_> = doomed.iter().flat_map(|at| traces(&status, *at)).collect();
+        anyhow::ensure!(traces.is_empty(), "{}", traces.join("\n"));
+        anyhow::ensure!(members(&status) == peers_left, "{}", status["peers"]);
+        Ok(true)
+    });
+    waited.await?;
+    for (name, at) in names {
+        let reverse = [reverse_name(at.v4.into()), reverse_name(at.v6.into())];
+        let questions = [(name.to_owned(), QueryType::Aaaa)]
+            .into_iter()
+            .chain(reverse.map(|name| (name, QueryType::Ptr)));
+        for (name, kind) in questions {
+            eventually(&format!("{name} is gone"), left(), || async {
+                Ok(world.east_a.ask(&name, kind).await?.rcode == Rcode::NxDomain)
+            })
+            .await?;
+        }
+    }
+
+    others.lost_nothing().await?;
+    let after = world.west.router("red")?.status().await?;
+    let (was, is) = (lasting(&before, &doomed), lasting(&after, &doomed));
+    anyhow::ensure!(was == is, "west held {was:#}, holds {is:#}");
+    let east_after = world.east.router("red")?.status().await?;
+    let (was, is) = (
+        lasting(&east_before, &doomed),
+        lasting(&east_after, &doomed),
+    );
+    anyhow::ensure!(was == is, "east held {was:#}, holds {is:#}");
+    // The router serves whoever comes next.
+    let mut west_d = world
+        .west
+        .add_workload(&world.country, "west-d", &red, SHORT)
+        .await?;
+    let at = west_d.attach("red").await?;
     world.east_a.reaches_both(at, JOINED_MAX).await
 }
 

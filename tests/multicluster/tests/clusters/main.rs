@@ -8,12 +8,14 @@ mod garbage;
 mod networks;
 mod underlay;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use vl3_lab::SiteSpec;
+use vl3_lab::tools::Continuous;
+use vl3_lab::{Host, SiteSpec};
 use vl3_multicluster::{
     Addresses, Country, Domain, Mechanism, NetworkSpec, Service, Workload, eventually,
+    eventually_some,
 };
 
 /// What two domains and their routers may take to find each other on a busy machine.
@@ -73,6 +75,61 @@ async fn pair_in(
         east,
         country,
     })
+}
+
+/// Steady echo requests of pairs that a fault must not touch.
+struct Steady(Vec<(String, Continuous)>);
+
+impl Steady {
+    const INTERVAL: Duration = Duration::from_millis(50);
+    const GRACE: Duration = Duration::from_secs(1);
+
+    /// Both families at once.
+    fn start(pairs: &[(&str, &Host, Addresses)]) -> anyhow::Result<Self> {
+        let mut all = Vec::new();
+        for (what, host, to) in pairs {
+            for target in [to.v4.into(), to.v6.into()] {
+                let pings = Continuous::start(host, None, target, Self::INTERVAL)?;
+                all.push((format!("{what} ({target})"), pings));
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// Not one of them may be lost.
+    async fn lost_nothing(self) -> anyhow::Result<()> {
+        for (what, pings) in self.0 {
+            let report = pings.stop(Self::GRACE).await;
+            anyhow::ensure!(
+                report.lost() == 0 && report.sent() > 0,
+                "{what}: {} of {} packets lost, longest silence {:?}",
+                report.lost(),
+                report.sent(),
+                report.longest_gap()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// From a moment to the first answer to a request sent afterwards: `limit` at most.
+async fn answers_again(
+    what: &str,
+    pings: &Continuous,
+    since: Instant,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    // Longer than allowed, so that a failure says by how much.
+    let gap = eventually_some(what, limit * 4, || async {
+        let report = pings.report();
+        // An answer to what was sent before may have been under way.
+        let sent_since = report.probes.iter().filter(|(sent, _)| *sent >= since);
+        Ok(sent_since.filter_map(|(_, answered)| *answered).min())
+    })
+    .await?
+    .duration_since(since);
+    anyhow::ensure!(gap <= limit, "{what}: after {gap:?}, allowed are {limit:?}");
+    Ok(())
 }
 
 /// Until a router has no workload, no name and no member's peer or descriptor left.

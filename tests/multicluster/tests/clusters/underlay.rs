@@ -1,16 +1,21 @@
 //! What lies below: small and large MTU, IPv6 alone, a NAT that forgets.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vl3_lab::tools::throughput;
+use vl3_lab::tools::{Continuous, throughput};
 use vl3_lab::{RelaySpec, SiteSpec};
 use vl3_multicluster::{Country, Mechanism};
 
-use crate::{JOINED_MAX, Pair, pair, pair_in};
+use crate::{JOINED_MAX, Pair, Steady, answers_again, pair, pair_in};
 
 const STREAM: Duration = Duration::from_secs(2);
 /// A stream that suffers from lost large packets stays far below that.
 const MOVED_MIN: u64 = 1 << 20;
+const INTERVAL: Duration = Duration::from_millis(20);
+/// From a new mapping of the NAT to the first answer, while the site itself sends nothing.
+const INWARDS_MAX: Duration = Duration::from_secs(8);
+/// The same while it sends.
+const OUTWARDS_MAX: Duration = Duration::from_secs(1);
 
 async fn carries_a_stream(world: &Pair) -> anyhow::Result<()> {
     let (east, west) = (&world.east_a.host, &world.west_a.host);
@@ -59,7 +64,7 @@ async fn everything_runs_over_an_ipv6_underlay() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_site_behind_nat_survives_a_new_mapping() -> anyhow::Result<()> {
+async fn a_site_behind_nat_survives_a_new_mapping_and_nobody_else_notices() -> anyhow::Result<()> {
     let world = pair(SiteSpec::default(), SiteSpec::default()).await?;
     let relayed = world
         .country
@@ -75,14 +80,21 @@ async fn a_site_behind_nat_survives_a_new_mapping() -> anyhow::Result<()> {
     kiosk.reaches_both(world.at_west_a, JOINED_MAX).await?;
     world.west_a.reaches_both(before, JOINED_MAX).await?;
 
+    let others = Steady::start(&[("east to west", &world.east_a.host, world.at_west_a)])?;
+    // Nothing but west's requests: the site itself must notice that it hears nobody.
+    let inwards = Continuous::start(&world.west_a.host, None, before.v4.into(), INTERVAL)?;
     relayed.relay().rebind();
-    kiosk
-        .reaches_both(world.at_west_a, Duration::from_secs(20))
-        .await?;
-    world
-        .west_a
-        .reaches_both(before, Duration::from_secs(20))
-        .await?;
+    let rebound = Instant::now();
+    answers_again("west reaches the site", &inwards, rebound, INWARDS_MAX).await?;
+    drop(inwards);
+    // The first packet that leaves the site brings the new mapping with it.
+    let target = world.at_west_a.v6.into();
+    let outwards = Continuous::start(&kiosk.host, None, target, INTERVAL)?;
+    relayed.relay().rebind();
+    let rebound = Instant::now();
+    answers_again("the site reaches west", &outwards, rebound, OUTWARDS_MAX).await?;
+    world.west_a.reaches_both(before, OUTWARDS_MAX).await?;
+    others.lost_nothing().await?;
     anyhow::ensure!(
         kiosk.addresses("red").await? == before,
         "its addresses changed"
