@@ -11,6 +11,8 @@ use tonic::Code;
 use vl3_core::Ticket;
 use vl3_core::document::Role;
 use vl3_core::heal::{Failure, Input, MonitorEvent};
+use vl3_core::ids::NetworkUid;
+use vl3_core::registry::Marks;
 use vl3_proto::connection::monitor_connection_client::MonitorConnectionClient;
 use vl3_proto::connection::{Connection, MonitorScopeSelector, PathSegment};
 use vl3_proto::networkservice::NetworkServiceRequest;
@@ -208,11 +210,7 @@ impl Control {
                 break;
             }
         }
-        Ok(usable(
-            found,
-            document.name.as_str(),
-            &document.uid.to_string(),
-        ))
+        Ok(usable(found, document.name.as_str(), document.uid))
     }
 
     async fn dial(&self, url: &str, role: Role) -> Result<grpc::Connection, Failure> {
@@ -338,8 +336,9 @@ pub(crate) async fn follow_document(via: grpc::Connection, documents: Documents)
     }
 }
 
-/// Endpoints of this network and uid with an address, unexpired, local ones first.
-fn usable(found: Vec<NetworkServiceEndpoint>, service: &str, uid: &str) -> Vec<String> {
+/// Dialable routers of this network that have not expired, local ones first. An endpoint without
+/// our marks may belong to any network of that name: only who configures its url vouches for it.
+fn usable(found: Vec<NetworkServiceEndpoint>, service: &str, uid: NetworkUid) -> Vec<String> {
     let now = clock::wall();
     let mut list: Vec<(bool, String, String)> = found
         .into_iter()
@@ -349,14 +348,16 @@ fn usable(found: Vec<NetworkServiceEndpoint>, service: &str, uid: &str) -> Vec<S
                 .as_ref()
                 .and_then(|time| vl3_proto::wall("expiration_time", time).ok())
                 .is_some_and(|end| end <= now);
-            let other = endpoint
+            let marks = endpoint
                 .network_service_labels
                 .get(service)
-                .and_then(|labels| labels.labels.get("vl3/uid"))
-                .is_some_and(|found| found != uid);
-            !expired && !other && endpoint.url.parse::<DialUrl>().is_ok()
+                .and_then(|labels| Marks::parse(service, &labels.labels));
+            let ours = marks.is_some_and(|marks| {
+                marks.uid == uid && !(marks.dials_only && is_remote(&endpoint.name))
+            });
+            !expired && ours && endpoint.url.parse::<DialUrl>().is_ok()
         })
-        .map(|endpoint| (endpoint.name.contains('@'), endpoint.name, endpoint.url))
+        .map(|endpoint| (is_remote(&endpoint.name), endpoint.name, endpoint.url))
         .collect();
     list.sort();
     let mut urls = Vec::new();
@@ -366,6 +367,11 @@ fn usable(found: Vec<NetworkServiceEndpoint>, service: &str, uid: &str) -> Vec<S
         }
     }
     urls
+}
+
+/// Another domain's endpoint is `<name>@<domain>`.
+fn is_remote(endpoint: &str) -> bool {
+    endpoint.contains('@')
 }
 
 /// Whether the router has spoken, or nobody has.
@@ -402,39 +408,61 @@ fn chain_of(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vl3_core::ids::{DomainName, Generation};
+    use vl3_core::registry::Endpoint;
     use vl3_core::time::Wall;
-    use vl3_proto::registry::NetworkServiceLabels;
+    use vl3_proto::objects::encode_endpoint;
 
     use super::*;
 
-    fn endpoint(name: &str, url: &str, uid: &str) -> NetworkServiceEndpoint {
-        NetworkServiceEndpoint {
-            name: name.to_owned(),
-            url: url.to_owned(),
-            network_service_labels: [(
-                "red".to_owned(),
-                NetworkServiceLabels {
-                    labels: [("vl3/uid".to_owned(), uid.to_owned())].into(),
-                },
-            )]
-            .into(),
-            ..NetworkServiceEndpoint::default()
+    const RED: NetworkUid = NetworkUid([0xaa; 16]);
+
+    fn marks(uid: NetworkUid) -> Marks {
+        Marks {
+            service: "red".to_owned(),
+            proto: "1-1".to_owned(),
+            role: "router".to_owned(),
+            uid,
+            domain: DomainName::new("east").unwrap(),
+            name: "red-east".to_owned(),
+            generation: Generation(1),
+            dials_only: false,
+            udp: None,
         }
+    }
+
+    fn endpoint(name: &str, url: &str, marks: Option<Marks>) -> NetworkServiceEndpoint {
+        let labels = marks.map(|marks| ("red".to_owned(), marks.labels()));
+        encode_endpoint(&Endpoint {
+            name: name.to_owned(),
+            services: vec!["red".to_owned()],
+            labels: labels.into_iter().collect(),
+            url: url.to_owned(),
+            ..Endpoint::default()
+        })
     }
 
     #[test]
     fn local_routers_come_first_and_others_networks_never() {
-        let mut expired = endpoint("red-old", "tcp://192.0.2.9:5010", "aa");
+        let red = || Some(marks(RED));
+        let mut expired = endpoint("red-old", "tcp://192.0.2.9:5010", red());
         expired.expiration_time = Some(vl3_proto::timestamp(Wall::from_unix_secs(1)));
+        let other = marks(NetworkUid([0xbb; 16]));
+        let dials_only = Marks {
+            dials_only: true,
+            ..marks(RED)
+        };
         let found = vec![
-            endpoint("red-west@west", "tcp://192.0.2.2:5010", "aa"),
-            endpoint("red-east", "tcp://192.0.2.1:5010", "aa"),
-            endpoint("red-other", "tcp://192.0.2.3:5010", "bb"),
-            endpoint("red-bad", "nonsense", "aa"),
+            endpoint("red-west@west", "tcp://192.0.2.2:5010", red()),
+            endpoint("red-east", "tcp://192.0.2.1:5010", red()),
+            endpoint("red-other", "tcp://192.0.2.3:5010", Some(other)),
+            endpoint("red-unmarked", "tcp://192.0.2.4:5010", None),
+            endpoint("red-bad", "nonsense", red()),
+            endpoint("red-kiosk@kiosk", "tcp://192.0.2.5:5010", Some(dials_only)),
             expired,
         ];
         assert_eq!(
-            usable(found, "red", "aa"),
+            usable(found, "red", RED),
             ["tcp://192.0.2.1:5010", "tcp://192.0.2.2:5010"]
         );
     }
