@@ -12,6 +12,8 @@ use vl3_runtime::config::Value;
 use vl3_runtime::grpc::DialUrl;
 use vl3_runtime::{Configure, Section};
 
+use crate::services;
+
 /// Networks that one client joins at most.
 const ATTACHMENTS_MAX: usize = 16;
 
@@ -108,6 +110,7 @@ impl Configure for Config {
     const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[
         ("NSM_REGISTRY_URL", "registry"),
         ("NSM_CONNECT_TO", "connect_to"),
+        ("NSM_NETWORK_SERVICES", "network_services"),
         ("NSM_MAX_TOKEN_LIFETIME", "token_lifetime"),
     ];
 
@@ -127,17 +130,18 @@ impl Configure for Config {
         let exclude = section.list("exclude");
         let connect_to = section.list::<ConnectTo>("connect_to");
         let table_base = section.or("table_base", TABLE_BASE);
-        let mut position = 0;
-        let attach: Vec<Option<Attach>> = section.tables("attach", |entry| {
-            let spare = table_base.saturating_add(position);
-            position += 1;
-            Attach::read(entry, &connect_to, registry.is_some(), spare)
+        let mut spare = (0..).map(|position: u32| table_base.saturating_add(position));
+        let mut spare_table = || spare.next().unwrap_or(u32::MAX);
+        let mut attach: Vec<Option<Attach>> = section.tables("attach", |entry| {
+            Attach::read(entry, &connect_to, registry.is_some(), spare_table())
         });
+        // After the tables, in their order.
+        attach.extend(services::read(section, &connect_to, &mut spare_table));
         if attach.is_empty() || attach.len() > ATTACHMENTS_MAX {
             section.problem(
                 "attach",
                 Some(attach.len().to_string()),
-                "1 to 16 tables [[attach]]",
+                "1 to 16 tables [[attach]] and network_services (NSM_NETWORK_SERVICES) together",
             );
         }
         let attach: Vec<Attach> = attach.into_iter().collect::<Option<_>>()?;
@@ -220,10 +224,7 @@ impl Attach {
         }
         let interface = entry.optional::<String>("interface");
         if let Some(name) = &interface
-            && (name.len() > vl3_net::tun::NAME_LEN_MAX
-                || name.contains(['/', ' ', '%'])
-                || name == "."
-                || name == "..")
+            && !services::is_interface(name)
         {
             entry.problem(
                 "interface",

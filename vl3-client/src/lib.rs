@@ -17,6 +17,7 @@ mod plan;
 mod probe;
 mod request;
 mod resolv;
+mod services;
 mod status;
 mod tun;
 mod wireguard;
