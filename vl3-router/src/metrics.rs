@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
-use vl3_core::router::Counts;
+use vl3_core::router::{Counts, Refusal};
 use vl3_core::routes::Disbelief;
 use vl3_dataplane::DataPlane;
 use vl3_runtime::RoleContext;
@@ -85,6 +85,15 @@ impl Collector for Scrape {
             "Announced routes that the document does not allow, by reason",
             "reason",
             disbelieved,
+        )?;
+        let refused =
+            Refusal::LABELS.map(|why| (why, counts.refused.get(why).copied().unwrap_or(0)));
+        counters(
+            &mut encoder,
+            "router_requests_refused",
+            "Requests of workloads that were refused, by reason",
+            "reason",
+            refused,
         )?;
         let links = [
             ("up", counts.links_up),

@@ -102,7 +102,7 @@ fn refused(refusal: Refusal) -> Error {
         Refusal::Invalid { .. } => Error::Invalid(text),
         Refusal::Denied { .. } => Error::Denied(text),
         Refusal::Precondition { .. } => Error::Precondition(text),
-        Refusal::Exhausted { .. } => Error::Exhausted(text),
+        Refusal::Exhausted { .. } | Refusal::Share { .. } => Error::Exhausted(text),
         Refusal::Unavailable { .. } => Error::Unavailable(text),
     }
 }

@@ -16,6 +16,7 @@ pub mod addresses;
 mod fd;
 mod names;
 mod request;
+mod share;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,8 @@ pub(crate) struct Attach {
     installs: BTreeMap<Ticket, Install>,
     /// Counts whatever changed what is live.
     pub(crate) changes: u64,
+    /// Requests of workloads that were refused, by [`Refusal::label`].
+    pub(crate) refused: BTreeMap<&'static str, u64>,
 }
 
 /// What a running connection has beyond its stored part.
@@ -540,12 +543,14 @@ fn set_peer(
 }
 
 /// Addresses that are bound to somebody now; reservations that ended are not.
-fn taken(except: &Identity, ctx: &Context<'_>) -> BTreeSet<IpAddr> {
+fn taken(except: &Identity, gives_way: Option<&Identity>, ctx: &Context<'_>) -> BTreeSet<IpAddr> {
     ctx.state
         .assignments
         .iter()
         .filter(|(identity, held)| {
-            *identity != except && held.reserved_until.is_none_or(|end| end > ctx.now.wall)
+            *identity != except
+                && Some(*identity) != gives_way
+                && held.reserved_until.is_none_or(|end| end > ctx.now.wall)
         })
         .flat_map(|(_, held)| held.addresses.iter().copied())
         .chain(ctx.own_ips())

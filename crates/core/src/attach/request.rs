@@ -14,6 +14,7 @@ use crate::router::{
 };
 
 use super::addresses::{Forbidden, choose, excluded, within};
+use super::share::room;
 use super::{Attach, Fd, Install, REPLACED, Served, granted, set_peer, taken};
 
 /// IPv6 needs it (RFC 8200, section 5).
@@ -22,6 +23,8 @@ const MTU_MIN: u16 = 1280;
 /// What a checked Request will become.
 struct Plan {
     identity: Identity,
+    /// A reservation of the same SPIFFE ID that this one replaces.
+    gives_way: Option<Identity>,
     addresses: Vec<IpAddr>,
     mechanism: StoredMechanism,
     mtu: u16,
@@ -37,7 +40,10 @@ impl Attach {
     ) {
         match self.check(request, key_in_use, ctx) {
             Ok(plan) => self.carry_out(call, request, plan, ctx),
-            Err(refusal) => ctx.refuse(call, refusal),
+            Err(refusal) => {
+                *self.refused.entry(refusal.label()).or_default() += 1;
+                ctx.refuse(call, refusal);
+            }
         }
     }
 
@@ -91,7 +97,8 @@ impl Attach {
             name: request.name.clone(),
         };
         let mechanism = self.mechanism(request, &identity, key_in_use, ctx)?;
-        let addresses = addresses(request, &identity, lease, ctx)?;
+        let gives_way = room(&identity, &request.connection, lease, ctx)?;
+        let addresses = addresses(request, &identity, gives_way.as_ref(), lease, ctx)?;
         let mtu = if request.mtu == 0 {
             ctx.config.mtu
         } else {
@@ -99,6 +106,7 @@ impl Attach {
         };
         Ok(Plan {
             identity,
+            gives_way,
             addresses,
             mechanism,
             mtu,
@@ -168,16 +176,17 @@ impl Attach {
 
     fn carry_out(&mut self, call: CallId, request: &Request, plan: Plan, ctx: &mut Context<'_>) {
         let connection = &request.connection;
-        if ctx
-            .state
-            .workloads
-            .get(connection)
-            .is_some_and(|stored| stored.identity != plan.identity)
-        {
-            // Another name under the same connection: the old one ends wholly.
-            self.end(connection, None, ctx);
+        let stored = ctx.state.workloads.get(connection).cloned();
+        if let Some(stored) = stored.filter(|stored| stored.identity != plan.identity) {
+            self.rename(connection, stored, &plan, ctx);
         }
         self.take_over(connection, &plan, ctx);
+        if let Some(identity) = plan.gives_way {
+            ctx.record(Record::Assigned {
+                identity,
+                assignment: None,
+            });
+        }
         let held = ctx.state.assignments.get(&plan.identity);
         let named = held.is_some_and(|held| held.named && held.addresses == plan.addresses);
         let assignment = Assignment {
@@ -229,6 +238,46 @@ impl Attach {
         );
     }
 
+    /// Another name under the same connection: the old one ends wholly, but the other end
+    /// stays where it is in the data plane, which knows a key once.
+    fn rename(
+        &mut self,
+        connection: &ConnectionId,
+        stored: StoredWorkload,
+        plan: &Plan,
+        ctx: &mut Context<'_>,
+    ) {
+        let same_end = same_end(&stored.mechanism, &plan.mechanism);
+        let served = self.served.get_mut(connection);
+        let kept = served
+            .filter(|served| same_end && served.live)
+            .and_then(|served| {
+                let (port, fd) = (served.port.take()?, core::mem::take(&mut served.fd));
+                Some((port, fd, served.heard))
+            });
+        self.end(connection, None, ctx);
+        let Some((port, fd, heard)) = kept else {
+            return;
+        };
+        let served = Served {
+            port: Some(port),
+            live: true,
+            expires: ctx.now.mono,
+            heard,
+            fd,
+            waiting: Vec::new(),
+            told: None,
+        };
+        self.served.insert(connection.clone(), served);
+        ctx.record(Record::Workload {
+            connection: connection.clone(),
+            workload: Some(StoredWorkload {
+                identity: plan.identity.clone(),
+                ..stored
+            }),
+        });
+    }
+
     /// One identity has one connection: a newer one takes port and descriptor over.
     fn take_over(&mut self, connection: &ConnectionId, plan: &Plan, ctx: &mut Context<'_>) {
         let older = ctx
@@ -241,19 +290,7 @@ impl Attach {
             return;
         };
         let served = self.served.remove(&other);
-        let same_end = match (&workload.mechanism, &plan.mechanism) {
-            (StoredMechanism::Tun, StoredMechanism::Tun) => true,
-            (
-                StoredMechanism::WireGuard {
-                    public_key: old, ..
-                },
-                StoredMechanism::WireGuard {
-                    public_key: new, ..
-                },
-            ) => old == new,
-            (StoredMechanism::Tun, StoredMechanism::WireGuard { .. })
-            | (StoredMechanism::WireGuard { .. }, StoredMechanism::Tun) => false,
-        };
+        let same_end = same_end(&workload.mechanism, &plan.mechanism);
         if let Some(mut served) = served {
             let kept = same_end && served.live && !self.served.contains_key(connection);
             let port = if kept { served.port.take() } else { None };
@@ -439,6 +476,7 @@ fn workload_id(request: &Request, ctx: &Context<'_>) -> Result<SpiffeId, Refusal
 fn addresses(
     request: &Request,
     identity: &Identity,
+    gives_way: Option<&Identity>,
     lease: &Lease,
     ctx: &Context<'_>,
 ) -> Result<Vec<IpAddr>, Refusal> {
@@ -451,7 +489,7 @@ fn addresses(
         wanted.extend(held.addresses.iter().filter(|address| fits(address)));
     }
     wanted.extend(&request.addresses);
-    let taken = taken(identity, ctx);
+    let taken = taken(identity, gives_way, ctx);
     let forbidden = Forbidden {
         taken: &taken,
         excluded: &ranges,
@@ -466,6 +504,10 @@ fn addresses(
             limit: hosts,
         }
     })
+}
+
+fn same_end(a: &StoredMechanism, b: &StoredMechanism) -> bool {
+    kind_or_key(a) == kind_or_key(b)
 }
 
 fn kind_or_key(mechanism: &StoredMechanism) -> Option<PublicKey> {

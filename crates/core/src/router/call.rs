@@ -112,7 +112,33 @@ pub enum Refusal {
     /// Later, or elsewhere: a limit is reached.
     #[error("{what} is full: {limit}")]
     Exhausted { what: &'static str, limit: usize },
+    /// Not before this identity gives something back: others need room as well.
+    #[error("{id} has {limit} workloads here, one identity gets no more")]
+    Share { id: SpiffeId, limit: usize },
     /// Later: something this router needs is not there yet.
     #[error("{reason}")]
     Unavailable { reason: String },
+}
+
+impl Refusal {
+    /// Every label, for counters.
+    pub const LABELS: [&'static str; 6] = [
+        "invalid",
+        "denied",
+        "precondition",
+        "exhausted",
+        "share",
+        "unavailable",
+    ];
+
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid",
+            Self::Denied { .. } => "denied",
+            Self::Precondition { .. } => "precondition",
+            Self::Exhausted { .. } => "exhausted",
+            Self::Share { .. } => "share",
+            Self::Unavailable { .. } => "unavailable",
+        }
+    }
 }

@@ -121,6 +121,8 @@ pub struct Counts {
     pub routes: usize,
     pub fenced: bool,
     pub disbelieved: BTreeMap<Disbelief, u64>,
+    /// Requests of workloads that were refused, by [`crate::router::Refusal::label`].
+    pub refused: BTreeMap<&'static str, u64>,
 }
 
 impl RouterMachine {
@@ -133,6 +135,7 @@ impl RouterMachine {
             routes: self.table.len(),
             fenced: self.fenced,
             disbelieved: self.routes.disbelieved().clone(),
+            refused: self.attach.refused.clone(),
         }
     }
 

@@ -337,3 +337,74 @@ fn records_replay_to_the_state() {
     assert_eq!(replayed, *state);
     assert_eq!(world.node("east").disk, *state);
 }
+
+/// The data plane knows a key once: what stays must not be installed beside itself.
+#[test]
+fn a_connection_that_changes_its_name_keeps_its_peer() {
+    let mut world = World::new(&["east"]);
+    attach(&mut world, request("c1", "a", Some(100))).unwrap();
+    let ports = |world: &World| {
+        let peers = world.node("east").peers.keys().copied();
+        peers.collect::<Vec<_>>()
+    };
+    let before = ports(&world);
+    let mut renamed = request("c1", "b", Some(100));
+    renamed.peer = workload("a");
+    let answer = attach(&mut world, renamed).unwrap();
+    assert_eq!(addresses(&answer)[0], "10.0.0.2/32");
+    assert_eq!(ports(&world), before);
+    let node = world.node("east");
+    assert_eq!(node.disk.workloads.len(), 1);
+    let to_peer: Vec<_> = node
+        .routes
+        .iter()
+        .filter(|route| route.port == before[0])
+        .map(|route| route.prefix.to_string())
+        .collect();
+    assert_eq!(to_peer, addresses(&answer));
+}
+
+/// Names are the workload's own choice, so they must not fill what all share.
+#[test]
+fn one_identity_leaves_room_for_others_however_many_names_it_takes() {
+    let mut world = World::new(&["east"]);
+    let as_mallory = |connection: &str, name: &str, key| Request {
+        peer: workload("mallory"),
+        ..request(connection, name, key)
+    };
+    // Names that were used once rest, the oldest gives way.
+    for round in 0..300 {
+        let (connection, name) = (format!("c{round}"), format!("n{round}"));
+        attach(&mut world, as_mallory(&connection, &name, Some(100))).unwrap();
+        close(&mut world, &connection, workload("mallory")).unwrap();
+    }
+    let resting = |world: &World| world.node("east").disk.assignments.len();
+    assert_eq!(resting(&world), 190);
+    // One connection under ever other names.
+    for round in 0..300 {
+        let name = format!("m{round}");
+        attach(&mut world, as_mallory("same", &name, Some(100))).unwrap();
+    }
+    close(&mut world, "same", workload("mallory")).unwrap();
+    assert_eq!(resting(&world), 190);
+    // Live ones are refused at the limit; whoever is attached stays.
+    for number in 0..190 {
+        let (connection, name) = (format!("l{number}"), format!("l{number}"));
+        attach(&mut world, as_mallory(&connection, &name, None)).unwrap();
+    }
+    let share = Err(Refusal::Share {
+        id: workload("mallory"),
+        limit: 190,
+    });
+    assert_eq!(attach(&mut world, as_mallory("x", "x", None)), share);
+    attach(&mut world, as_mallory("l0", "l0", None)).unwrap();
+    attach(&mut world, as_mallory("l1", "renamed", None)).unwrap();
+    let refused = world.node("east").machine.counts().refused;
+    assert_eq!(refused, BTreeMap::from([("share", 1)]));
+    for number in 0..60 {
+        let name = format!("w{number}");
+        attach(&mut world, request(&name, &name, None)).unwrap();
+    }
+    close(&mut world, "l5", workload("mallory")).unwrap();
+    attach(&mut world, as_mallory("x", "x", None)).unwrap();
+}
