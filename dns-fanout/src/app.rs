@@ -38,6 +38,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         dialer: ctx.dialer(),
         trust_domain: ctx.identity.current().id.trust_domain().to_owned(),
         uid,
+        trust: ctx.trust.clone(),
         shared_names: config.shared_names,
         views,
         own: own_sender,

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::watch;
-use vl3_core::document::{DocumentStore, Offer, Role, RoleIds};
+use vl3_core::document::{Offer, Role, RoleIds};
 use vl3_core::ids::NetworkUid;
 use vl3_core::names::{Policy, View};
+use vl3_identity::Trust;
 use vl3_proto::document::decode_chain;
 use vl3_proto::vl3::network::v1::DocumentChain;
 use vl3_proto::vl3::router::v1::resolver_client::ResolverClient;
 use vl3_proto::vl3::router::v1::{ResolverState, ResolverWatchRequest};
 use vl3_runtime::grpc::{DialUrl, Dialer, Expect};
-use vl3_runtime::{CancellationToken, Retry};
+use vl3_runtime::{CancellationToken, Documents, Retry};
 
 use crate::sockets::OwnAddress;
 use crate::state::from_wire;
@@ -31,6 +32,7 @@ pub(crate) struct Follower {
     /// Our own trust domain: the router is of our domain.
     pub(crate) trust_domain: String,
     pub(crate) uid: NetworkUid,
+    pub(crate) trust: Trust,
     pub(crate) shared_names: Policy,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
     pub(crate) own: watch::Sender<OwnAddress>,
@@ -39,7 +41,7 @@ pub(crate) struct Follower {
 /// What was believed last.
 #[derive(Default)]
 struct Believed {
-    document: Option<DocumentStore>,
+    document: Option<Documents>,
     /// As received, so that an unchanged document is verified once.
     wire: Option<DocumentChain>,
     sequence: u64,
@@ -101,18 +103,18 @@ impl Follower {
 
     fn take(&self, believed: &mut Believed, state: &ResolverState) -> anyhow::Result<()> {
         self.take_document(believed, state.document.as_ref())?;
-        let store = believed
+        let document = believed
             .document
             .as_ref()
-            .context("the router sent no document")?;
+            .context("the router sent no document")?
+            .current();
         let sequence = believed.sequence + 1;
         let core = from_wire(state, sequence)?;
         let own = OwnAddress {
             addresses: core.own_addresses.clone(),
             ticket: state.fd_ticket.clone(),
         };
-        let view = View::new(Arc::clone(store.document()), core, self.shared_names)
-            .context("the document's zone")?;
+        let view = View::new(document, core, self.shared_names).context("the document's zone")?;
         believed.sequence = sequence;
         self.own.send_if_modified(|known| {
             let changed = *known != own;
@@ -141,19 +143,13 @@ impl Follower {
                 self.uid
             );
         }
-        match &mut believed.document {
-            None => believed.document = Some(DocumentStore::new(chain)),
-            Some(store) => match store.decide(&chain) {
-                Offer::Newer(newer) => *store = DocumentStore::new(newer),
-                Offer::Same => {}
-                Offer::Older { held, offered } => {
-                    tracing::debug!(held, offered, "the router's document is older than ours");
+        match &believed.document {
+            None => believed.document = Some(Documents::new(chain, self.trust.clone())),
+            Some(documents) => {
+                if let Offer::Newer(newer) = documents.offer(&chain) {
+                    documents.believe(newer);
                 }
-                Offer::Conflict { version } => {
-                    bail!("two different documents have version {version}")
-                }
-                Offer::OtherNetwork { offered } => bail!("the router serves network {offered}"),
-            },
+            }
         }
         believed.wire = Some(wire.clone());
         Ok(())

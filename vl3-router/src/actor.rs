@@ -14,7 +14,7 @@ use vl3_core::router::{
 };
 use vl3_core::{Machine as _, Outbox};
 use vl3_runtime::CancellationToken;
-use vl3_runtime::{Tasks, clock};
+use vl3_runtime::{Documents, Tasks, clock};
 
 use crate::dial::Dials;
 use crate::metrics::Shared;
@@ -145,6 +145,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     pub(crate) resolvers: Resolvers,
     pub(crate) closer: Closer,
+    pub(crate) documents: Documents,
     pub(crate) metrics: Shared,
 }
 
@@ -301,8 +302,12 @@ impl Actor {
         match effect {
             Effect::Append { ticket, records } => {
                 let (store, handle) = (Arc::clone(&self.parts.store), self.handle.clone());
+                let documents = self.parts.documents.clone();
                 self.tasks.spawn_detached("append", async move {
-                    let written = tokio::task::spawn_blocking(move || store.append(&records)).await;
+                    let written = tokio::task::spawn_blocking(move || {
+                        crate::documents::append(&store, &documents, &records)
+                    })
+                    .await;
                     let result = match written {
                         Ok(result) => result.map_err(|error| format!("{error:#}")),
                         Err(panic) => Err(panic.to_string()),

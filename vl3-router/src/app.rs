@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use vl3_core::document::Chain;
 use vl3_core::forward::PortClass;
 use vl3_core::ids::RouterName;
-use vl3_core::router::{self, OWN_PORT, RouterId, RouterMachine, State};
+use vl3_core::router::{self, OWN_PORT, RouterId, RouterMachine};
 use vl3_proto::connection::monitor_connection_server::MonitorConnectionServer;
 use vl3_proto::document::read_armoured;
 use vl3_proto::networkservice::network_service_server::NetworkServiceServer;
@@ -18,12 +18,12 @@ use vl3_proto::vl3::network::v1::network_server::NetworkServer;
 use vl3_proto::vl3::router::v1::resolver_server::ResolverServer;
 use vl3_proto::vl3::router::v1::routes_server::RoutesServer;
 use vl3_runtime::grpc::{self, Listen};
-use vl3_runtime::{RoleContext, clock};
+use vl3_runtime::{Documents, RoleContext, clock};
 
 use crate::actor::{Actor, Command, Handle, Parts};
 use crate::config::Config;
 use crate::dial::Dials;
-use crate::documents::Documents;
+use crate::documents::Followed;
 use crate::own::Own;
 use crate::plane::Plane;
 use crate::registry::{About, Registry};
@@ -32,7 +32,7 @@ use crate::service::{Closer, Service};
 use crate::store::Store;
 use crate::tail::Tail;
 use crate::wire::request::Expected;
-use crate::{fd, metrics, routes};
+use crate::{documents, fd, metrics, routes};
 
 /// The table of the own address where no namespace can be made.
 const OWN_TABLE: u32 = 20_053;
@@ -40,8 +40,8 @@ const OWN_TABLE: u32 = 20_053;
 /// Runs one router until shutdown. Leases, addresses and peers stay as they are.
 pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     let state_dir = ctx.common.state_dir.clone();
-    let (store, own_state, state) = Store::open(state_dir.as_deref())?;
-    let chain = document(&config, &state)?;
+    let (store, own_state, mut state) = Store::open(state_dir.as_deref())?;
+    let chain = documents::at_start(configured(&config)?, &store, &mut state)?;
     let document = Arc::clone(chain.document());
     let member = document.members.get(&config.domain).with_context(|| {
         format!(
@@ -115,6 +115,8 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
             },
             handle: handle.clone(),
             fd_socket: ctx.run_path("fd.sock"),
+            documents: documents.clone(),
+            domain: config.domain.clone(),
         },
     )?;
     let (own_sockets, sockets) = watch::channel(None);
@@ -137,6 +139,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         closer: Closer {
             chain: server.chain.clone(),
         },
+        documents: documents.clone(),
         metrics: metrics::Shared::default(),
     };
     metrics::register(&ctx, parts.metrics.clone(), parts.plane.handle());
@@ -164,7 +167,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         .add_service(MonitorConnectionServer::new(service))
         .add_service(RoutesServer::new(stream_service))
         .add_service(ResolverServer::new(resolvers))
-        .add_service(NetworkServer::new(documents));
+        .add_service(NetworkServer::new(Followed(documents)));
 
     ctx.tasks.spawn(
         "registration",
@@ -189,8 +192,8 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     running.await.context("the router's machine")?
 }
 
-/// What is stored, or what the configuration names, whichever is newer.
-fn document(config: &Config, state: &State) -> anyhow::Result<Chain> {
+/// What the configuration names.
+fn configured(config: &Config) -> anyhow::Result<Chain> {
     let text = std::fs::read_to_string(&config.document)
         .with_context(|| format!("network.document: read {}", config.document.display()))?;
     let given = read_armoured(&text)
@@ -203,24 +206,7 @@ fn document(config: &Config, state: &State) -> anyhow::Result<Chain> {
             given.uid()
         );
     }
-    let Some(bytes) = &state.document else {
-        return Ok(given);
-    };
-    let stored =
-        read_armoured(std::str::from_utf8(bytes).context("the stored document is no text")?)
-            .context("the stored document")?;
-    if stored.uid() != given.uid() {
-        bail!(
-            "state_dir belongs to network {}, network.uid is {}",
-            stored.uid(),
-            given.uid()
-        );
-    }
-    Ok(if stored.document().version >= given.document().version {
-        stored
-    } else {
-        given
-    })
+    Ok(given)
 }
 
 fn tcp_port(addresses: &[Listen]) -> anyhow::Result<u16> {

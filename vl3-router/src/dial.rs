@@ -23,11 +23,10 @@ use vl3_proto::connectioncontext::{ConnectionContext, IpContext, Route};
 use vl3_proto::networkservice::NetworkServiceRequest;
 use vl3_proto::networkservice::network_service_client::NetworkServiceClient;
 use vl3_proto::{HELLO_KEY, Hello, WireguardParameters};
-use vl3_runtime::grpc::{self, DialError, DialUrl, Dialer, Expect};
-use vl3_runtime::{Retry, Tasks, clock};
+use vl3_runtime::grpc::{self, DialError, DialUrl, Dialer};
+use vl3_runtime::{Documents, Retry, Tasks, clock};
 
 use crate::actor::Handle;
-use crate::documents::Documents;
 use crate::routes;
 use crate::wire::hello;
 
@@ -164,12 +163,7 @@ impl Dials {
     }
 
     async fn connect(&self, dial: &Dial) -> Result<grpc::Connection, DialFailure> {
-        let document = self.documents.current();
-        let patterns = document
-            .member(&dial.router.domain, clock::wall())
-            .map(|member| member.roles.patterns(Role::Router).to_vec())
-            .ok_or_else(|| DialFailure::Refused(format!("{} is no member", dial.router.domain)))?;
-        let expect = Expect::patterns(dial.trust_domain.clone(), patterns).trusted_in(document.uid);
+        let expect = self.documents.expect_of(&dial.router.domain, Role::Router);
         self.dialer
             .dial(&DialUrl::from(dial.address), expect)
             .await

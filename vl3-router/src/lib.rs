@@ -11,6 +11,8 @@ mod config;
 mod dial;
 mod documents;
 mod fd;
+#[cfg(test)]
+mod fixture;
 mod metrics;
 mod own;
 mod plane;

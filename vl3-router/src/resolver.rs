@@ -13,9 +13,8 @@ use vl3_core::router::{ClientClass, ResolverView};
 use vl3_proto::document::encode_chain;
 use vl3_proto::vl3::router::v1 as wire;
 use vl3_proto::vl3::router::v1::resolver_server::Resolver;
-use vl3_runtime::clock;
+use vl3_runtime::Documents;
 
-use crate::documents::Documents;
 use crate::service::identity;
 use crate::tickets::{Ticket, Tickets};
 
@@ -32,12 +31,7 @@ impl Resolvers {
     pub(crate) fn new(documents: Documents, domain: DomainName) -> Self {
         let tickets = Tickets::new({
             let (documents, domain) = (documents.clone(), domain.clone());
-            move |id| {
-                let document = documents.current();
-                document
-                    .member(&domain, clock::wall())
-                    .is_some_and(|member| member.grants(Role::Dns, id))
-            }
+            move |id| documents.grants(&domain, Role::Dns, id)
         });
         Self {
             view: Arc::default(),

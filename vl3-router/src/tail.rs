@@ -4,13 +4,16 @@ use core::time::Duration;
 use std::path::PathBuf;
 
 use nsm_chain::{BoxFuture, Call, Connections, Element, Error, Next};
+use vl3_core::document::Role;
+use vl3_core::ids::{DomainName, SpiffeId};
 use vl3_core::router::{ConnectionId, Refusal};
 use vl3_proto::connection::Connection;
 use vl3_proto::networkservice::NetworkServiceRequest;
+use vl3_runtime::Documents;
 
 use crate::actor::{Command, Handle};
 use crate::wire::request::Expected;
-use crate::wire::{answer, request};
+use crate::wire::{answer, claim, request};
 
 /// Stock's clients give a try 15 s; what takes longer is answered while they still listen.
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
@@ -20,6 +23,8 @@ pub(crate) struct Tail {
     pub(crate) expected: Expected,
     pub(crate) handle: Handle,
     pub(crate) fd_socket: PathBuf,
+    pub(crate) documents: Documents,
+    pub(crate) domain: DomainName,
 }
 
 impl Element<Connections> for Tail {
@@ -44,8 +49,21 @@ impl Element<Connections> for Tail {
                 ));
             };
             let life = expires.remaining(call.now.wall);
-            let (wanted, chosen) =
-                request::to_core(&self.expected, &message, peer, life, rand::random())?;
+            let intermediary =
+                |id: &SpiffeId| self.documents.grants(&self.domain, Role::Intermediary, id);
+            let path = message
+                .connection
+                .as_ref()
+                .and_then(|connection| connection.path.as_ref());
+            let claimed = claim::behind(path, &peer.id, intermediary)?;
+            let (wanted, chosen) = request::to_core(
+                &self.expected,
+                &message,
+                peer,
+                claimed,
+                life,
+                rand::random(),
+            )?;
             let asked = self.handle.call(|reply| Command::Request {
                 request: Box::new(wanted),
                 reply,

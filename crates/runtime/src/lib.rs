@@ -1,10 +1,11 @@
 //! Shell kit of the roles: typed configuration, telemetry, supervised tasks, readiness,
-//! admin endpoint, gRPC serve and dial, clock and retry.
+//! admin endpoint, gRPC serve and dial, the network document in force, clock and retry.
 
 mod admin;
 pub mod clock;
 pub mod config;
 mod context;
+mod documents;
 pub mod grpc;
 mod readiness;
 mod retry;
@@ -15,6 +16,7 @@ pub mod telemetry;
 
 pub use config::{Common, Configure, Section};
 pub use context::{Metrics, RoleContext};
+pub use documents::Documents;
 pub use readiness::{Readiness, ReadyItem};
 pub use retry::Retry;
 pub use rundir::{claim_socket, make_dir};

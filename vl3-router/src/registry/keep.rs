@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
+use vl3_core::document::Offer;
 use vl3_core::registry::Marks;
 use vl3_core::router::{Discovered, Input, Registration, RouterId, WatchEvent};
-use vl3_proto::document::{decode_chain, write_armoured};
+use vl3_proto::document::decode_chain;
 use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
 use vl3_proto::registry::network_service_registry_client::NetworkServiceRegistryClient;
 use vl3_proto::registry::{
@@ -18,6 +19,7 @@ use vl3_proto::vl3::network::v1::network_client::NetworkClient;
 use vl3_runtime::{Retry, clock};
 
 use super::{Registry, limited};
+use crate::documents::encode;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -160,7 +162,14 @@ impl Registry {
             .into_inner();
         retry.reset();
         self.handle.tell(Input::Watch(WatchEvent::Opened)).await;
-        while let Some(response) = found.message().await? {
+        let disowned = self.disowned(&connection);
+        tokio::pin!(disowned);
+        loop {
+            let response = tokio::select! {
+                response = found.message() => response?,
+                peer = &mut disowned => anyhow::bail!("{peer} is no registry of this domain any more"),
+            };
+            let Some(response) = response else { break };
             let Some(endpoint) = response.network_service_endpoint else {
                 continue;
             };
@@ -210,12 +219,20 @@ impl Registry {
             .watch(request)
             .await?
             .into_inner();
-        while let Some(message) = versions.message().await? {
+        let disowned = self.disowned(&connection);
+        tokio::pin!(disowned);
+        loop {
+            let message = tokio::select! {
+                message = versions.message() => message?,
+                peer = &mut disowned => anyhow::bail!("{peer} is no registry of this domain any more"),
+            };
+            let Some(message) = message else { break };
             retry.reset();
             let chain = decode_chain(&message)?;
-            if self.documents.offer(&chain) {
-                let document = Box::new(self.documents.current().as_ref().clone());
-                let bytes = write_armoured(&self.documents.chain()).into_bytes();
+            // In force when the machine has stored it.
+            if let Offer::Newer(newer) = self.documents.offer(&chain) {
+                let document = Box::new(newer.document().as_ref().clone());
+                let bytes = encode(&newer);
                 self.handle.tell(Input::Document { document, bytes }).await;
             }
         }

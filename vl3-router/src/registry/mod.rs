@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Mutex, watch};
 use tonic::{Code, Request, Status};
 use vl3_core::allocator::Lease;
 use vl3_core::document::Role;
@@ -22,11 +22,10 @@ use vl3_proto::vl3::ipam::v1 as ipam;
 use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
 use vl3_proto::vl3::registry::v1 as names;
 use vl3_proto::vl3::registry::v1::names_client::NamesClient;
-use vl3_runtime::grpc::{Connection, DialError, DialUrl, Dialer, Expect};
-use vl3_runtime::{Tasks, clock};
+use vl3_runtime::grpc::{Connection, DialError, DialUrl, Dialer};
+use vl3_runtime::{Documents, Tasks};
 
 use crate::actor::Handle;
-use crate::documents::Documents;
 
 const VERSION: u32 = 1;
 const CALL_WITHIN: Duration = Duration::from_secs(5);
@@ -41,8 +40,8 @@ pub(crate) struct Registry {
     router: RouterName,
     instance: InstanceId,
     handle: Handle,
-    /// Made once; the transport reconnects by itself.
-    connection: Arc<OnceCell<Connection>>,
+    /// The transport reconnects by itself, to whom the newest document allows.
+    connection: Arc<Mutex<Option<Connection>>>,
     registration: Arc<watch::Sender<Option<Registration>>>,
 }
 
@@ -75,20 +74,37 @@ impl Registry {
         }
     }
 
-    async fn connection(&self) -> Result<&Connection, DialError> {
-        self.connection
-            .get_or_try_init(|| async {
-                let document = self.documents.current();
-                let expect = match document.member(&self.domain, clock::wall()) {
-                    Some(member) => Expect::patterns(
-                        member.trust_domain.clone(),
-                        member.roles.patterns(Role::Registry).to_vec(),
-                    ),
-                    None => Expect::new(format!("domain {} is no member", self.domain), |_| false),
-                };
-                self.dialer.dial(&self.url, expect).await
-            })
-            .await
+    async fn connection(&self) -> Result<Connection, DialError> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = held
+            .as_ref()
+            .filter(|held| self.is_registry(&held.peer().id))
+        {
+            return Ok(connection.clone());
+        }
+        *held = None;
+        let expect = self.documents.expect_of(&self.domain, Role::Registry);
+        let connection = self.dialer.dial(&self.url, expect).await?;
+        Ok(held.insert(connection).clone())
+    }
+
+    fn is_registry(&self, id: &SpiffeId) -> bool {
+        self.documents.grants(&self.domain, Role::Registry, id)
+    }
+
+    /// Waits until the document no longer calls the other end the domain's registry.
+    async fn disowned(&self, connection: &Connection) -> SpiffeId {
+        let mut versions = self.documents.subscribe();
+        loop {
+            let peer = connection.peer().id.clone();
+            if !self.is_registry(&peer) {
+                return peer;
+            }
+            if versions.changed().await.is_err() {
+                // Unreachable while this router holds its documents.
+                core::future::pending::<()>().await;
+            }
+        }
     }
 
     pub(crate) fn acquire(

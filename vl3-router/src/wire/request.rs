@@ -30,6 +30,7 @@ pub(crate) fn to_core(
     expected: &Expected,
     message: &NetworkServiceRequest,
     peer: &Peer,
+    claimed: Option<SpiffeId>,
     expires_in: Duration,
     secret: [u8; 16],
 ) -> Result<(Request, Mechanism), Error> {
@@ -74,13 +75,14 @@ pub(crate) fn to_core(
     };
     let wire_hello =
         Hello::from_extra_context(&context.extra_context)?.filter(|hello| !echo(hello));
-    let name = workload_name(connection, wire_hello.as_ref(), &peer.id)?;
+    let workload = claimed.as_ref().unwrap_or(&peer.id);
+    let name = workload_name(connection, wire_hello.as_ref(), workload)?;
     let (mechanism, wish, mechanism_mtu) = choose(message, connection, peer, secret)?;
     let request = Request {
         connection: ConnectionId::new(&connection.id)
             .map_err(|error| FieldError::new("connection.id", error.value, error.allowed))?,
         peer: peer.id.clone(),
-        claimed: None,
+        claimed,
         hello: wire_hello.map(hello::to_core).transpose()?,
         name,
         mechanism: wish,
@@ -300,6 +302,7 @@ mod tests {
             &expected(),
             message,
             &peer(local),
+            None,
             Duration::from_secs(60),
             [1; 16],
         )

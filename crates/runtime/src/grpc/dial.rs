@@ -123,6 +123,11 @@ impl Expect {
         })
     }
 
+    /// Whether that peer would be accepted now.
+    pub fn admits(&self, peer: &Verified) -> bool {
+        (self.check)(peer)
+    }
+
     /// Further asks that the peer counts within a network.
     #[must_use]
     pub fn trusted_in(self, network: NetworkUid) -> Self {
