@@ -282,6 +282,7 @@ mod tests {
             handle,
             own: watch::channel(Some(own)).1,
             tickets: tickets.clone(),
+            refused: Counter::default(),
         };
         Rig {
             tickets,
