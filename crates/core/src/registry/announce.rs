@@ -9,25 +9,35 @@ use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
 use crate::time::{Now, Wall};
 
+/// What was there before a record removed it.
+#[derive(Debug)]
+pub(super) enum LastKnown {
+    Service(Service),
+    /// With its network.
+    Endpoint(Endpoint, Option<NetworkUid>),
+}
+
 impl RegistryMachine {
-    /// The object that a record is about to remove.
-    pub(super) fn last_known(&self, record: &Record) -> Option<(Endpoint, Option<NetworkUid>)> {
+    /// The object that a record is about to remove: a deletion carries it.
+    pub(super) fn last_known(&self, record: &Record) -> Option<LastKnown> {
         match record {
+            Record::ServiceRemoved { name } => {
+                let (service, _) = self.objects.service(name)?;
+                Some(LastKnown::Service(service.clone()))
+            }
             Record::EndpointRemoved { name } => {
                 let own = self.objects.own(name)?;
-                Some((
-                    own.endpoint.clone(),
-                    Marks::of(&own.endpoint).map(|marks| marks.uid),
-                ))
+                let uid = Marks::of(&own.endpoint).map(|marks| marks.uid);
+                Some(LastKnown::Endpoint(own.endpoint.clone(), uid))
             }
             Record::RemoteRemoved { domain, name } => {
                 let remote = self.objects.remote(domain, name)?;
-                Some((remote.endpoint.clone(), Some(remote.uid)))
+                let uid = Some(remote.uid);
+                Some(LastKnown::Endpoint(remote.endpoint.clone(), uid))
             }
             Record::Document { .. }
             | Record::Lease { .. }
             | Record::Service { .. }
-            | Record::ServiceRemoved { .. }
             | Record::Endpoint { .. }
             | Record::Remote { .. }
             | Record::Name { .. }
@@ -39,7 +49,7 @@ impl RegistryMachine {
     pub(super) fn announce(
         &mut self,
         record: &Record,
-        before: Option<(Endpoint, Option<NetworkUid>)>,
+        before: Option<LastKnown>,
         now: Now,
         out: &mut Outbox<Effect>,
     ) {
@@ -57,12 +67,10 @@ impl RegistryMachine {
             }
             Record::Lease { .. } | Record::Name { .. } | Record::NameReleased { .. } => {}
             Record::Service { service, .. } => self.tell_service(service, false, out),
-            Record::ServiceRemoved { name } => {
-                let service = Service {
-                    name: name.clone(),
-                    ..Service::default()
-                };
-                self.tell_service(&service, true, out);
+            Record::ServiceRemoved { .. } => {
+                if let Some(LastKnown::Service(service)) = before {
+                    self.tell_service(&service, true, out);
+                }
             }
             Record::Endpoint { endpoint, .. } => {
                 let expires = now.wall + self.config.endpoint_lifetime;
@@ -75,7 +83,7 @@ impl RegistryMachine {
                 }
             }
             Record::EndpointRemoved { .. } => {
-                let Some((endpoint, uid)) = before else {
+                let Some(LastKnown::Endpoint(endpoint, uid)) = before else {
                     return;
                 };
                 self.tell_endpoint(None, None, &endpoint, now.wall, true, now.wall, out);
@@ -102,7 +110,7 @@ impl RegistryMachine {
                 );
             }
             Record::RemoteRemoved { domain, .. } => {
-                let Some((endpoint, uid)) = before else {
+                let Some(LastKnown::Endpoint(endpoint, uid)) = before else {
                     return;
                 };
                 self.tell_endpoint(Some(domain), uid, &endpoint, now.wall, true, now.wall, out);

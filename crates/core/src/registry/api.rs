@@ -311,8 +311,12 @@ pub struct Config {
     /// How long a name is held after a claim. Claims are no records when they change nothing.
     pub name_lifetime: Duration,
     pub endpoints_max: usize,
-    pub endpoint_bytes_max: usize,
     pub services_max: usize,
+    /// Endpoints, and services, of one owner: nobody takes all the room. An intermediary that
+    /// the document lists registers for others and does not own what it brings.
+    pub per_owner_max: usize,
+    /// An endpoint, a service or the query of a watch.
+    pub object_bytes_max: usize,
     pub names_max: usize,
     pub watchers_max: usize,
     /// Replies that wait for the disk; beyond that calls are refused at once.
@@ -333,8 +337,9 @@ impl Config {
             endpoint_lifetime: Duration::from_secs(60),
             name_lifetime: Duration::from_secs(180),
             endpoints_max: 16_384,
-            endpoint_bytes_max: 16 * 1024,
             services_max: 4096,
+            per_owner_max: 1024,
+            object_bytes_max: 16 * 1024,
             names_max: 65_536,
             watchers_max: 16_384,
             held_max: 16_384,

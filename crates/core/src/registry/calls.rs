@@ -352,16 +352,16 @@ impl RegistryMachine {
             deleted: false,
         };
         let snapshot = match &query {
-            Query::Endpoints(query) => Ok(self
-                .find_endpoints(query, &peer, now)
-                .into_iter()
-                .map(endpoints)
-                .collect::<Vec<_>>()),
-            Query::Services(query) => Ok(self
-                .find_services(query, &peer)
-                .into_iter()
-                .map(services)
-                .collect()),
+            Query::Endpoints(query) => self
+                .check_size("network_service_endpoint", query.size())
+                .map(|()| {
+                    let found = self.find_endpoints(query, &peer, now).into_iter();
+                    found.map(endpoints).collect::<Vec<_>>()
+                }),
+            Query::Services(query) => self.check_size("network_service", query.size()).map(|()| {
+                let found = self.find_services(query, &peer).into_iter();
+                found.map(services).collect()
+            }),
             Query::Document(uid) => self.may_read_document(*uid, &peer, now.wall).map(|()| {
                 self.document(*uid)
                     .map(|chain| WatchEvent::Document(chain.clone()))

@@ -1,6 +1,6 @@
 //! Which objects a Find means (nsm-wire 4.2): an unset field of the query is any.
 
-use super::object::{Endpoint, Labels, Match, Service};
+use super::object::{Endpoint, Labels, Match, Service, labels_per_service_size, texts};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,14 @@ pub struct EndpointQuery {
 }
 
 impl EndpointQuery {
+    /// The measure of its size limit: a watch keeps its query.
+    pub fn size(&self) -> usize {
+        self.name.len()
+            + self.url.len()
+            + texts(&self.services)
+            + labels_per_service_size(&self.labels)
+    }
+
     pub fn matches(&self, endpoint: &Endpoint, expires_unix_secs: u64) -> bool {
         (self.name.is_empty() || self.name == endpoint.name)
             && self
@@ -47,6 +55,11 @@ pub struct ServiceQuery {
 }
 
 impl ServiceQuery {
+    /// The measure of its size limit: a watch keeps its query.
+    pub fn size(&self) -> usize {
+        self.name.len() + self.payload.len() + self.matches.iter().map(Match::size).sum::<usize>()
+    }
+
     pub fn matches(&self, service: &Service) -> bool {
         (self.name.is_empty() || self.name == service.name)
             && (self.payload.is_empty() || self.payload == service.payload)

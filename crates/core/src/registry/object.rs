@@ -45,28 +45,58 @@ pub struct Endpoint {
     pub path_ids: Vec<String>,
 }
 
-impl Endpoint {
-    /// Bytes of all strings, the measure of its size limit.
+/// What an element of a list or map costs beside its text.
+const ELEMENT: usize = 16;
+
+fn text(text: &str) -> usize {
+    text.len() + ELEMENT
+}
+
+pub(super) fn texts<'a>(list: impl IntoIterator<Item = &'a String>) -> usize {
+    list.into_iter().map(|element| text(element)).sum()
+}
+
+fn labels_size(labels: &Labels) -> usize {
+    let pairs = labels.iter();
+    pairs.map(|(key, value)| text(key) + text(value)).sum()
+}
+
+pub(super) fn labels_per_service_size(labels: &BTreeMap<String, Labels>) -> usize {
+    let services = labels.iter();
+    services
+        .map(|(service, labels)| text(service) + labels_size(labels))
+        .sum()
+}
+
+impl Service {
+    /// The measure of its size limit.
     pub fn size(&self) -> usize {
-        let labels = |labels: &Labels| {
-            labels
-                .iter()
-                .map(|(key, value)| key.len() + value.len())
+        text(&self.name)
+            + text(&self.payload)
+            + texts(&self.path_ids)
+            + self.matches.iter().map(Match::size).sum::<usize>()
+    }
+}
+
+impl Match {
+    pub(super) fn size(&self) -> usize {
+        let routes = self.routes.iter();
+        ELEMENT
+            + labels_size(&self.source_selector)
+            + self.metadata.as_ref().map_or(0, labels_size)
+            + routes
+                .map(|route| ELEMENT + labels_size(&route.selector))
                 .sum::<usize>()
-        };
-        self.name.len()
-            + self.url.len()
-            + self
-                .services
-                .iter()
-                .chain(&self.path_ids)
-                .map(String::len)
-                .sum::<usize>()
-            + self
-                .labels
-                .iter()
-                .map(|(service, map)| service.len() + labels(map))
-                .sum::<usize>()
+    }
+}
+
+impl Endpoint {
+    /// The measure of its size limit: empty texts count as well.
+    pub fn size(&self) -> usize {
+        text(&self.name)
+            + text(&self.url)
+            + texts(self.services.iter().chain(&self.path_ids))
+            + labels_per_service_size(&self.labels)
     }
 }
 

@@ -138,6 +138,16 @@ impl Objects {
         self.services.len()
     }
 
+    pub(super) fn services_of(&self, owner: &SpiffeId) -> usize {
+        let owners = self.services.values().map(|(_, owner)| owner);
+        owners.filter(|other| *other == owner).count()
+    }
+
+    pub(super) fn endpoints_of(&self, owner: &SpiffeId) -> usize {
+        let owners = self.own.values().map(|own| &own.owner);
+        owners.filter(|other| *other == owner).count()
+    }
+
     pub(super) fn remote(&self, domain: &DomainName, name: &str) -> Option<&Remote> {
         self.remote.get(domain)?.get(name)
     }

@@ -259,3 +259,146 @@ fn a_registry_without_memory_counts_on_from_what_routers_registered() {
         Generation(7)
     );
 }
+
+/// Others' services are shown as `name@domain`: nobody here may speak under such a name.
+#[test]
+fn what_is_registered_has_names_of_the_own_domain_only() {
+    let mut bench = Bench::new();
+    let field = |result: Result<Reply, Refusal>| match result {
+        Err(Refusal::Invalid { field, .. }) => field,
+        other => panic!("not refused: {other:?}"),
+    };
+    for wrong in ["", "red@west", "line\nbreak"] {
+        let peer = workload("a");
+        assert_eq!(
+            field(bench.call(&peer, endpoint(wrong, "icmp"))),
+            "network_service_endpoint.name"
+        );
+        assert_eq!(
+            field(bench.call(&peer, endpoint("icmp-1", wrong))),
+            "network_service_endpoint.network_service_names"
+        );
+        assert_eq!(
+            field(bench.call(&peer, service(wrong, "IP"))),
+            "network_service.name"
+        );
+        let mut labelled = endpoint("icmp-1", "icmp");
+        if let Command::RegisterEndpoint { endpoint, .. } = &mut labelled {
+            endpoint.labels.insert(wrong.to_owned(), Labels::new());
+        }
+        assert_eq!(
+            field(bench.call(&peer, labelled)),
+            "network_service_endpoint.network_service_labels"
+        );
+    }
+}
+
+#[test]
+fn objects_and_queries_are_bounded_in_all_their_parts() {
+    let mut bench = Bench::new();
+    let field = |result: Result<Reply, Refusal>| match result {
+        Err(Refusal::Invalid { field, value, .. }) => {
+            assert!(value.ends_with(" bytes"), "{value}");
+            field
+        }
+        other => panic!("not refused: {other:?}"),
+    };
+    let pairs = |count: u32| (0..count).map(|at| (at.to_string(), String::new()));
+    // Many small things are as large as few big ones.
+    let mut many = endpoint("icmp-1", "icmp");
+    if let Command::RegisterEndpoint { endpoint, .. } = &mut many {
+        endpoint.labels.insert("icmp".into(), pairs(1000).collect());
+    }
+    assert_eq!(
+        field(bench.call(&workload("a"), many)),
+        "network_service_endpoint"
+    );
+    let route = Destination::default();
+    let rule = Match {
+        routes: vec![route; 2000],
+        ..Match::default()
+    };
+    let big = Service {
+        name: "icmp".to_owned(),
+        matches: vec![rule],
+        ..Service::default()
+    };
+    let register = Command::RegisterService {
+        service: big.clone(),
+    };
+    assert_eq!(
+        field(bench.call(&workload("a"), register)),
+        "network_service"
+    );
+    // A watch keeps its query.
+    let queries = [
+        Query::Services(ServiceQuery {
+            matches: big.matches,
+            ..ServiceQuery::default()
+        }),
+        Query::Endpoints(EndpointQuery {
+            services: vec![String::new(); 2000],
+            ..EndpointQuery::default()
+        }),
+    ];
+    for (number, query) in (1..).zip(queries) {
+        bench.handle(Input::Watch {
+            watcher: WatcherId(number),
+            peer: workload("a"),
+            query,
+        });
+    }
+    let ended = |effect: &&Effect| matches!(effect, Effect::EndWatch { .. });
+    assert_eq!(bench.effects.iter().filter(ended).count(), 2);
+    assert_eq!(bench.machine.counts().watchers, 0);
+}
+
+#[test]
+fn one_owner_does_not_take_all_the_room() {
+    let small = Config {
+        per_owner_max: 2,
+        ..config()
+    };
+    let mut bench = Bench::boot(small, chain(&["east", "west"]), Vec::new());
+    let mallory = workload("mallory");
+    for name in ["a", "b"] {
+        bench.call(&mallory, endpoint(name, "icmp")).unwrap();
+        bench.call(&mallory, service(name, "IP")).unwrap();
+    }
+    for command in [endpoint("c", "icmp"), service("c", "IP")] {
+        assert!(matches!(
+            bench.call(&mallory, command),
+            Err(Refusal::Limit { limit: 2, .. })
+        ));
+    }
+    // What is there may be refreshed, and others have room.
+    bench.call(&mallory, endpoint("a", "icmp")).unwrap();
+    bench.call(&workload("b"), endpoint("c", "icmp")).unwrap();
+    bench.call(&router(), bench.register(1)).unwrap();
+}
+
+/// NSM: `deleted` carries the last known object, which is what a watcher's query matches.
+#[test]
+fn a_removed_service_is_told_as_it_was() {
+    let mut bench = Bench::new();
+    let query = ServiceQuery {
+        payload: "ETHERNET".to_owned(),
+        ..ServiceQuery::default()
+    };
+    bench.handle(Input::Watch {
+        watcher: WatcherId(1),
+        peer: workload("b"),
+        query: Query::Services(query),
+    });
+    bench
+        .call(&workload("a"), service("icmp", "ETHERNET"))
+        .unwrap();
+    let unregister = Command::UnregisterService {
+        name: "icmp".to_owned(),
+    };
+    bench.call(&workload("a"), unregister).unwrap();
+    assert_eq!(
+        bench.delivered(1),
+        [("icmp".to_owned(), false), ("icmp".to_owned(), true)]
+    );
+}

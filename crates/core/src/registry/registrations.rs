@@ -24,7 +24,8 @@ impl RegistryMachine {
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
         self.must_be_own("network_service", peer)?;
-        check_object_name(Takes::Service, &service.name)?;
+        check_object_name(Takes::Service.field(), &service.name)?;
+        self.check_size("network_service", service.size())?;
         let owner = self.owner(peer, now.wall);
         self.may_take(Takes::Service, &service.name, &owner, now.wall)?;
         if service.payload.is_empty() {
@@ -38,13 +39,14 @@ impl RegistryMachine {
             Some((_, first)) => {
                 self.must_be_free(Takes::Service, &service.name, first, &owner, now.wall)?;
             }
-            None if self.objects.service_count() >= self.config.services_max => {
-                return Err(Refusal::Limit {
-                    what: "network services",
-                    limit: self.config.services_max,
-                });
-            }
-            None => {}
+            None => self.check_room(
+                ["network services", "network services of one owner"],
+                self.config.services_max,
+                [
+                    self.objects.service_count(),
+                    self.objects.services_of(&owner),
+                ],
+            )?,
         }
         self.commit(
             vec![Record::Service {
@@ -80,14 +82,14 @@ impl RegistryMachine {
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
         self.must_be_own("network_service_endpoint", peer)?;
-        check_object_name(Takes::Endpoint, &endpoint.name)?;
-        if endpoint.size() > self.config.endpoint_bytes_max {
-            return Err(Refusal::Invalid {
-                field: "network_service_endpoint",
-                value: format!("{} bytes", endpoint.size()),
-                allowed: format!("at most {} bytes are", self.config.endpoint_bytes_max),
-            });
+        check_object_name(Takes::Endpoint.field(), &endpoint.name)?;
+        for service in &endpoint.services {
+            check_object_name(Takes::Offer.field(), service)?;
         }
+        for service in endpoint.labels.keys() {
+            check_object_name("network_service_endpoint.network_service_labels", service)?;
+        }
+        self.check_size("network_service_endpoint", endpoint.size())?;
         let owner = self.owner(peer, now.wall);
         self.may_offer(&endpoint, &owner, now.wall)?;
         self.must_not_be_fenced(&endpoint)?;
@@ -97,13 +99,11 @@ impl RegistryMachine {
                 let (name, first) = (&endpoint.name, &known.owner);
                 self.must_be_free(Takes::Endpoint, name, first, &owner, now.wall)?;
             }
-            None if self.objects.own_count() >= self.config.endpoints_max => {
-                return Err(Refusal::Limit {
-                    what: "endpoints",
-                    limit: self.config.endpoints_max,
-                });
-            }
-            None => {}
+            None => self.check_room(
+                ["endpoints", "endpoints of one owner"],
+                self.config.endpoints_max,
+                [self.objects.own_count(), self.objects.endpoints_of(&owner)],
+            )?,
         }
         // Kept for the name until it is unregistered or another one's.
         let known = known.filter(|known| known.owner == owner);
@@ -174,6 +174,34 @@ impl RegistryMachine {
         Ok(Reply::Done)
     }
 
+    /// Room for one more: of all, of this owner.
+    fn check_room(
+        &self,
+        what: [&'static str; 2],
+        limit: usize,
+        held: [usize; 2],
+    ) -> Result<(), Refusal> {
+        let limits = [limit, self.config.per_owner_max];
+        let full = what.into_iter().zip(limits).zip(held);
+        full.map(|((what, limit), held)| (what, limit, held))
+            .find(|(_, limit, held)| held >= limit)
+            .map_or(Ok(()), |(what, limit, _)| {
+                Err(Refusal::Limit { what, limit })
+            })
+    }
+
+    pub(super) fn check_size(&self, field: &'static str, size: usize) -> Result<(), Refusal> {
+        let limit = self.config.object_bytes_max;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Refusal::Invalid {
+            field,
+            value: format!("{size} bytes"),
+            allowed: format!("at most {limit} bytes are"),
+        })
+    }
+
     /// A registered name is its owner's, unless that one may not have it (any more): the
     /// name became a router's or a network's since.
     fn must_be_free(
@@ -203,7 +231,7 @@ fn must_own(takes: Takes, name: &str, first: &SpiffeId, owner: &SpiffeId) -> Res
 }
 
 /// Names with `@` are those of other domains.
-fn check_object_name(takes: Takes, name: &str) -> Result<(), Refusal> {
+fn check_object_name(field: &'static str, name: &str) -> Result<(), Refusal> {
     let ok = (1..=253).contains(&name.len())
         && !name.contains('@')
         && !name.chars().any(char::is_control);
@@ -212,7 +240,7 @@ fn check_object_name(takes: Takes, name: &str) -> Result<(), Refusal> {
     }
     let allowed = "1 to 253 bytes without '@' and control characters are".to_owned();
     Err(Refusal::Invalid {
-        field: takes.field(),
+        field,
         value: name.chars().take(64).collect(),
         allowed,
     })
