@@ -57,9 +57,10 @@ impl Registration {
         let identity = identity(extensions)?;
         let own = tokens.own_id();
         let token = caller_token(metadata);
-        if let Some(token) = &token {
-            check_token(tokens, token, identity, &own)?;
-        }
+        let expires = match &token {
+            Some(token) => Some(check_token(tokens, token, identity, &own)?),
+            None => None,
+        };
         let header = registry_path(metadata);
         let sent_path = header.is_some();
         let path = header
@@ -102,7 +103,7 @@ impl Registration {
         };
         Ok(Self {
             peer,
-            expires: token.map(|token| token.expires),
+            expires,
             path,
             sent_path,
             own,
@@ -134,12 +135,14 @@ fn bad_path(what: &str) -> Status {
     Status::invalid_argument(format!("{PATH}: {what}"))
 }
 
+/// When the right that the token gives ends: the header beside it is not signed, so the
+/// earlier of both counts.
 fn check_token(
     tokens: &dyn Tokens,
     token: &CallerToken,
     identity: &PeerIdentity,
     own: &SpiffeId,
-) -> Result<(), Status> {
+) -> Result<Wall, Status> {
     let denied = |what: String| Err(Status::permission_denied(format!("{TOKEN}: {what}")));
     let Some(claims) = tokens.claims(&token.token) else {
         return Err(Status::invalid_argument(format!("{TOKEN}: is no token")));
@@ -162,5 +165,5 @@ fn check_token(
     if !tokens.signed_by(&token.token, &identity.certificate_der) {
         return denied("it is not signed by the TLS peer's key".to_owned());
     }
-    Ok(())
+    Ok(claims.expires.min(token.expires))
 }

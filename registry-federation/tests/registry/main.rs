@@ -1,6 +1,7 @@
 //! Registries on loopback, over real gRPC with mutual TLS.
 
 mod federation;
+mod hostile;
 mod leases;
 mod objects;
 mod world;

@@ -26,7 +26,7 @@ use vl3_proto::vl3::network::v1::PublishReply;
 use vl3_proto::vl3::network::v1::network_client::NetworkClient;
 use vl3_runtime::config::Common;
 use vl3_runtime::grpc::{Connection, DialError, Dialer, Expect, Listen};
-use vl3_runtime::{CancellationToken, RoleContext, clock};
+use vl3_runtime::{CancellationToken, Metrics, RoleContext, clock};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -41,6 +41,7 @@ pub(crate) struct World {
 /// A registry that serves.
 pub(crate) struct Registry {
     pub(crate) listen: Listen,
+    pub(crate) metrics: Metrics,
     shutdown: CancellationToken,
     running: Running,
 }
@@ -167,18 +168,22 @@ impl World {
             restored: false,
         };
         edit(&mut config);
-        let shutdown = ctx.shutdown.clone();
+        let (shutdown, metrics) = (ctx.shutdown.clone(), ctx.metrics.clone());
         let running = start(config, ctx, store).await.expect("test set-up");
         let listen = running.addresses[0].clone();
         Registry {
             listen,
+            metrics,
             shutdown,
             running,
         }
     }
 
     pub(crate) fn dialer(&self, domain: &str, path: &str) -> Dialer {
-        let source = self.source(domain, path);
+        self.dialer_of(self.source(domain, path))
+    }
+
+    pub(crate) fn dialer_of(&self, source: Source) -> Dialer {
         let trust = vl3_identity::Trust::new(&source);
         trust
             .set_document(self.chain.document(), clock::wall())
