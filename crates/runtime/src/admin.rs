@@ -78,13 +78,8 @@ fn routes(_: &RoleContext) -> Router<RoleContext> {
         .route("/status", get(status))
 }
 
-fn spawn<L>(
-    ctx: &RoleContext,
-    name: &'static str,
-    listener: L,
-    router: Router,
-    refused: Counter,
-) where
+fn spawn<L>(ctx: &RoleContext, name: &'static str, listener: L, router: Router, refused: Counter)
+where
     L: Listener + Sync,
     L::Addr: std::fmt::Debug + Sync,
 {
@@ -171,14 +166,7 @@ async fn command(
     UrlPath(name): UrlPath<String>,
     body: axum::body::Bytes,
 ) -> Response {
-    let hook = ctx
-        .hooks
-        .commands
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(name.as_str())
-        .cloned();
-    let Some(hook) = hook else {
+    let Some(hook) = ctx.command_hook(&name) else {
         let error = format!("{} has no command {name}", ctx.common.role);
         return answer(StatusCode::NOT_FOUND, &json!({ "error": error }));
     };

@@ -128,6 +128,21 @@ impl RoleContext {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name, hook);
     }
+
+    /// Runs a command as `POST /command/NAME` does; unset where the role has none of that name.
+    pub async fn command(&self, name: &str, arguments: Value) -> Option<Result<Value, String>> {
+        let hook = self.command_hook(name)?;
+        Some(hook(arguments).await)
+    }
+
+    pub(crate) fn command_hook(&self, name: &str) -> Option<CommandHook> {
+        self.hooks
+            .commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
+    }
 }
 
 /// The process's metrics registry. Labels only from enums and configured names.
