@@ -28,6 +28,8 @@ use crate::store::Store;
 
 /// Inputs that wait; senders wait for room, callbacks of the data plane drop and count.
 const INPUTS_MAX: usize = 4096;
+/// Inputs that share one derived table; more make a batch of their own.
+const BATCH_MAX: usize = 64;
 /// What is given back when the router leaves has this long to arrive.
 const LEAVE_WITHIN: core::time::Duration = core::time::Duration::from_secs(3);
 
@@ -191,8 +193,10 @@ impl Actor {
     ) -> anyhow::Result<()> {
         let mut out = Outbox::default();
         loop {
-            while let Some(input) = self.ready.pop_front() {
-                self.machine.handle(input, clock::now(), &mut out);
+            while !self.ready.is_empty() {
+                let batch = self.ready.len().min(BATCH_MAX);
+                self.machine
+                    .handle_all(self.ready.drain(..batch), clock::now(), &mut out);
                 self.effects(&mut out).await;
             }
             if self.left {
@@ -204,7 +208,15 @@ impl Actor {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 command = commands.recv() => match command {
-                    Some(command) => self.command(command),
+                    Some(command) => {
+                        self.command(command);
+                        // What waits already is handled with it.
+                        while self.ready.len() < BATCH_MAX
+                            && let Ok(command) = commands.try_recv()
+                        {
+                            self.command(command);
+                        }
+                    }
                     None => return Ok(()),
                 },
                 () = clock::sleep_until(deadline) => {

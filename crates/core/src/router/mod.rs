@@ -71,6 +71,10 @@ pub struct RouterMachine {
     basis: (u64, Vec<(PortId, bool)>),
     /// Live members when the document was last looked at: membership ends by time as well.
     members: usize,
+    /// More inputs of the same batch follow.
+    holding: bool,
+    /// What the batch brought so far.
+    unsettled: (Vec<Record>, Vec<Effect>),
 }
 
 impl RouterMachine {
@@ -100,6 +104,8 @@ impl RouterMachine {
             own: None,
             basis: (0, Vec::new()),
             members: 0,
+            holding: false,
+            unsettled: (Vec::new(), Vec::new()),
         }
     }
 
@@ -154,6 +160,25 @@ impl RouterMachine {
         self.fenced
     }
 
+    /// As [`Machine::handle`] one after the other, but what follows from all of them (table,
+    /// announcements, view) is derived once at the end: it costs as much as there are workloads.
+    pub fn handle_all(
+        &mut self,
+        inputs: impl IntoIterator<Item = Input>,
+        now: Now,
+        out: &mut Outbox<Effect>,
+    ) {
+        self.holding = true;
+        for input in inputs {
+            self.handle(input, now, out);
+        }
+        self.holding = false;
+        let (records, effects) = &self.unsettled;
+        if !(records.is_empty() && effects.is_empty() && self.basis() == self.basis) {
+            self.step(now, out, |_, _| {});
+        }
+    }
+
     /// Runs one step of the parts over the shared state, then everything that follows from it.
     fn step(
         &mut self,
@@ -161,7 +186,7 @@ impl RouterMachine {
         out: &mut Outbox<Effect>,
         act: impl FnOnce(&mut Parts<'_>, &mut Context<'_>),
     ) {
-        let (mut records, mut effects) = (Vec::new(), Vec::new());
+        let (mut records, mut effects) = core::mem::take(&mut self.unsettled);
         let mut ctx = Context {
             config: &self.config,
             document: &self.document,
@@ -193,20 +218,27 @@ impl RouterMachine {
         if self.started && !self.left {
             self.links.dial_due(&mut ctx);
         }
-        // What is derived rests on records, on what is live and on which links carry traffic;
-        // most samples change none of them.
-        let up: Vec<_> = self
-            .links
-            .iter()
-            .map(|(_, link)| (link.port, link.data_up()))
-            .collect();
-        let basis = (self.attach.changes, up);
+        // A removal settles at once: what comes after it in the batch may use its key again.
+        let removes = |effect: &Effect| matches!(effect, Effect::RemovePort { .. });
+        if self.holding && !effects.iter().any(removes) {
+            self.unsettled = (records, effects);
+            return;
+        }
+        let basis = self.basis();
         if self.started && !(records.is_empty() && effects.is_empty() && basis == self.basis) {
             self.basis = basis;
             self.follow(now, &mut records, &mut effects);
         }
         self.journal.push(records, effects, out);
         self.journal.flush(now.mono, &mut self.tickets, out);
+    }
+
+    /// What is derived rests on records, on what is live and on which links carry traffic; most
+    /// samples change none of them.
+    fn basis(&self) -> (u64, Vec<(PortId, bool)>) {
+        let up = self.links.iter();
+        let up = up.map(|(_, link)| (link.port, link.data_up()));
+        (self.attach.changes, up.collect())
     }
 
     /// Derives table, announcements, registration and resolver view from what is true by now,

@@ -408,3 +408,42 @@ fn one_identity_leaves_room_for_others_however_many_names_it_takes() {
     close(&mut world, "l5", workload("mallory")).unwrap();
     attach(&mut world, as_mallory("x", "x", None)).unwrap();
 }
+
+#[test]
+fn a_batch_of_requests_derives_one_table_and_the_same_state() {
+    let requests = || {
+        (0..100_u8).map(|n| Input::Request {
+            call: CallId(u64::from(n) + 1_000),
+            request: Box::new(request(&format!("c{n}"), &format!("w{n}"), Some(n + 100))),
+        })
+    };
+    let serve = |batch: usize| {
+        let mut world = World::new(&["east"]);
+        let (now, node) = (world.now, world.nodes.get_mut("east").unwrap());
+        let (mut tables, mut answers, mut out) = (0, 0, Outbox::default());
+        let mut inputs: Vec<_> = requests().collect();
+        while !inputs.is_empty() {
+            let some = inputs.len().min(batch);
+            node.machine.handle_all(inputs.drain(..some), now, &mut out);
+            for effect in out.take() {
+                let result = Ok(());
+                match effect {
+                    Effect::Append { ticket, .. } => {
+                        inputs.push(Input::Appended { ticket, result })
+                    }
+                    Effect::SetPeer { ticket, .. } => {
+                        inputs.push(Input::Installed { ticket, result });
+                    }
+                    Effect::SetRoutes { .. } => tables += 1,
+                    Effect::Answer { result, .. } => answers += usize::from(result.is_ok()),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(answers, 100);
+        (tables, node.machine.state().clone())
+    };
+    let ((batched, state), (single, wanted)) = (serve(1_000), serve(1));
+    assert_eq!((batched, single), (1, 100));
+    assert_eq!(state, wanted);
+}
