@@ -8,6 +8,7 @@ use vl3_core::document::Document;
 use vl3_core::forward::routable;
 use vl3_core::heal;
 use vl3_core::ids::{PublicKey, RouterName};
+use vl3_core::router::VERSION;
 use vl3_core::time::Wall;
 use vl3_proto::connection::Connection;
 use vl3_proto::connectioncontext::IpContext;
@@ -160,6 +161,14 @@ fn hello(connection: &Connection, question: &Question<'_>) -> Result<Option<Hell
     let Some(hello) = Hello::from_extra_context(&context.extra_context)? else {
         return Ok(None);
     };
+    if !(hello.version_min..=hello.version_max).contains(&VERSION) {
+        let range = format!("{}..{}", hello.version_min, hello.version_max);
+        return Err(FieldError::new(
+            "hello.version",
+            range,
+            "a range that holds 1",
+        ));
+    }
     if hello.uid != question.document.uid {
         return Err(FieldError::new(
             "hello.uid",

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use vl3_core::document::Role;
 use vl3_core::heal::State;
 use vl3_core::ids::{Generation, InstanceId, WorkloadName};
+use vl3_core::router::VERSION;
 use vl3_net::Netlink;
 use vl3_proto::{Hello, HelloRole};
 use vl3_runtime::{RoleContext, Tasks, clock};
@@ -159,6 +160,8 @@ impl Shared<'_> {
             network: document.name.clone(),
             labels: attach.labels.clone(),
             hello: Hello {
+                version_min: VERSION,
+                version_max: VERSION,
                 uid: document.uid,
                 domain: member.domain.clone(),
                 name: workload.to_string(),

@@ -139,6 +139,8 @@ mod tests {
             workload: WorkloadName::new("web").unwrap(),
             labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]),
             hello: Hello {
+                version_min: 1,
+                version_max: 1,
                 uid: NetworkUid([1; 16]),
                 domain: DomainName::new("east").unwrap(),
                 name: "web".to_owned(),

@@ -14,8 +14,6 @@ use crate::vl3::router::v1 as wire;
 /// The one key of ours in `extra_context`.
 pub const HELLO_KEY: &str = "vl3";
 
-/// The protocol version that this code speaks.
-const VERSION: u32 = 1;
 /// Enough for every field at its limit.
 const ENCODED_MAX: usize = 2048;
 const NAME: &str = "1 to 253 characters without spaces";
@@ -30,6 +28,10 @@ pub enum HelloRole {
 /// Who speaks, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// The protocol versions that the speaker speaks. Whether one of them is spoken here is
+    /// for the reader to say.
+    pub version_min: u32,
+    pub version_max: u32,
     pub uid: NetworkUid,
     pub domain: DomainName,
     /// Router name, or the workload's name.
@@ -67,13 +69,9 @@ impl Hello {
     }
 
     fn from_message(message: &wire::Hello) -> Result<Self, FieldError> {
-        if message.version_min > VERSION || message.version_max < VERSION {
+        if message.version_min == 0 || message.version_max < message.version_min {
             let range = format!("{}..{}", message.version_min, message.version_max);
-            return Err(FieldError::new(
-                "hello.version",
-                range,
-                "a range that holds 1",
-            ));
+            return Err(FieldError::new("hello.version", range, "a range from 1 on"));
         }
         let role = match message.role() {
             wire::Role::Router => HelloRole::Router,
@@ -96,6 +94,8 @@ impl Hello {
             return Err(FieldError::new("hello.name", &message.name, NAME));
         }
         Ok(Self {
+            version_min: message.version_min,
+            version_max: message.version_max,
             uid: network_uid("hello.uid", &message.uid)?,
             domain: DomainName::new(&message.domain)
                 .map_err(|error| FieldError::new("hello.domain", error.value, error.allowed))?,
@@ -114,8 +114,8 @@ impl Hello {
             HelloRole::Leaf => wire::Role::Leaf,
         };
         let message = wire::Hello {
-            version_min: VERSION,
-            version_max: VERSION,
+            version_min: self.version_min,
+            version_max: self.version_max,
             uid: self.uid.0.to_vec(),
             domain: self.domain.to_string(),
             name: self.name.clone(),
@@ -134,6 +134,8 @@ mod tests {
 
     fn hello() -> Hello {
         Hello {
+            version_min: 1,
+            version_max: 3,
             uid: NetworkUid([1; 16]),
             domain: DomainName::new("east").unwrap(),
             name: "red-east".to_owned(),
@@ -163,6 +165,17 @@ mod tests {
             ),
         ] {
             assert_eq!(Hello::decode(&text).unwrap_err().field, field);
+        }
+        for (version_min, version_max) in [(0, 1), (3, 2)] {
+            let wrong = Hello {
+                version_min,
+                version_max,
+                ..hello()
+            };
+            assert_eq!(
+                Hello::decode(&wrong.encode()).unwrap_err().field,
+                "hello.version"
+            );
         }
         let mut wrong = hello();
         wrong.name = "two words".to_owned();

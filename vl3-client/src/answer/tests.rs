@@ -39,6 +39,8 @@ fn document() -> Document {
 
 fn hello() -> Hello {
     Hello {
+        version_min: 1,
+        version_max: 1,
         uid: NetworkUid([1; 16]),
         domain: DomainName::new("east").unwrap(),
         name: "red-east".to_owned(),
@@ -247,6 +249,14 @@ fn a_router_of_another_network_or_of_no_member_is_refused() {
                 .insert(vl3_proto::HELLO_KEY.to_owned(), hello.encode());
         })
     };
+    assert_eq!(
+        with(Hello {
+            version_min: 2,
+            version_max: 3,
+            ..hello()
+        }),
+        "hello.version"
+    );
     assert_eq!(
         with(Hello {
             uid: NetworkUid([9; 16]),

@@ -319,6 +319,8 @@ mod tests {
     #[test]
     fn a_refresh_that_carries_our_own_hello_back_keeps_its_name() {
         let hello = Hello {
+            version_min: 1,
+            version_max: 1,
             uid: vl3_core::ids::NetworkUid([1; 16]),
             domain: "east".parse().unwrap(),
             name: expected().router.to_string(),

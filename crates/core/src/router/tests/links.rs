@@ -166,6 +166,16 @@ fn a_router_of_another_domain_cannot_speak_for_this_one() {
         matches!(refused, Err(Refusal::Denied { .. })),
         "{refused:?}"
     );
+    let newer = Hello {
+        version_min: 2,
+        version_max: 3,
+        ..hello.clone()
+    };
+    let refused = link_request(&mut world, "west", newer, PublicKey([77; 32]));
+    assert!(
+        matches!(&refused, Err(Refusal::Precondition { reason }) if reason.contains("2 to 3")),
+        "{refused:?}"
+    );
     let other = Hello {
         uid: NetworkUid([8; 16]),
         ..hello
