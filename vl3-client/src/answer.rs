@@ -29,6 +29,21 @@ const MTU_MIN: u32 = 1280;
 /// What remains of 1500 under WireGuard over IPv6; used where the answer states none.
 const MTU_DEFAULT: u16 = 1420;
 
+/// What no overlay address of this host may come from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Excluded {
+    /// Ranges that the host uses itself: no route leads there either.
+    pub(crate) ranges: Vec<IpNet>,
+    /// Addresses that other attachments hold.
+    pub(crate) held: Vec<IpNet>,
+}
+
+impl Excluded {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &IpNet> {
+        self.ranges.iter().chain(&self.held)
+    }
+}
+
 /// What the answer is held against.
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
@@ -36,7 +51,7 @@ pub(crate) struct Question<'a> {
     pub(crate) connection_id: &'a str,
     pub(crate) mechanism: Mechanism,
     /// Addresses that other networks of this client hold, and ranges that the host uses.
-    pub(crate) excluded: &'a [IpNet],
+    pub(crate) excluded: &'a Excluded,
     /// How long our own token lives, where the path states no expiry.
     pub(crate) token_lifetime: Duration,
     pub(crate) now: Wall,
@@ -208,6 +223,15 @@ fn router_addresses(ip: &IpContext, question: &Question<'_>) -> Result<Vec<IpAdd
                 "an address inside the network's pools",
             ));
         }
+        // It becomes a route.
+        let ranges = &question.excluded.ranges;
+        if ranges.iter().any(|range| range.contains(address)) {
+            return Err(FieldError::new(
+                format!("{FIELD}[{at}]"),
+                address.to_string(),
+                "an address outside the excluded prefixes",
+            ));
+        }
     }
     Ok(all)
 }
@@ -238,11 +262,7 @@ fn own_addresses(
         if router.contains(address) {
             return refuse("an address that the router does not use itself");
         }
-        if question
-            .excluded
-            .iter()
-            .any(|range| range.contains(address))
-        {
+        if question.excluded.all().any(|range| range.contains(address)) {
             return refuse("an address outside the excluded prefixes");
         }
         let owned = match member {
@@ -283,7 +303,8 @@ fn addresses(field: &str, values: &[String]) -> Result<Vec<IpAddr>, FieldError> 
 }
 
 /// Routes inside the network's pools. A wider one (stock routers announce a /16) is cut to the
-/// pool; one beside it is refused, and so is one that covers what the host excludes.
+/// pool; one beside it is refused. Around a range that the host uses itself a route is taken in
+/// parts, so that the range stays the host's; one inside of such a range is refused.
 fn routes(
     ip: &IpContext,
     router: &[IpAddr],
@@ -317,22 +338,47 @@ fn routes(
             ));
         };
         let inside = if pool.contains(&prefix) { prefix } else { pool };
-        let claimed =
-            |range: &&IpNet| range.prefix_len() < range.max_prefix_len() && overlap(range, &inside);
-        if let Some(range) = question.excluded.iter().find(claimed) {
-            tracing::debug!(%range, route = %inside, "route covers an excluded range");
+        let parts = without(inside, &question.excluded.ranges);
+        if parts.is_empty() {
             return Err(FieldError::new(
                 field,
                 &route.prefix,
                 "a prefix outside the excluded prefixes",
             ));
         }
-        add(inside);
+        for part in parts {
+            add(part);
+        }
     }
     for address in router {
         add(IpNet::from(*address));
     }
+    if routes.len() > ROUTES_MAX {
+        return Err(FieldError::new(
+            FIELD,
+            routes.len().to_string(),
+            "at most 256 routes around the excluded prefixes",
+        ));
+    }
     Ok(routes)
+}
+
+/// What is left of a prefix, in as few prefixes as it takes. Each range costs one per bit that
+/// it is longer.
+fn without(prefix: IpNet, ranges: &[IpNet]) -> Vec<IpNet> {
+    if ranges.iter().any(|range| range.contains(&prefix)) {
+        return Vec::new();
+    }
+    if !ranges.iter().any(|range| prefix.contains(range)) {
+        return vec![prefix];
+    }
+    // Somewhere inside: some range is longer, so there are halves.
+    let halves = prefix.subnets(prefix.prefix_len() + 1);
+    halves
+        .into_iter()
+        .flatten()
+        .flat_map(|half| without(half, ranges))
+        .collect()
 }
 
 fn pools(document: &Document) -> impl Iterator<Item = IpNet> + '_ {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use nsm_chain::SvidTokens;
 use nsm_chain::client::{Followed, check_answer, follow};
 use tokio::sync::{mpsc, watch};
@@ -24,7 +23,7 @@ use vl3_proto::vl3::network::v1::network_client::NetworkClient;
 use vl3_runtime::grpc::{self, DialError, DialUrl, Dialer};
 use vl3_runtime::{Retry, clock};
 
-use crate::answer::{Accepted, Question, check};
+use crate::answer::{Accepted, Excluded, Question, check};
 use crate::attachment::Event;
 use crate::config::Mechanism;
 use crate::document::Documents;
@@ -71,7 +70,7 @@ impl Control {
         url: &str,
         via: Option<grpc::Connection>,
         request: NetworkServiceRequest,
-        excluded: Vec<IpNet>,
+        excluded: Excluded,
     ) -> Outcome {
         let attempt = self.try_request(url, via, request, &excluded);
         match tokio::time::timeout(REQUEST_LIMIT, attempt).await {
@@ -88,7 +87,7 @@ impl Control {
         url: &str,
         via: Option<grpc::Connection>,
         request: NetworkServiceRequest,
-        excluded: &[IpNet],
+        excluded: &Excluded,
     ) -> Outcome {
         let via = match via {
             Some(via) => via,
@@ -126,7 +125,7 @@ impl Control {
         request: &NetworkServiceRequest,
         answer: &Connection,
         via: &grpc::Connection,
-        excluded: &[IpNet],
+        excluded: &Excluded,
     ) -> Result<Accepted, String> {
         let now = clock::wall();
         let peer = via.peer();

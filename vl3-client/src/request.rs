@@ -11,6 +11,8 @@ use vl3_proto::connectioncontext::{ConnectionContext, IpContext};
 use vl3_proto::networkservice::NetworkServiceRequest;
 use vl3_proto::{HELLO_KEY, Hello};
 
+use crate::answer::Excluded;
+
 /// What stays the same over the life of an attachment.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
@@ -32,7 +34,7 @@ pub(crate) struct Wish<'a> {
     pub(crate) last: Option<&'a Connection>,
     /// Held from whichever router; asked for again.
     pub(crate) addresses: &'a [IpAddr],
-    pub(crate) excluded: &'a [IpNet],
+    pub(crate) excluded: &'a Excluded,
     pub(crate) preference: Mechanism,
 }
 
@@ -112,8 +114,8 @@ impl Template {
 }
 
 /// Sets the prefixes from which no address may come.
-pub(crate) fn exclude(request: &mut NetworkServiceRequest, excluded: &[IpNet]) {
-    let mut prefixes: Vec<String> = excluded.iter().map(ToString::to_string).collect();
+pub(crate) fn exclude(request: &mut NetworkServiceRequest, excluded: &Excluded) {
+    let mut prefixes: Vec<String> = excluded.all().map(ToString::to_string).collect();
     prefixes.sort();
     prefixes.dedup();
     let context = request
@@ -157,7 +159,10 @@ mod tests {
             kind,
             last,
             addresses: &["10.60.0.5".parse().unwrap()],
-            excluded: &["10.244.0.0/16".parse().unwrap()],
+            excluded: &Excluded {
+                ranges: vec!["10.244.0.0/16".parse().unwrap()],
+                held: Vec::new(),
+            },
             preference: Mechanism {
                 cls: "LOCAL".to_owned(),
                 r#type: "TUN".to_owned(),

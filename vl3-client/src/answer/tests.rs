@@ -110,6 +110,11 @@ fn good() -> Connection {
 
 fn ask(connection: &Connection, excluded: &[&str]) -> Result<Accepted, FieldError> {
     let excluded: Vec<IpNet> = excluded.iter().map(|text| text.parse().unwrap()).collect();
+    // Ranges are the host's, single addresses another attachment's.
+    let (held, ranges) = excluded
+        .into_iter()
+        .partition(|one| one.prefix_len() == one.max_prefix_len());
+    let excluded = Excluded { ranges, held };
     check(
         connection,
         &Question {
@@ -213,6 +218,43 @@ fn a_route_wider_than_the_pool_is_cut_to_it() {
     let accepted = ask(&connection, &[]).unwrap();
     assert!(accepted.routes.contains(&"10.60.0.0/16".parse().unwrap()));
     assert!(!accepted.routes.contains(&"10.48.0.0/12".parse().unwrap()));
+}
+
+#[test]
+fn what_the_host_uses_inside_the_pool_stays_the_hosts() {
+    let accepted = ask(&good(), &["10.60.128.0/18", "10.60.3.0/24"]).unwrap();
+    let routes: Vec<_> = accepted
+        .routes
+        .iter()
+        .filter(|route| route.addr().is_ipv4() && route.prefix_len() < 32)
+        .copied()
+        .collect();
+    let covered = |address: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        routes.iter().any(|route| route.contains(&address))
+    };
+    for theirs in [
+        "10.60.0.1",
+        "10.60.2.255",
+        "10.60.4.0",
+        "10.60.127.9",
+        "10.60.192.0",
+    ] {
+        assert!(covered(theirs), "{theirs}: {routes:?}");
+    }
+    for own in ["10.60.3.0", "10.60.3.255", "10.60.128.0", "10.60.191.255"] {
+        assert!(!covered(own), "{own}: {routes:?}");
+    }
+    assert!(routes.len() <= 9, "{routes:?}");
+    // Another attachment's single address costs no route.
+    let accepted = ask(&good(), &["10.60.0.9/32"]).unwrap();
+    assert!(accepted.routes.contains(&"10.60.0.0/16".parse().unwrap()));
+    // Nothing would be left of the pool, and the router itself is no address of the host's.
+    for all in ["10.60.0.0/16", "10.0.0.0/8"] {
+        assert!(ask(&good(), &[all]).is_err(), "{all}");
+    }
+    let field = ask(&good(), &["10.60.0.0/31"]).unwrap_err().field;
+    assert_eq!(field, "context.ip_context.dst_ip_addrs[0]");
 }
 
 #[test]

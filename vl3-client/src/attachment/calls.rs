@@ -7,6 +7,7 @@ use vl3_runtime::clock;
 use vl3_runtime::grpc::{self, DialUrl};
 
 use super::{Attachment, EARLIER_LIMIT, Event, Shell};
+use crate::answer::Excluded;
 use crate::control::{self, Followee};
 use crate::request::{self, Wish};
 use crate::tun::Tun;
@@ -36,8 +37,10 @@ impl Attachment {
     pub(super) async fn request(&mut self, ticket: Ticket, url: String, kind: RequestKind) {
         self.first_dial.get_or_insert_with(clock::mono);
         let preference = self.preference(&url).await;
-        let mut excluded = self.parts.exclude.clone();
-        excluded.extend(self.parts.host.held_by_others(self.parts.position));
+        let mut excluded = Excluded {
+            ranges: self.parts.exclude.clone(),
+            held: self.parts.host.held_by_others(self.parts.position),
+        };
         let addresses = self
             .accepted
             .as_ref()
@@ -60,7 +63,7 @@ impl Attachment {
         self.call("request", async move {
             if kind == RequestKind::First {
                 host.earlier_hold(position, EARLIER_LIMIT).await;
-                excluded.extend(host.held_by_others(position));
+                excluded.held = host.held_by_others(position);
                 request::exclude(&mut request, &excluded);
             }
             let outcome = control.request(&url, via, request, excluded).await;
