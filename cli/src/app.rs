@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use vl3_net::privileges::{Capability, keep_only};
 use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, load};
 use vl3_runtime::{RoleContext, run_role};
 
@@ -15,6 +16,20 @@ use crate::{demo, identity, network, status, wg};
 /// The control plane of one process; packets have threads of their own.
 const WORKER_THREADS_MAX: usize = 4;
 const STACK_BYTES: usize = 2 << 20;
+
+/// What stays of root's capabilities for as long as a role runs. Registry and DNS server keep
+/// none: the one needs none, the other gets its sockets from its router.
+const ROUTER_KEEPS: &[Capability] = &[
+    Capability::NetAdmin,
+    Capability::SysAdmin,
+    Capability::NetBindService,
+    Capability::DacOverride,
+];
+const CLIENT_KEEPS: &[Capability] = &[
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::DacOverride,
+];
 
 #[derive(Debug, Parser)]
 #[command(
@@ -129,7 +144,7 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Output::stdout();
     let result = match cli.verb {
-        Verb::Registry(args) => role(&args, &out, registry_federation::run),
+        Verb::Registry(args) => role(&args, &out, &[], registry_federation::run),
         Verb::Router(RouterArgs {
             action: Some(RouterAction::Leave { target }),
             ..
@@ -137,9 +152,9 @@ pub(crate) fn main() -> ExitCode {
         Verb::Router(RouterArgs {
             role: args,
             action: None,
-        }) => role(&args, &out, vl3_router::run),
-        Verb::Dns(args) => role(&args, &out, dns_fanout::run),
-        Verb::Client(args) => role(&args, &out, vl3_client::run),
+        }) => role(&args, &out, ROUTER_KEEPS, vl3_router::run),
+        Verb::Dns(args) => role(&args, &out, &[], dns_fanout::run),
+        Verb::Client(args) => role(&args, &out, CLIENT_KEEPS, vl3_client::run),
         Verb::Identity(verb) => identity::run(verb, &out),
         Verb::Network(verb) => block_on(network::run(verb, &out)),
         Verb::Status(args) => block_on(status::run(args, &out)),
@@ -161,7 +176,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Loads, checks and runs one role.
-fn role<C, F, R>(args: &RoleArgs, out: &Output, run: F) -> Result<(), Failure>
+fn role<C, F, R>(args: &RoleArgs, out: &Output, keeps: &[Capability], run: F) -> Result<(), Failure>
 where
     C: Configure,
     F: FnOnce(C, RoleContext) -> R,
@@ -177,6 +192,8 @@ where
         return Ok(());
     }
     let name = loaded.common.name.clone();
+    // Before any thread is started: each has capabilities of its own.
+    keep_only(keeps).context("give up what this role has no use for")?;
     block_on(async {
         run_role(loaded, run).await.map_err(|error| {
             let next = format!(

@@ -28,6 +28,7 @@ mod error;
 pub mod fdpass;
 mod namespace;
 mod netlink;
+pub mod privileges;
 pub mod process;
 mod sys;
 pub mod sysctl;

@@ -183,3 +183,63 @@ pub(crate) fn before_exec(command: &mut std::process::Command, entry: Entry) {
 }
 
 const ROOT: &CStr = c"/";
+
+/// `__user_cap_header_struct` and `__user_cap_data_struct` of capset(2).
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityWord {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Takes the bounding, ambient, inheritable, permitted and effective sets of the calling thread
+/// down to `keep`.
+pub(crate) fn limit_capabilities(keep: u64) -> io::Result<()> {
+    let call = |option: libc::c_int, argument: libc::c_ulong| {
+        // SAFETY: these options of prctl take integers alone.
+        check(unsafe { libc::prctl(option, argument, 0, 0, 0) })
+    };
+    for capability in (0..64).filter(|at| keep & (1 << at) == 0) {
+        match call(libc::PR_CAPBSET_DROP, capability) {
+            Ok(_) => {}
+            // The kernel knows no higher one.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            // Without CAP_SETPCAP the set stays, and what is outside of the permitted set can
+            // only come back by a program that no_new_privs forbids.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    call(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong,
+    )?;
+    let mut header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let mut words = [CapabilityWord::default(); 2];
+    // SAFETY: the header and both words that version 3 reads or writes live on this stack frame.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for (word, keep) in words.iter_mut().zip([keep as u32, (keep >> 32) as u32]) {
+        word.permitted &= keep;
+        word.effective = word.permitted;
+        word.inheritable = 0;
+    }
+    // SAFETY: as above; capset reads only.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

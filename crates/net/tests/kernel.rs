@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
+use vl3_net::privileges::{Capability, keep_only};
 use vl3_net::{Namespace, Netlink, Route, Rule, TABLE_MAIN, process::Spawner, sysctl, tun};
 
 fn net(text: &str) -> IpNet {
@@ -217,4 +218,30 @@ async fn eventually_gone(netlink: &Netlink, name: &str) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     panic!("{name} is still there");
+}
+
+#[test]
+fn a_thread_keeps_the_capabilities_it_names_and_gets_no_others_back() {
+    let line = |status: &str, key: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(key));
+        found.unwrap().trim().to_owned()
+    };
+    // Capabilities belong to threads: this one alone gives its own up.
+    let limited = std::thread::spawn(|| {
+        keep_only(&[Capability::NetAdmin]).unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        keep_only(&[Capability::NetAdmin, Capability::SysAdmin]).unwrap();
+        let later = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        (status, later)
+    });
+    let (status, later) = limited.join().unwrap();
+    for status in [status, later] {
+        for key in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            assert_eq!(line(&status, key), "0000000000001000", "{key}");
+        }
+        for key in ["CapInh:", "CapAmb:"] {
+            assert_eq!(line(&status, key), "0000000000000000", "{key}");
+        }
+        assert_eq!(line(&status, "NoNewPrivs:"), "1");
+    }
 }

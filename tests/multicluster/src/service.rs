@@ -127,6 +127,21 @@ impl Service {
             .unwrap_or(0)
     }
 
+    /// A line of `/proc/PID/status`, of each of its threads.
+    pub fn kernel_says(&self, key: &str) -> anyhow::Result<Vec<String>> {
+        let process = self.process.as_ref().context("it does not run")?;
+        let mut all = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{}/task", process.id()))? {
+            // A thread may end at any time.
+            let Ok(status) = std::fs::read_to_string(task?.path().join("status")) else {
+                continue;
+            };
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            all.push(line.with_context(|| format!("no {key}"))?.trim().to_owned());
+        }
+        Ok(all)
+    }
+
     pub fn log_tail(&self) -> String {
         self.process
             .as_ref()

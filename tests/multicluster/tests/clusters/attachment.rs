@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use vl3_lab::SiteSpec;
 use vl3_lab::tools::{QueryType, Rcode};
 use vl3_multicluster::{Mechanism, eventually};
@@ -65,6 +66,43 @@ async fn a_withdrawn_name_is_gone_everywhere() -> anyhow::Result<()> {
             },
         )
         .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_keeps_the_capabilities_that_it_needs_and_no_others() -> anyhow::Result<()> {
+    // capabilities(7): 1 DAC_OVERRIDE, 10 NET_BIND_SERVICE, 12 NET_ADMIN, 13 NET_RAW, 21 SYS_ADMIN.
+    const ROUTER: u64 = 1 << 1 | 1 << 10 | 1 << 12 | 1 << 21;
+    const CLIENT: u64 = 1 << 1 | 1 << 12 | 1 << 13;
+    let world = pair(SiteSpec::default(), SiteSpec::default()).await?;
+    let east = &world.east;
+    let registry = east.registry.as_ref().context("a registry")?;
+    let router = east.routers.get("red").context("a router")?;
+    let dns = east.dns.get("red").context("a name server")?;
+    for (service, kept) in [
+        (registry, 0),
+        (dns, 0),
+        (router, ROUTER),
+        (&world.east_a.client, CLIENT),
+        (&world.west_a.client, CLIENT),
+    ] {
+        for key in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            for found in service.kernel_says(key)? {
+                let found = u64::from_str_radix(&found, 16)?;
+                anyhow::ensure!(
+                    found & !kept == 0,
+                    "{} has {key} {found:x}, allowed are {kept:x}",
+                    service.label()
+                );
+            }
+        }
+        let bound = service.kernel_says("NoNewPrivs:")?;
+        anyhow::ensure!(
+            !bound.is_empty() && bound.iter().all(|bound| bound == "1"),
+            "{} may still gain privileges",
+            service.label()
+        );
     }
     Ok(())
 }
