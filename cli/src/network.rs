@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use clap::{Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use vl3_core::Wall;
-use vl3_core::document::Chain;
+use vl3_core::document::{Chain, Role};
 use vl3_core::ids::{DomainName, NetworkName};
 use vl3_identity::token::parse_rfc3339;
 use vl3_proto::document::{read_armoured, write_armoured};
@@ -59,6 +59,11 @@ pub(crate) enum Verb {
         /// Address of its registry; may be repeated
         #[arg(long, value_name = "HOST:PORT")]
         contact: Vec<String>,
+        /// Who acts as registry, router, dns, workload or intermediary: a SPIFFE ID of the trust
+        /// domain, or its beginning with '*' at the end; may be repeated, and replaces the role's
+        /// default (spiffe://TD/vl3/ROLE/*, workloads spiffe://TD/workload/*, no intermediary)
+        #[arg(long, value_name = "ROLE=ID", value_parser = role_id)]
+        role: Vec<(Role, String)>,
         /// IPv4 block: a size such as /28, a prefix of the pool, or none
         #[arg(long, default_value = "/22")]
         block4: Block4,
@@ -114,6 +119,17 @@ pub(crate) enum Format {
     Json,
 }
 
+fn role_id(text: &str) -> Result<(Role, String), String> {
+    let bad = || {
+        let words: Vec<_> = edit::ROLES.iter().map(|(word, _)| *word).collect();
+        format!("must be ROLE=ID, ROLE one of {}", words.join(", "))
+    };
+    let (word, pattern) = text.split_once('=').ok_or_else(bad)?;
+    let role = edit::ROLES.iter().find(|(known, _)| *known == word);
+    let (_, role) = role.ok_or_else(bad)?;
+    Ok((*role, pattern.to_owned()))
+}
+
 fn time(text: &str) -> Result<Wall, String> {
     parse_rfc3339(text).ok_or_else(|| "must be a time such as 2027-01-31T00:00:00Z".to_owned())
 }
@@ -165,6 +181,7 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
             trust_domain,
             bundle,
             contact,
+            role,
             block4,
             dials_only,
             not_after,
@@ -181,6 +198,7 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
                 trust_domain,
                 bundle: pem,
                 contacts: contact,
+                roles: role,
                 block4,
                 dials_only,
                 not_after,

@@ -87,6 +87,35 @@ fn an_identity_and_a_document_are_enough_for_a_registry_and_a_router() {
 }
 
 #[test]
+fn a_member_may_have_identities_of_its_own_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fine(dir, &["identity", "init", "east.test"]);
+    std::fs::write(dir.join("east.pem"), fine(dir, &["identity", "bundle"])).unwrap();
+    fine(dir, &["network", "init", "red"]);
+    let add =
+        "network add-member red.vl3net --domain east --trust-domain east.test --bundle east.pem";
+    let add = |role| [&add.split(' ').collect::<Vec<_>>()[..], &["--role", role]].concat();
+    let refused = vl3(dir, &add("cook=spiffe://east.test/a"));
+    assert!(
+        text(&refused).contains("registry, router, dns, workload, intermediary"),
+        "{}",
+        text(&refused)
+    );
+    fine(dir, &add("workload=spiffe://east.test/ns/*"));
+    let shown = fine(dir, &["network", "show", "red.vl3net"]);
+    assert!(
+        shown.contains("workload of east: spiffe://east.test/ns/*\n"),
+        "{shown}"
+    );
+    let shown = fine(dir, &["network", "show", "red.vl3net", "--output", "json"]);
+    assert!(
+        shown.contains("\"workload\":[\"spiffe://east.test/ns/*\"]"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn mistakes_of_a_configuration_are_all_named_and_the_exit_code_is_2() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

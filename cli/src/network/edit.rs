@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use vl3_core::Wall;
 use vl3_core::allocator::first_free;
-use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
+use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, Role, RoleIds};
 use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid};
 use vl3_proto::document::sign;
 
@@ -30,10 +30,21 @@ pub(crate) struct NewMember {
     /// PEM.
     pub(crate) bundle: Vec<u8>,
     pub(crate) contacts: Vec<String>,
+    /// SPIFFE ID patterns; a role that is not named has its defaults.
+    pub(crate) roles: Vec<(Role, String)>,
     pub(crate) block4: Block4,
     pub(crate) dials_only: bool,
     pub(crate) not_after: Option<Wall>,
 }
+
+/// The roles as people write them.
+pub(crate) const ROLES: [(&str, Role); 5] = [
+    ("registry", Role::Registry),
+    ("router", Role::Router),
+    ("dns", Role::Dns),
+    ("workload", Role::Workload),
+    ("intermediary", Role::Intermediary),
+];
 
 /// Which IPv4 addresses a domain gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +127,7 @@ pub(crate) fn add_member(
     };
     let member = Member {
         domain: new.domain.clone(),
-        roles: RoleIds::defaults(&new.trust_domain),
+        roles: role_ids(&new.trust_domain, &new.roles),
         trust_domain: new.trust_domain,
         bundle: new.bundle,
         contacts: new.contacts,
@@ -129,6 +140,29 @@ pub(crate) fn add_member(
     };
     document.members.insert(new.domain, member);
     extend(chain, document, secret)
+}
+
+/// The defaults, but for the roles that are named.
+fn role_ids(trust_domain: &str, named: &[(Role, String)]) -> RoleIds {
+    let defaults = RoleIds::defaults(trust_domain);
+    let of = |role| {
+        let mut patterns: Vec<_> = named
+            .iter()
+            .filter(|(known, _)| *known == role)
+            .map(|(_, pattern)| pattern.clone())
+            .collect();
+        if patterns.is_empty() {
+            patterns.extend_from_slice(defaults.patterns(role));
+        }
+        patterns
+    };
+    RoleIds {
+        registry: of(Role::Registry),
+        router: of(Role::Router),
+        dns: of(Role::Dns),
+        workload: of(Role::Workload),
+        intermediary: of(Role::Intermediary),
+    }
 }
 
 /// The next version, in which the domain is revoked.
@@ -223,6 +257,7 @@ mod tests {
             trust_domain: format!("{domain}.test"),
             bundle: b"PEM".to_vec(),
             contacts: vec![format!("registry.{domain}:5002")],
+            roles: Vec::new(),
             block4: block4.parse().unwrap(),
             dials_only: false,
             not_after: None,
@@ -262,6 +297,30 @@ mod tests {
         );
         assert_eq!((before.block4, before.block6), (after.block4, after.block6));
         assert_eq!(after.generation, Generation(2));
+    }
+
+    #[test]
+    fn named_roles_replace_their_defaults_alone() {
+        let (chain, secret) = network();
+        let mut new = member("east", "/22");
+        for path in ["ns/*", "vm/db"] {
+            let id = format!("spiffe://east.test/{path}");
+            new.roles.push((Role::Workload, id));
+        }
+        let chain = add_member(&chain, new, &secret).unwrap();
+        let roles = &chain.document().members[&DomainName::new("east").unwrap()].roles;
+        let defaults = RoleIds::defaults("east.test");
+        assert_eq!(
+            roles.workload,
+            ["spiffe://east.test/ns/*", "spiffe://east.test/vm/db"]
+        );
+        assert_eq!(roles.router, defaults.router);
+        assert_eq!(roles.intermediary, defaults.intermediary);
+        let mut foreign = member("west", "/22");
+        let id = "spiffe://east.test/router/*".to_owned();
+        foreign.roles.push((Role::Router, id));
+        let error = format!("{:#}", add_member(&chain, foreign, &secret).unwrap_err());
+        assert!(error.contains("roles.router"), "{error}");
     }
 
     #[test]

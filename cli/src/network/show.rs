@@ -1,10 +1,11 @@
 //! A document for people and for programs.
 
 use serde_json::{Value, json};
-use vl3_core::document::{Chain, Member};
+use vl3_core::document::{Chain, Member, RoleIds};
 use vl3_identity::token::format_rfc3339;
 use vl3_runtime::clock;
 
+use super::edit::ROLES;
 use crate::output::{self, Output};
 
 pub(super) fn table(chain: &Chain, out: &Output) {
@@ -79,6 +80,16 @@ pub(super) fn table(chain: &Chain, out: &Output) {
         ]);
     }
     out.line(&members.to_string());
+    for member in document.members.values() {
+        let defaults = RoleIds::defaults(&member.trust_domain);
+        for (word, role) in ROLES {
+            let patterns = member.roles.patterns(role);
+            if patterns != defaults.patterns(role) {
+                let (domain, ids) = (&member.domain, patterns.join(", "));
+                out.line(&format!("{word} of {domain}: {ids}"));
+            }
+        }
+    }
 }
 
 fn state(member: &Member) -> String {
@@ -104,6 +115,10 @@ pub(super) fn json(chain: &Chain) -> Value {
                 "block4": member.block4.map(|block| block.to_string()),
                 "block6": member.block6.to_string(),
                 "contacts": member.contacts,
+                "roles": ROLES
+                    .iter()
+                    .map(|(word, role)| ((*word).to_owned(), json!(member.roles.patterns(*role))))
+                    .collect::<serde_json::Map<_, _>>(),
                 "dials_only": member.dials_only,
                 "revoked": member.revoked,
                 "not_after": member.not_after.map(format_rfc3339),
