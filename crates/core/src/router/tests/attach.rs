@@ -469,3 +469,48 @@ fn a_router_that_leaves_keeps_no_peer_route_or_record_of_others() {
         "{again:?}"
     );
 }
+
+#[test]
+fn an_intermediary_is_not_counted_but_whom_it_carries_is() {
+    let mut world = World::new(&["east"]);
+    let mut listed = document();
+    let east = listed.members.get_mut(&"east".parse().unwrap()).unwrap();
+    let forwarder = workload("forwarder");
+    east.roles.intermediary = vec![forwarder.to_string()];
+    listed.version += 1;
+    world.input(
+        "east",
+        Input::Document {
+            document: Box::new(listed),
+            bytes: Vec::new(),
+        },
+    );
+    world.run();
+    let by = |number: usize, claimed: Option<&str>| {
+        let name = format!("w{number}");
+        Request {
+            peer: forwarder.clone(),
+            claimed: claimed.map(workload),
+            ..request(&name, &name, None)
+        }
+    };
+    for number in 0..200 {
+        attach(&mut world, by(number, None)).unwrap();
+    }
+    for number in 0..200 {
+        close(&mut world, &format!("w{number}"), forwarder.clone()).unwrap();
+    }
+    // Its reservations end, so that the prefix is empty again.
+    world.advance(Duration::from_secs(3601));
+    for number in 0..190 {
+        attach(&mut world, by(number, Some("mallory"))).unwrap();
+    }
+    assert_eq!(
+        attach(&mut world, by(190, Some("mallory"))),
+        Err(Refusal::Share {
+            id: workload("mallory"),
+            limit: 190
+        })
+    );
+    attach(&mut world, by(190, Some("other"))).unwrap();
+}
