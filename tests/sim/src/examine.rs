@@ -14,24 +14,12 @@ use crate::truth::{Asked, Wanted};
 use crate::world::World;
 
 impl World {
-    /// Whether a workload's name is live, and in which lives of it and its router.
-    /// To an asker whose router knows of the domain and is not fenced off from it.
+    /// Whether a workload's name is live, and in which lives of it and its router, to an asker
+    /// whose router's document has the domain: a label that is no member's is denied at once.
     pub fn name_is_live(&self, asker: usize, target: usize) -> Option<(u32, usize, u32)> {
         let asked = &self.routers[self.workloads[asker].router?];
         let domain = domain_name(self.cast.workloads[target].domain);
-        // A router that starts while its registry is down does not know of new siblings yet.
-        let place = (
-            self.cast.workloads[target].network,
-            self.cast.workloads[target].domain,
-        );
-        let unaware = self.routers.iter().any(|router| {
-            let role = &self.cast.routers[router.role];
-            router.machine.is_some() && !router.heard && (role.network, role.domain) == place
-        });
-        if unaware {
-            return None;
-        }
-        if asked.is_fenced() || !asked.document().members.contains_key(&domain) {
+        if !asked.document().members.contains_key(&domain) {
             return None;
         }
         let workload = &self.workloads[target];
@@ -47,6 +35,7 @@ impl World {
             other != router
                 && process.role == self.routers[router].role
                 && process.machine.is_some()
+                && !process.is_fenced()
         });
         (named && alone && !process.is_fenced()).then_some((workload.lives, router, process.lives))
     }

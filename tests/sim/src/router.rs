@@ -42,13 +42,12 @@ pub struct Router {
     pub lease: Option<Lease>,
     pub view: ResolverView,
     pub dns: Dns,
-    /// Its registry has shown it who is there, in this life.
-    pub heard: bool,
     /// It will not be started again.
     pub retired: bool,
     /// Where each dialled connection goes to.
     pub dials: BTreeMap<DialId, (Node, ConnectionId)>,
     pub monitors: BTreeMap<DialId, u64>,
+    /// Open watches of the registry, and whether each has shown its snapshot.
     pub watches: BTreeMap<u64, bool>,
     pub registration: Option<Registration>,
     pub documents: DocumentStore,
@@ -85,7 +84,6 @@ impl Router {
             lease: None,
             view: ResolverView::default(),
             dns: Dns::new(seed),
-            heard: false,
             retired: false,
             dials: BTreeMap::new(),
             monitors: BTreeMap::new(),
@@ -184,7 +182,6 @@ impl World {
         router.dials.clear();
         router.monitors.clear();
         router.watches.clear();
-        router.heard = false;
         router.registration = None;
         let document = vl3_core::document::Document::clone(router.documents.document());
         let config = router.config(cast);

@@ -73,7 +73,7 @@ impl World {
         match (kind, answer) {
             (PipeKind::Watch { query }, _) => {
                 let document = matches!(query, Query::Document(_));
-                self.routers[index].watches.insert(pipe, document);
+                self.routers[index].watches.insert(pipe, false);
                 if document {
                     Ok(())
                 } else {
@@ -192,8 +192,15 @@ impl World {
     ) -> Result<(), Broken> {
         match (body, kind) {
             (PipeBody::Watch(events), _) => {
-                let shown = |event: &RegistryEvent| matches!(event, RegistryEvent::Endpoint { .. });
-                self.routers[index].heard |= events.iter().any(shown);
+                // The first message of a watch is its snapshot.
+                let watch = self.routers[index].watches.get_mut(&pipe);
+                let snapshot = watch.is_some_and(|watch| !core::mem::replace(watch, true));
+                let routers = matches!(
+                    kind,
+                    PipeKind::Watch {
+                        query: Query::Endpoints(_)
+                    }
+                );
                 for event in events {
                     match event {
                         RegistryEvent::Document(chain) => self.document_offered(index, chain)?,
@@ -204,6 +211,9 @@ impl World {
                         }
                         RegistryEvent::Service { .. } => {}
                     }
+                }
+                if snapshot && routers {
+                    self.router_input(index, Input::Watch(WatchEvent::Complete))?;
                 }
                 Ok(())
             }

@@ -12,7 +12,8 @@ use vl3_proto::document::decode_chain;
 use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
 use vl3_proto::registry::network_service_registry_client::NetworkServiceRegistryClient;
 use vl3_proto::registry::{
-    NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceLabels,
+    NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery,
+    NetworkServiceEndpointResponse, NetworkServiceLabels,
 };
 use vl3_proto::vl3::network::v1::WatchRequest;
 use vl3_proto::vl3::network::v1::network_client::NetworkClient;
@@ -149,27 +150,37 @@ impl Registry {
     async fn watch_once(&self, retry: &mut Retry) -> anyhow::Result<()> {
         let connection = self.connection().await?;
         let network = self.documents.current().name.to_string();
-        let query = NetworkServiceEndpointQuery {
+        let query = |watch| NetworkServiceEndpointQuery {
             network_service_endpoint: Some(NetworkServiceEndpoint {
-                network_service_names: vec![network],
+                network_service_names: vec![network.clone()],
                 ..NetworkServiceEndpoint::default()
             }),
-            watch: true,
+            watch,
         };
-        let mut found = NetworkServiceEndpointRegistryClient::new(connection.nsm())
-            .find(query)
-            .await?
-            .into_inner();
+        let mut registry = NetworkServiceEndpointRegistryClient::new(connection.nsm());
+        let watched = registry.find(query(true)).await?.into_inner();
         retry.reset();
         self.handle.tell(Input::Watch(WatchEvent::Opened)).await;
-        let disowned = self.disowned(&connection);
-        tokio::pin!(disowned);
-        loop {
-            let response = tokio::select! {
-                response = found.message() => response?,
-                peer = &mut disowned => anyhow::bail!("{peer} is no registry of this domain any more"),
-            };
-            let Some(response) = response else { break };
+        let shown = async {
+            // A watch does not say where its snapshot ends; a Find without watch ends with it.
+            let present = registry.find(limited(query(false))).await?.into_inner();
+            self.hand_on(present).await?;
+            self.handle.tell(Input::Watch(WatchEvent::Complete)).await;
+            self.hand_on(watched).await
+        };
+        tokio::select! {
+            ended = shown => ended?,
+            peer = self.disowned(&connection) => anyhow::bail!("{peer} is no registry of this domain any more"),
+        }
+        anyhow::bail!("the stream ended")
+    }
+
+    /// Tells the machine what a Find shows, until it ends.
+    async fn hand_on(
+        &self,
+        mut found: tonic::Streaming<NetworkServiceEndpointResponse>,
+    ) -> anyhow::Result<()> {
+        while let Some(response) = found.message().await? {
             let Some(endpoint) = response.network_service_endpoint else {
                 continue;
             };
@@ -193,7 +204,7 @@ impl Registry {
                 ),
             }
         }
-        anyhow::bail!("the stream ended")
+        Ok(())
     }
 
     /// New versions of the document, for ever.

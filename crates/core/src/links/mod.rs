@@ -34,6 +34,10 @@ use watch::Known;
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     known: BTreeMap<RouterId, Known>,
+    /// Grows with each change of who is known.
+    pub(crate) changes: u64,
+    /// A registry has shown everybody it knows, in this life.
+    complete: bool,
     epoch: u64,
     /// End of the grace after the watch was opened.
     settles: Option<Mono>,
@@ -113,6 +117,12 @@ impl Links {
             .chain(self.known.keys())
             .filter(|router| router.domain == *domain)
             .collect()
+    }
+
+    /// Whether whoever is not known can be said not to exist: the registry was asked, in this
+    /// life.
+    pub(crate) const fn knows_all(&self) -> bool {
+        self.complete
     }
 
     pub(crate) fn uses_key(&self, key: PublicKey, ctx: &Context<'_>) -> bool {

@@ -22,8 +22,12 @@ impl Links {
                 self.settles = Some(ctx.now.mono + ctx.config.times.watch_grace);
             }
             WatchEvent::Gone(router) => {
-                self.known.remove(&router);
+                self.changes += u64::from(self.known.remove(&router).is_some());
                 self.drop_idle_dialer(&router);
+            }
+            WatchEvent::Complete => {
+                self.changes += u64::from(!self.complete);
+                self.complete = true;
             }
             WatchEvent::Found(discovered) => return self.found(discovered, ctx),
         }
@@ -56,13 +60,14 @@ impl Links {
             .known
             .get(&router)
             .is_none_or(|known| known.discovered != discovered);
-        self.known.insert(
+        let before = self.known.insert(
             router.clone(),
             Known {
                 discovered,
                 epoch: self.epoch,
             },
         );
+        self.changes += u64::from(before.is_none());
         let dialer = self
             .dialers
             .entry(router)
@@ -87,7 +92,7 @@ impl Links {
             .map(|(router, _)| router.clone())
             .collect();
         for router in gone {
-            self.known.remove(&router);
+            self.changes += u64::from(self.known.remove(&router).is_some());
             self.drop_idle_dialer(&router);
         }
     }

@@ -141,6 +141,8 @@ pub enum WatchEvent {
     Opened,
     Found(Discovered),
     Gone(RouterId),
+    /// Everybody whom the registry knew when it was asked has been found by now.
+    Complete,
 }
 
 /// A Request that this router sends, first or refresh, over the connection named `dial`.

@@ -67,8 +67,9 @@ pub struct RouterMachine {
     view: ResolverView,
     registration: Option<Registration>,
     own: Option<Vec<IpNet>>,
-    /// Changes among workloads, and which links carried traffic, when that was derived.
-    basis: (u64, Vec<(PortId, bool)>),
+    /// Changes among workloads and known routers, and which links carried traffic, when that
+    /// was derived.
+    basis: (u64, u64, Vec<(PortId, bool)>),
     /// Live members when the document was last looked at: membership ends by time as well.
     members: usize,
     /// More inputs of the same batch follow.
@@ -102,7 +103,7 @@ impl RouterMachine {
             view: ResolverView::default(),
             registration: None,
             own: None,
-            basis: (0, Vec::new()),
+            basis: (0, 0, Vec::new()),
             members: 0,
             holding: false,
             unsettled: (Vec::new(), Vec::new()),
@@ -233,12 +234,12 @@ impl RouterMachine {
         self.journal.flush(now.mono, &mut self.tickets, out);
     }
 
-    /// What is derived rests on records, on what is live and on which links carry traffic; most
-    /// samples change none of them.
-    fn basis(&self) -> (u64, Vec<(PortId, bool)>) {
+    /// What is derived rests on records, on what is live, on who is known and on which links carry
+    /// traffic; most samples change none of them.
+    fn basis(&self) -> (u64, u64, Vec<(PortId, bool)>) {
         let up = self.links.iter();
         let up = up.map(|(_, link)| (link.port, link.data_up()));
-        (self.attach.changes, up.collect())
+        (self.attach.changes, self.links.changes, up.collect())
     }
 
     /// Derives table, announcements, registration and resolver view from what is true by now,
@@ -307,7 +308,8 @@ impl RouterMachine {
             }
             self.registration = registration;
         }
-        let view = publish::view(&self.attach, &self.links, &ctx);
+        let is_current = !self.fenced && !self.left;
+        let view = publish::view(&self.attach, &self.links, is_current, &ctx);
         if view != self.view {
             ctx.effect(Effect::Publish {
                 view: Box::new(view.clone()),

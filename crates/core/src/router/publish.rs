@@ -17,7 +17,13 @@ use crate::routes::{Disbelief, PREFIX};
 use crate::time::Now;
 
 /// The view of names at one moment. One live router per other domain, and every live sibling.
-pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> ResolverView {
+/// `is_current`: this router still speaks for its name; who replaced it knows what it does not.
+pub(crate) fn view(
+    attach: &Attach,
+    links: &Links,
+    is_current: bool,
+    ctx: &Context<'_>,
+) -> ResolverView {
     let mut view = ResolverView {
         names: attach.local_names(ctx),
         own_addresses: ctx.own_ips(),
@@ -31,6 +37,15 @@ pub(crate) fn view(attach: &Attach, links: &Links, ctx: &Context<'_>) -> Resolve
     for member in ctx.document.live_members(ctx.now.wall) {
         if member.domain == *own {
             clients.extend(member.blocks().map(|block| (block, ClientClass::Sibling)));
+            // Siblings that cannot be known are a missing vote, never "no such name".
+            if !(is_current && links.knows_all()) {
+                view.servers.push(DomainServer {
+                    domain: member.domain.clone(),
+                    router: None,
+                    addresses: Vec::new(),
+                    sibling: true,
+                });
+            }
             // A known but dead sibling is listed too: its names are unanswered, not unknown.
             let live = servers(&member.domain, links, ctx);
             for router in links.routers_of(&member.domain) {

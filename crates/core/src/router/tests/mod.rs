@@ -2,6 +2,7 @@
 
 mod attach;
 mod links;
+mod names;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -165,6 +166,7 @@ impl World {
             self.show(domain, other);
             self.show(other, domain);
         }
+        self.input(domain, Input::Watch(WatchEvent::Complete));
         self.run();
     }
 

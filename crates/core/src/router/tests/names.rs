@@ -1,0 +1,101 @@
+//! What the router's DNS server may say does not exist.
+
+use core::time::Duration;
+
+use super::*;
+
+/// The siblings that a name of the own domain is asked of, as the DNS server sees them.
+fn siblings(machine: &RouterMachine) -> Vec<(Option<String>, bool)> {
+    let siblings = machine.view.servers.iter().filter(|server| server.sibling);
+    siblings
+        .map(|server| {
+            let name = server.router.as_ref().map(ToString::to_string);
+            (name, server.addresses.is_empty())
+        })
+        .collect()
+}
+
+const UNKNOWN: (Option<String>, bool) = (None, true);
+
+fn leased(world: &World, domain: &str) -> State {
+    world.node(domain).disk.clone()
+}
+
+fn sibling_found(name: &str) -> WatchEvent {
+    WatchEvent::Found(Discovered {
+        router: RouterId {
+            name: name.parse().unwrap(),
+            domain: "east".parse().unwrap(),
+        },
+        uid: UID,
+        generation: Generation(1),
+        dials_only: false,
+        address: "192.0.2.9:5010".parse().unwrap(),
+    })
+}
+
+#[test]
+fn until_the_registry_was_asked_siblings_are_a_missing_vote() {
+    let mut world = World::new(&["east"]);
+    world.advance(Duration::from_secs(2));
+    let disk = leased(&world, "east");
+    let now = world.now;
+    let mut machine = RouterMachine::new(config("east"), disk, document());
+    let mut out = Outbox::default();
+    machine.handle(Input::Start, now, &mut out);
+    assert_eq!(siblings(&machine), [UNKNOWN]);
+    // An open watch has said nothing yet, and what it has shown may not be all.
+    machine.handle(Input::Watch(WatchEvent::Opened), now, &mut out);
+    machine.handle(Input::Watch(sibling_found("red-east-0")), now, &mut out);
+    assert_eq!(
+        siblings(&machine),
+        [UNKNOWN, (Some("red-east-0".to_owned()), true)]
+    );
+    machine.handle(Input::Watch(WatchEvent::Complete), now, &mut out);
+    assert_eq!(siblings(&machine), [(Some("red-east-0".to_owned()), true)]);
+    // What was known stays known while the registry is away again.
+    machine.handle(Input::Watch(WatchEvent::Opened), now, &mut out);
+    assert_eq!(siblings(&machine), [(Some("red-east-0".to_owned()), true)]);
+}
+
+#[test]
+fn a_lone_router_denies_names_as_soon_as_the_registry_was_asked() {
+    let world = World::new(&["east"]);
+    assert_eq!(siblings(&world.node("east").machine), []);
+}
+
+#[test]
+fn a_sibling_that_is_not_dialled_is_listed_at_once() {
+    let mut world = World::new(&["east"]);
+    world.advance(Duration::from_secs(2));
+    // The lower name dials: here nothing else follows from the event.
+    world.input("east", Input::Watch(sibling_found("red-a")));
+    world.run();
+    assert_eq!(
+        siblings(&world.node("east").machine),
+        [(Some("red-a".to_owned()), true)]
+    );
+    let gone = RouterId {
+        name: "red-a".parse().unwrap(),
+        domain: "east".parse().unwrap(),
+    };
+    world.input("east", Input::Watch(WatchEvent::Gone(gone)));
+    world.run();
+    assert_eq!(siblings(&world.node("east").machine), []);
+}
+
+#[test]
+fn a_fenced_router_denies_no_name_of_its_domain() {
+    let mut world = World::new(&["east", "west"]);
+    world.advance(Duration::from_secs(2));
+    world.generation.insert("west".to_owned(), 5);
+    world.show("west", "west");
+    world.run();
+    assert!(world.node("west").machine.is_fenced());
+    assert_eq!(siblings(&world.node("west").machine), [UNKNOWN]);
+    let remote = &world.node("west").machine.view.servers;
+    assert!(
+        remote.iter().all(|server| server.addresses.is_empty()),
+        "nobody is asked by a router that has no links: {remote:?}"
+    );
+}
