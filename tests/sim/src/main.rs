@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use vl3_sim::faults::{Fault, Profile};
 use vl3_sim::run::{Played, Summary, play, play_many};
 
-const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed] | --seed S [--profile P]";
+const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed] [--failures N] | --seed S [--profile P]";
 
 #[derive(Debug)]
 struct Options {
     seeds: u64,
     first: u64,
     one: Option<u64>,
+    /// Stop after that many seeds that broke something.
+    failures: u64,
     profile: Profile,
     given: String,
 }
@@ -30,7 +32,13 @@ fn main() -> ExitCode {
         return one(&mut out, &play(seed, options.profile, true));
     }
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let summary = play_many(options.first, options.seeds, options.profile, threads);
+    let summary = play_many(
+        options.first,
+        options.seeds,
+        options.profile,
+        options.failures,
+        threads,
+    );
     many(&mut out, &options, &summary)
 }
 
@@ -39,6 +47,7 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         seeds: 2000,
         first: 0,
         one: None,
+        failures: 1,
         profile: Profile::Mixed,
         given: "mixed".to_owned(),
     };
@@ -51,6 +60,7 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         };
         match flag.as_str() {
             "--seeds" => options.seeds = number()?,
+            "--failures" => options.failures = number()?,
             "--first" => options.first = number()?,
             "--seed" => options.one = Some(number()?),
             "--profile" => {
@@ -89,7 +99,7 @@ fn one(out: &mut impl std::io::Write, played: &Played) -> ExitCode {
 }
 
 fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> ExitCode {
-    if let Some((seed, profile, broken)) = &summary.failure {
+    for (seed, (profile, broken)) in &summary.failures {
         let _ = writeln!(out, "seed {seed} {broken}");
         let _ = writeln!(
             out,
@@ -107,7 +117,7 @@ fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> 
     let _ = write!(out, "{}", summary.tally);
     // A run that injects nothing, or moves nothing, proves nothing.
     let idle =
-        summary.seeds >= 200 && options.profile == Profile::Mixed && summary.failure.is_none();
+        summary.seeds >= 200 && options.profile == Profile::Mixed && summary.failures.is_empty();
     let missing: Vec<Fault> = Fault::ALL
         .into_iter()
         .filter(|fault| summary.tally.of(*fault) == 0)
@@ -116,7 +126,7 @@ fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> 
         let _ = writeln!(out, "never injected: {missing:?}");
         return ExitCode::FAILURE;
     }
-    if summary.failure.is_some() {
+    if !summary.failures.is_empty() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

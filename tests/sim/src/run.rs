@@ -1,7 +1,8 @@
 //! One seed, or many on all cores.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::broken::Broken;
 use crate::faults::{Profile, Tally};
@@ -49,19 +50,25 @@ pub struct Summary {
     pub delivered: u64,
     pub names: u64,
     pub tally: Tally,
-    /// The lowest seed that broke something, of those that were played.
-    pub failure: Option<(u64, Profile, Broken)>,
+    /// What broke, the lowest seed first, of those that were played.
+    pub failures: BTreeMap<u64, (Profile, Broken)>,
 }
 
-/// Plays `count` seeds from `first`, on `threads`; stops soon after the first failure.
-pub fn play_many(first: u64, count: u64, profile: Profile, threads: usize) -> Summary {
+/// Plays `count` seeds from `first`, on `threads`; stops soon after `failures_max` failures.
+pub fn play_many(
+    first: u64,
+    count: u64,
+    profile: Profile,
+    failures_max: u64,
+    threads: usize,
+) -> Summary {
     let next = AtomicU64::new(first);
-    let stop = AtomicBool::new(false);
+    let failures = AtomicU64::new(0);
     let summary = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while failures.load(Ordering::Relaxed) < failures_max.max(1) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= first + count {
                         return;
@@ -78,7 +85,7 @@ pub fn play_many(first: u64, count: u64, profile: Profile, threads: usize) -> Su
                         }
                     }
                     if played.broken.is_some() {
-                        stop.store(true, Ordering::Relaxed);
+                        failures.fetch_add(1, Ordering::Relaxed);
                     }
                     if let Ok(mut summary) = summary.lock() {
                         summary.add(played);
@@ -98,13 +105,7 @@ impl Summary {
         self.names += played.names;
         self.tally.add(&played.tally);
         if let Some(broken) = played.broken {
-            let lower = self
-                .failure
-                .as_ref()
-                .is_none_or(|(seed, ..)| played.seed < *seed);
-            if lower {
-                self.failure = Some((played.seed, played.profile, broken));
-            }
+            self.failures.insert(played.seed, (played.profile, broken));
         }
     }
 }

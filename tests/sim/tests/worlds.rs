@@ -7,8 +7,8 @@ const SEEDS: u64 = 25;
 
 fn keeps_every_invariant(profile: Profile) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let summary = play_many(10_000, SEEDS, profile, threads);
-    if let Some((seed, _, broken)) = summary.failure {
+    let summary = play_many(10_000, SEEDS, profile, 1, threads);
+    if let Some((seed, (_, broken))) = summary.failures.first_key_value() {
         panic!(
             "seed {seed} {broken}\ncargo xtask sim --seed {seed} --profile {}",
             profile.name()
@@ -53,7 +53,7 @@ fn the_same_seed_gives_the_same_trace() {
 
 #[test]
 fn a_hostile_world_injects_what_a_calm_one_does_not() {
-    let hostile = play_many(20_000, 20, Profile::Hostile, 2);
+    let hostile = play_many(20_000, 20, Profile::Hostile, 1, 2);
     for fault in [
         Fault::Partition,
         Fault::RouterCrash,
