@@ -413,6 +413,7 @@ impl Actor {
             }
             Effect::Register { registration } => self.parts.registry.register(Some(registration)),
             Effect::Unregister => self.parts.registry.unregister(&self.tasks),
+            Effect::CedeRegistration => self.parts.registry.register(None),
             Effect::Probe {
                 port,
                 source,

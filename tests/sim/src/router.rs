@@ -400,6 +400,7 @@ impl World {
                 self.routers[index].registration = Some(registration);
                 self.register(index);
             }
+            Effect::CedeRegistration => self.routers[index].registration = None,
             Effect::Unregister => {
                 if self.routers[index].registration.take().is_some() {
                     let name = self.cast.routers[self.routers[index].role].name.to_string();

@@ -159,6 +159,9 @@ impl World {
         match kind {
             PipeKind::Watch { .. } => {
                 self.routers[index].watches.remove(&pipe);
+                if shows_routers(kind) {
+                    self.router_input(index, Input::Watch(WatchEvent::Lost))?;
+                }
                 self.router_pipe_failed(index, kind)
             }
             PipeKind::Routes { .. } => {
@@ -195,12 +198,6 @@ impl World {
                 // The first message of a watch is its snapshot.
                 let watch = self.routers[index].watches.get_mut(&pipe);
                 let snapshot = watch.is_some_and(|watch| !core::mem::replace(watch, true));
-                let routers = matches!(
-                    kind,
-                    PipeKind::Watch {
-                        query: Query::Endpoints(_)
-                    }
-                );
                 for event in events {
                     match event {
                         RegistryEvent::Document(chain) => self.document_offered(index, chain)?,
@@ -212,7 +209,7 @@ impl World {
                         RegistryEvent::Service { .. } => {}
                     }
                 }
-                if snapshot && routers {
+                if snapshot && shows_routers(kind) {
                     self.router_input(index, Input::Watch(WatchEvent::Complete))?;
                 }
                 Ok(())
@@ -301,6 +298,15 @@ impl World {
             self.send(pipe, 1, PipeBody::Monitor(DialEvent::Deleted));
         }
     }
+}
+
+const fn shows_routers(kind: &PipeKind) -> bool {
+    matches!(
+        kind,
+        PipeKind::Watch {
+            query: Query::Endpoints(_)
+        }
+    )
 }
 
 /// What a registry's object says about a router, as the real shell reads it.

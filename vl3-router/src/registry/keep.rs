@@ -143,6 +143,7 @@ impl Registry {
                     "the registry watch ended; opening it again"
                 );
             }
+            self.handle.tell(Input::Watch(WatchEvent::Lost)).await;
             retry.pause().await;
         }
     }

@@ -376,7 +376,7 @@ impl Links {
             .known
             .get(router)
             .map(|known| known.discovered.clone())
-            .filter(|known| *known != target);
+            .filter(|known| *known != target && known.generation >= target.generation);
         let heal = if newer.is_some() {
             Heal::Reselect
         } else {

@@ -34,7 +34,7 @@ use watch::Known;
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     known: BTreeMap<RouterId, Known>,
-    /// Grows with each change of who is known.
+    /// Grows with each change of who is known, and with each opening of the watch.
     pub(crate) changes: u64,
     /// A registry has shown everybody it knows, in this life.
     complete: bool,
@@ -117,6 +117,11 @@ impl Links {
             .chain(self.known.keys())
             .filter(|router| router.domain == *domain)
             .collect()
+    }
+
+    /// Whether a watch of the registry was open before, in this life.
+    pub(crate) const fn was_watched(&self) -> bool {
+        self.epoch > 0
     }
 
     /// Whether whoever is not known can be said not to exist: the registry was asked, in this

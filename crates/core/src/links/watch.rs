@@ -19,12 +19,14 @@ impl Links {
         match event {
             WatchEvent::Opened => {
                 self.epoch += 1;
+                self.changes += 1;
                 self.settles = Some(ctx.now.mono + ctx.config.times.watch_grace);
             }
             WatchEvent::Gone(router) => {
                 self.changes += u64::from(self.known.remove(&router).is_some());
                 self.drop_idle_dialer(&router);
             }
+            WatchEvent::Lost => self.settles = None,
             WatchEvent::Complete => {
                 self.changes += u64::from(!self.complete);
                 self.complete = true;
@@ -45,14 +47,9 @@ impl Links {
                 .is_some_and(|own| discovered.generation > own)
                 .then_some(LinkEvent::Fenced);
         }
-        // Never to a lower generation: an old registration may outlive its router.
-        if self
-            .known
-            .get(&router)
-            .is_some_and(|known| known.discovered.generation > discovered.generation)
-        {
-            return None;
-        }
+        // The registry's latest word counts, a lower generation too: a registry that was restored
+        // and a router that lost its disk count anew. What is linked with a higher one stays
+        // as long as it lives.
         if !self.known.contains_key(&router) && self.known.len() >= ctx.config.limits.discovered {
             return None;
         }

@@ -143,6 +143,8 @@ pub enum WatchEvent {
     Gone(RouterId),
     /// Everybody whom the registry knew when it was asked has been found by now.
     Complete,
+    /// The stream ended: until it is open again nobody is gone by not being shown.
+    Lost,
 }
 
 /// A Request that this router sends, first or refresh, over the connection named `dial`.
@@ -517,7 +519,10 @@ pub enum Effect {
     Register {
         registration: Registration,
     },
+    /// Keep it registered no longer, and take it away.
     Unregister,
+    /// Keep it registered no longer; what stands there is a newer life's.
+    CedeRegistration,
     /// One echo request inside the tunnel.
     Probe {
         port: PortId,

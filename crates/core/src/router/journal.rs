@@ -161,6 +161,7 @@ const fn rests_on_records(effect: &Effect) -> bool {
         | Effect::ReleaseLease { .. }
         | Effect::Register { .. }
         | Effect::Unregister
+        | Effect::CedeRegistration
         | Effect::SendRoutes { .. }
         | Effect::Publish { .. } => true,
         Effect::Append { .. }

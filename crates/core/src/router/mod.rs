@@ -67,15 +67,25 @@ pub struct RouterMachine {
     view: ResolverView,
     registration: Option<Registration>,
     own: Option<Vec<IpNet>>,
-    /// Changes among workloads and known routers, and which links carried traffic, when that
-    /// was derived.
-    basis: (u64, u64, Vec<(PortId, bool)>),
+    basis: Basis,
     /// Live members when the document was last looked at: membership ends by time as well.
     members: usize,
     /// More inputs of the same batch follow.
     holding: bool,
     /// What the batch brought so far.
     unsettled: (Vec<Record>, Vec<Effect>),
+}
+
+/// What the derived values rested on, records apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Basis {
+    /// Changes among workloads.
+    workloads: u64,
+    /// Changes among known routers.
+    known: u64,
+    fenced: bool,
+    /// Which links carried traffic.
+    up: Vec<(PortId, bool)>,
 }
 
 impl RouterMachine {
@@ -103,7 +113,7 @@ impl RouterMachine {
             view: ResolverView::default(),
             registration: None,
             own: None,
-            basis: (0, 0, Vec::new()),
+            basis: Basis::default(),
             members: 0,
             holding: false,
             unsettled: (Vec::new(), Vec::new()),
@@ -154,6 +164,16 @@ impl RouterMachine {
                 .map(|lease| lease.generation)
                 .unwrap_or_default(),
         }
+    }
+
+    /// The next thing that is due for an attached workload; nothing once all have closed.
+    pub fn attachment_timer(&self) -> Option<(Mono, &'static str)> {
+        self.attach
+            .next_wake(self.stale_limit(), self.config.times.silent_after)
+    }
+
+    fn stale_limit(&self) -> core::time::Duration {
+        core::time::Duration::from_secs(u64::from(self.document.policy.stale_limit_seconds))
     }
 
     /// Whether a newer life of this router's name was seen.
@@ -236,10 +256,14 @@ impl RouterMachine {
 
     /// What is derived rests on records, on what is live, on who is known and on which links carry
     /// traffic; most samples change none of them.
-    fn basis(&self) -> (u64, u64, Vec<(PortId, bool)>) {
+    fn basis(&self) -> Basis {
         let up = self.links.iter();
-        let up = up.map(|(_, link)| (link.port, link.data_up()));
-        (self.attach.changes, self.links.changes, up.collect())
+        Basis {
+            workloads: self.attach.changes,
+            known: self.links.changes,
+            fenced: self.fenced,
+            up: up.map(|(_, link)| (link.port, link.data_up())).collect(),
+        }
     }
 
     /// Derives table, announcements, registration and resolver view from what is true by now,
@@ -304,6 +328,7 @@ impl RouterMachine {
         if registration != self.registration {
             match registration.clone() {
                 Some(registration) => ctx.effect(Effect::Register { registration }),
+                None if self.fenced => ctx.effect(Effect::CedeRegistration),
                 None => ctx.effect(Effect::Unregister),
             }
             self.registration = registration;
@@ -332,6 +357,8 @@ impl RouterMachine {
             parts.links.start(ctx);
             parts.attach.start(ctx);
             parts.lease.wake(ctx);
+            // Memberships end by time as well, also while this router does not run.
+            parts.members_changed(ctx);
         });
     }
 
@@ -405,10 +432,16 @@ impl Machine for RouterMachine {
                     parts.close(call, &connection, &peer, ctx)
                 });
             }
-            Input::Watch(event) => self.step(now, out, |parts, ctx| {
-                let event = parts.links.watch(event, ctx);
-                parts.linked(event, ctx);
-            }),
+            Input::Watch(event) => {
+                // A registry that comes back may have lost what it knew.
+                if event == WatchEvent::Opened && self.links.was_watched() {
+                    self.registration = None;
+                }
+                self.step(now, out, |parts, ctx| {
+                    let event = parts.links.watch(event, ctx);
+                    parts.linked(event, ctx);
+                })
+            }
             Input::Dialled { ticket, result } => self.step(now, out, |parts, ctx| {
                 let keys: Vec<_> = result.iter().map(|answer| answer.public_key).collect();
                 let in_use = keys.iter().any(|key| parts.attach.uses_key(*key, ctx));
@@ -484,10 +517,9 @@ impl Machine for RouterMachine {
             return None;
         }
         let times = &self.config.times;
-        let stale_limit =
-            core::time::Duration::from_secs(u64::from(self.document.policy.stale_limit_seconds));
+        let stale_limit = self.stale_limit();
         let lease = (!self.fenced).then(|| self.lease.next_wake());
-        let attach = self.attach.next_wake(stale_limit, times.silent_after);
+        let attach = self.attachment_timer();
         let links = self.links.next_wake((stale_limit, times.silent_after));
         let sample_at = self.sampled + times.sample_every;
         let sample = self

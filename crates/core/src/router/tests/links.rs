@@ -314,6 +314,50 @@ fn a_membership_that_ends_by_time_ends_its_link() {
 }
 
 #[test]
+fn a_name_that_starts_over_is_linked_once_its_former_life_is_gone() {
+    let mut world = World::new(&["east", "west"]);
+    world.generation.insert("west".to_owned(), 5);
+    world.boot("west", State::default());
+    world.advance(Duration::from_secs(2));
+    let linked = |world: &World| {
+        let link = world
+            .node("east")
+            .machine
+            .state()
+            .links
+            .get(&router_id("west"));
+        link.map(|link| link.generation)
+    };
+    assert_eq!(linked(&world), Some(Generation(5)));
+    // Its registry lost its memory, and the router its disk.
+    world.generation.insert("west".to_owned(), 2);
+    world.boot("west", State::default());
+    world.advance(Duration::from_secs(60));
+    assert_eq!(linked(&world), Some(Generation(5)), "it may live yet");
+    world.advance(Duration::from_secs(700));
+    assert_eq!(linked(&world), Some(Generation(2)));
+}
+
+#[test]
+fn a_membership_that_ended_while_the_router_was_down_is_not_restored() {
+    let mut world = World::new(&["east", "west"]);
+    world.advance(Duration::from_secs(2));
+    let disk = world.node("east").disk.clone();
+    assert_eq!(disk.links.len(), 1);
+    let mut document = document();
+    document
+        .members
+        .get_mut(&"west".parse().unwrap())
+        .unwrap()
+        .not_after = Some(world.now.wall);
+    let mut machine = RouterMachine::new(config("east"), disk, document);
+    let mut out = Outbox::default();
+    machine.handle(Input::Start, world.now, &mut out);
+    assert_eq!(machine.state().links.len(), 0);
+    assert_eq!(machine.state().routes.len(), 0);
+}
+
+#[test]
 fn a_newer_life_under_the_own_name_fences() {
     let mut world = World::new(&["east", "west"]);
     world.advance(Duration::from_secs(2));

@@ -406,6 +406,7 @@ impl World {
             | Effect::ReleaseName { .. }
             | Effect::Register { .. }
             | Effect::Unregister
+            | Effect::CedeRegistration
             | Effect::Probe { .. }
             | Effect::Publish { .. } => {}
         }

@@ -99,3 +99,69 @@ fn a_fenced_router_denies_no_name_of_its_domain() {
         "nobody is asked by a router that has no links: {remote:?}"
     );
 }
+
+/// Effects of one input that concern the registration.
+fn registered(machine: &mut RouterMachine, input: Input, now: Now) -> Vec<Effect> {
+    let mut out = Outbox::default();
+    machine.handle(input, now, &mut out);
+    let mut effects = out.take();
+    effects.retain(|effect| {
+        matches!(
+            effect,
+            Effect::Register { .. } | Effect::Unregister | Effect::CedeRegistration
+        )
+    });
+    effects
+}
+
+#[test]
+fn a_fenced_router_leaves_its_successors_registration_alone() {
+    let mut world = World::new(&["west"]);
+    world.advance(Duration::from_secs(2));
+    let successor = Discovered {
+        router: router_id("west"),
+        uid: UID,
+        generation: Generation(5),
+        dials_only: false,
+        address: "192.0.2.1:5010".parse().unwrap(),
+    };
+    let now = world.now;
+    let machine = &mut world.nodes.get_mut("west").unwrap().machine;
+    let found = Input::Watch(WatchEvent::Found(successor));
+    assert_eq!(registered(machine, found, now), [Effect::CedeRegistration]);
+}
+
+#[test]
+fn a_registry_that_comes_back_is_told_again_who_is_there() {
+    let mut world = World::new(&["west"]);
+    world.advance(Duration::from_secs(2));
+    let now = world.now;
+    let machine = &mut world.nodes.get_mut("west").unwrap().machine;
+    assert_eq!(registered(machine, Input::Watch(WatchEvent::Lost), now), []);
+    let again = registered(machine, Input::Watch(WatchEvent::Opened), now);
+    assert!(
+        matches!(again.as_slice(), [Effect::Register { .. }]),
+        "{again:?}"
+    );
+}
+
+#[test]
+fn nobody_is_forgotten_while_the_registry_is_away() {
+    let mut world = World::new(&["east"]);
+    world.advance(Duration::from_secs(2));
+    world.input("east", Input::Watch(sibling_found("red-a")));
+    // It comes back with nothing, and goes again before anybody could register.
+    world.input("east", Input::Watch(WatchEvent::Lost));
+    world.input("east", Input::Watch(WatchEvent::Opened));
+    world.input("east", Input::Watch(WatchEvent::Lost));
+    world.run();
+    world.advance(Duration::from_secs(60));
+    assert_eq!(
+        siblings(&world.node("east").machine),
+        [(Some("red-a".to_owned()), true)]
+    );
+    world.input("east", Input::Watch(WatchEvent::Opened));
+    world.run();
+    world.advance(Duration::from_secs(11));
+    assert_eq!(siblings(&world.node("east").machine), []);
+}
