@@ -81,26 +81,22 @@ impl Routes {
         ctx: &mut Context<'_>,
     ) -> bool {
         let limit = ctx.config.limits.routes_per_link;
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.ended) else {
             return false;
         };
         if let RoutesMessage::Announce {
             prefix, preference, ..
         } = message
         {
-            let judge = judge(ctx);
-            let verdict = judge.judge(&stream.router.domain, *prefix, *preference);
-            let full = stream.inbound.len() >= limit && !stream.inbound.contains_key(prefix);
-            if let Err(disbelief) = verdict.and(if full {
-                Err(Disbelief::TooMany)
-            } else {
-                Ok(())
-            }) {
+            // First of all, whatever is thought of the route: what is not believed is held too.
+            if stream.inbound.len() >= limit && !stream.inbound.contains_key(prefix) {
+                *self.disbelieved.entry(Disbelief::TooMany).or_default() += 1;
+                self.end(id, "too many routes on one link", ctx);
+                return false;
+            }
+            let verdict = judge(ctx).judge(&stream.router.domain, *prefix, *preference);
+            if let Err(disbelief) = verdict {
                 *self.disbelieved.entry(disbelief).or_default() += 1;
-                if disbelief == Disbelief::TooMany {
-                    self.end(id, "too many routes on one link", ctx);
-                    return false;
-                }
             }
         }
         match stream.take(message, ctx.now.mono) {
@@ -280,7 +276,9 @@ impl Routes {
             // It stays listed until its end is reported, so that its opener hears of it.
             ctx.effect(Effect::CloseRoutes { stream, reason });
             if let Some(stream) = self.streams.get_mut(&stream) {
+                stream.ended = true;
                 stream.complete = false;
+                stream.inbound.clear();
                 stream.heard = ctx.now.mono;
             }
         }
@@ -319,6 +317,13 @@ impl Routes {
 
     pub(crate) fn disbelieved(&self) -> &BTreeMap<Disbelief, u64> {
         &self.disbelieved
+    }
+
+    /// Routes that are remembered, believed or not.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        let inbound = self.streams.values().map(|stream| stream.inbound.len());
+        inbound.sum()
     }
 
     pub(crate) fn has_stream(&self, router: &RouterId) -> bool {

@@ -19,6 +19,8 @@ pub(super) struct Stream {
     pub(super) inbound: RouteMap,
     /// The snapshot is complete.
     pub(super) complete: bool,
+    /// Closed from here: its end is not reported yet, and nothing more is heard on it.
+    pub(super) ended: bool,
     received: u64,
     pub(super) outbound: RouteMap,
     sent: u64,
@@ -44,6 +46,7 @@ impl Stream {
             order,
             inbound: RouteMap::new(),
             complete: false,
+            ended: false,
             received: 0,
             outbound: RouteMap::new(),
             sent: 0,

@@ -263,6 +263,60 @@ fn a_foreign_prefix_is_not_believed() {
     );
 }
 
+/// What is not believed is remembered as well, for a later document: it must not grow either.
+#[test]
+fn routes_that_nobody_believes_count_towards_the_limit_of_a_link() {
+    let mut world = World::new(&["east", "west"]);
+    world.advance(Duration::from_secs(2));
+    let truth = routes_to(&world, "east");
+    let (stream, now) = (StreamId(9_999), world.now);
+    let node = world.nodes.get_mut("east").unwrap();
+    let mut out = Outbox::default();
+    let mut tell = |event| {
+        node.machine
+            .handle(Input::Routes { stream, event }, now, &mut out);
+        let closes = |effect: &Effect| matches!(effect, Effect::CloseRoutes { .. });
+        out.take().iter().any(closes)
+    };
+    let open = RoutesOpen {
+        uid: UID,
+        router: router_id("west"),
+        instance: config("west").instance,
+        generation: Generation(1),
+    };
+    tell(RoutesEvent::Started {
+        peer: spiffe("west"),
+        open,
+        dialled: false,
+    });
+    let foreign = |number: u64| {
+        let [.., high, low] = number.to_be_bytes();
+        RoutesEvent::Message(RoutesMessage::Announce {
+            sequence: number,
+            prefix: format!("172.16.{high}.{low}/32").parse().unwrap(),
+            preference: 0,
+            mtu: 0,
+        })
+    };
+    let limit = u64::try_from(Limits::default().routes_per_link).unwrap();
+    for number in 1..=limit {
+        assert!(!tell(foreign(number)), "{number}");
+    }
+    assert!(tell(foreign(limit + 1)), "the stream is cut");
+    for number in limit + 2..limit + 10 {
+        assert!(!tell(foreign(number)), "cut once, heard no more");
+    }
+    tell(RoutesEvent::Message(RoutesMessage::End {
+        sequence: limit + 10,
+    }));
+    let routes = &node.machine.routes;
+    assert_eq!(routes.held(), 4, "those of the link's own stream");
+    let counted = routes.disbelieved();
+    assert_eq!(counted[&crate::routes::Disbelief::Foreign], limit);
+    assert_eq!(counted[&crate::routes::Disbelief::TooMany], 1);
+    assert_eq!(routes_to(&world, "east"), truth);
+}
+
 #[test]
 fn a_revoked_member_is_gone_at_once() {
     let mut world = World::new(&["east", "west"]);
