@@ -284,7 +284,10 @@ impl Attach {
             .state
             .workloads
             .iter()
-            .filter(|(_, workload)| !granted(&workload.identity.id, ctx))
+            .filter(|(_, workload)| {
+                let carried = workload.owner != workload.identity.id;
+                !granted(&workload.identity.id, ctx) || carried && !carries(&workload.owner, ctx)
+            })
             .map(|(connection, _)| connection.clone())
             .collect();
         for connection in revoked {
@@ -521,6 +524,12 @@ fn deadline(
 fn granted(id: &SpiffeId, ctx: &Context<'_>) -> bool {
     ctx.own_member()
         .is_some_and(|member| member.grants(Role::Workload, id))
+}
+
+/// Listed to speak for workloads of this router's own domain.
+fn carries(id: &SpiffeId, ctx: &Context<'_>) -> bool {
+    ctx.own_member()
+        .is_some_and(|member| member.grants(Role::Intermediary, id))
 }
 
 fn set_peer(

@@ -15,7 +15,7 @@ use crate::router::{
 
 use super::addresses::{Forbidden, choose, excluded, within};
 use super::share::room;
-use super::{Attach, Fd, Install, REPLACED, Served, granted, set_peer, taken};
+use super::{Attach, Fd, Install, REPLACED, Served, carries, granted, set_peer, taken};
 
 /// IPv6 needs it (RFC 8200, section 5).
 const MTU_MIN: u16 = 1280;
@@ -451,12 +451,8 @@ impl Attach {
 /// that the document lists.
 fn workload_id(request: &Request, ctx: &Context<'_>) -> Result<SpiffeId, Refusal> {
     let candidate = match &request.claimed {
-        Some(claimed) => {
-            let listed = ctx.own_member().is_some_and(|member| {
-                member.grants(crate::document::Role::Intermediary, &request.peer)
-            });
-            if listed { claimed } else { &request.peer }
-        }
+        Some(claimed) if carries(&request.peer, ctx) => claimed,
+        Some(_) => &request.peer,
         None => &request.peer,
     };
     if granted(candidate, ctx) {

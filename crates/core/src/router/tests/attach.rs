@@ -4,11 +4,11 @@ use core::time::Duration;
 
 use super::*;
 
-fn workload(name: &str) -> SpiffeId {
+pub(super) fn workload(name: &str) -> SpiffeId {
     SpiffeId::new(&format!("spiffe://east.test/workload/{name}")).unwrap()
 }
 
-fn request(connection: &str, name: &str, key: Option<u8>) -> Request {
+pub(super) fn request(connection: &str, name: &str, key: Option<u8>) -> Request {
     Request {
         connection: ConnectionId::new(connection).unwrap(),
         peer: workload(name),
@@ -28,7 +28,7 @@ fn request(connection: &str, name: &str, key: Option<u8>) -> Request {
     }
 }
 
-fn attach(world: &mut World, request: Request) -> Result<WorkloadAnswer, Refusal> {
+pub(super) fn attach(world: &mut World, request: Request) -> Result<WorkloadAnswer, Refusal> {
     match world.call("east", |call| Input::Request {
         call,
         request: Box::new(request),
@@ -38,7 +38,11 @@ fn attach(world: &mut World, request: Request) -> Result<WorkloadAnswer, Refusal
     }
 }
 
-fn close(world: &mut World, connection: &str, peer: SpiffeId) -> Result<Answer, Refusal> {
+pub(super) fn close(
+    world: &mut World,
+    connection: &str,
+    peer: SpiffeId,
+) -> Result<Answer, Refusal> {
     let connection = ConnectionId::new(connection).unwrap();
     world.call("east", |call| Input::Close {
         call,
@@ -446,71 +450,4 @@ fn a_batch_of_requests_derives_one_table_and_the_same_state() {
     let ((batched, state), (single, wanted)) = (serve(1_000), serve(1));
     assert_eq!((batched, single), (1, 100));
     assert_eq!(state, wanted);
-}
-
-#[test]
-fn a_router_that_leaves_keeps_no_peer_route_or_record_of_others() {
-    let mut world = World::new(&["east", "west"]);
-    world.advance(Duration::from_secs(2));
-    attach(&mut world, request("c1", "a", Some(100))).unwrap();
-    assert_eq!(world.node("east").peers.len(), 2, "a link and the workload");
-    let left = world.call("east", |call| Input::Leave { call });
-    assert_eq!(left, Ok(Answer::Closed));
-    let node = world.node("east");
-    assert!(node.peers.is_empty() && node.routes.is_empty());
-    assert_eq!(node.closed.len(), 1, "the workload's client is told");
-    let disk = &node.disk;
-    assert!(disk.lease.is_none() && disk.workloads.is_empty() && disk.links.is_empty());
-    assert!(node.machine.next_wake().is_none(), "nothing is tried again");
-    assert!(world.node("west").peers.is_empty(), "the other end as well");
-    let again = attach(&mut world, request("c2", "b", Some(101)));
-    assert!(
-        matches!(again, Err(Refusal::Unavailable { .. })),
-        "{again:?}"
-    );
-}
-
-#[test]
-fn an_intermediary_is_not_counted_but_whom_it_carries_is() {
-    let mut world = World::new(&["east"]);
-    let mut listed = document();
-    let east = listed.members.get_mut(&"east".parse().unwrap()).unwrap();
-    let forwarder = workload("forwarder");
-    east.roles.intermediary = vec![forwarder.to_string()];
-    listed.version += 1;
-    world.input(
-        "east",
-        Input::Document {
-            document: Box::new(listed),
-            bytes: Vec::new(),
-        },
-    );
-    world.run();
-    let by = |number: usize, claimed: Option<&str>| {
-        let name = format!("w{number}");
-        Request {
-            peer: forwarder.clone(),
-            claimed: claimed.map(workload),
-            ..request(&name, &name, None)
-        }
-    };
-    for number in 0..200 {
-        attach(&mut world, by(number, None)).unwrap();
-    }
-    for number in 0..200 {
-        close(&mut world, &format!("w{number}"), forwarder.clone()).unwrap();
-    }
-    // Its reservations end, so that the prefix is empty again.
-    world.advance(Duration::from_secs(3601));
-    for number in 0..190 {
-        attach(&mut world, by(number, Some("mallory"))).unwrap();
-    }
-    assert_eq!(
-        attach(&mut world, by(190, Some("mallory"))),
-        Err(Refusal::Share {
-            id: workload("mallory"),
-            limit: 190
-        })
-    );
-    attach(&mut world, by(190, Some("other"))).unwrap();
 }

@@ -1,6 +1,8 @@
 //! Several routers in virtual time: every effect is carried out at once by a small world.
 
 mod attach;
+mod carried;
+mod leaving;
 mod links;
 mod names;
 
