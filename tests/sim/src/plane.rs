@@ -37,8 +37,13 @@ pub enum PortEnd {
 }
 
 impl Plane {
-    /// Whether a handshake is to be started.
-    pub fn set_peer(&mut self, spec: &PeerSpec) -> bool {
+    /// Whether a handshake is to be started. Like the real one it knows a key once.
+    pub fn set_peer(&mut self, spec: &PeerSpec) -> Result<bool, String> {
+        if let Some(holder) = self.by_key(spec.public_key)
+            && holder != spec.port
+        {
+            return Err(format!("port {} has this public key", holder.0));
+        }
         let known = self.ports.get(&spec.port);
         let learnt = known.and_then(|port| match &port.end {
             PortEnd::Peer { endpoint, .. } => *endpoint,
@@ -59,7 +64,7 @@ impl Plane {
                 sent,
             },
         );
-        spec.initiate && endpoint.is_some()
+        Ok(spec.initiate && endpoint.is_some())
     }
 
     pub fn set_tun(&mut self, port: PortId, class: PortClass, session: FdSession) {

@@ -268,18 +268,12 @@ impl World {
                 );
             }
             Effect::SetPeer { ticket, peer } => {
-                let handshake = self.routers[index].plane.set_peer(&peer);
-                if handshake {
+                let set = self.routers[index].plane.set_peer(&peer);
+                if set == Ok(true) {
                     self.handshake(index, peer.port);
                 }
-                self.local(
-                    index,
-                    100,
-                    Input::Installed {
-                        ticket,
-                        result: Ok(()),
-                    },
-                );
+                let result = set.map(drop);
+                self.local(index, 100, Input::Installed { ticket, result });
             }
             Effect::SetTun {
                 ticket,

@@ -68,6 +68,21 @@ struct Served {
     told: Option<IpAddr>,
 }
 
+impl Served {
+    /// Not in the data plane, and to be refreshed at once.
+    fn new(now: Mono) -> Self {
+        Self {
+            port: None,
+            live: false,
+            expires: now,
+            heard: now,
+            fd: Fd::default(),
+            waiting: Vec::new(),
+            told: None,
+        }
+    }
+}
+
 /// The client's side of `fd.sock`.
 #[derive(Debug, Default)]
 struct Fd {
@@ -108,13 +123,8 @@ impl Attach {
         for (connection, workload) in stored {
             let expires = ctx.now.mono + ctx.config.times.restored_life;
             let mut served = Served {
-                port: None,
-                live: false,
                 expires,
-                heard: ctx.now.mono,
-                fd: Fd::default(),
-                waiting: Vec::new(),
-                told: None,
+                ..Served::new(ctx.now.mono)
             };
             if let StoredMechanism::WireGuard {
                 public_key,

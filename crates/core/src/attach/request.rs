@@ -5,13 +5,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::allocator::Lease;
+use crate::forward::PortId;
 use crate::ids::{PublicKey, SpiffeId};
+use crate::machine::Ticket;
 use crate::router::context::Context;
 use crate::router::state::{Assignment, Identity, Record, StoredMechanism, StoredWorkload};
 use crate::router::{
     Answer, CallId, ConnectionId, Effect, MechanismAnswer, MechanismWish, Refusal, Request,
     WorkloadAnswer,
 };
+use crate::time::Mono;
 
 use super::addresses::{Forbidden, choose, excluded, within};
 use super::share::room;
@@ -28,6 +31,16 @@ struct Plan {
     addresses: Vec<IpAddr>,
     mechanism: StoredMechanism,
     mtu: u16,
+}
+
+/// The other end's place in the data plane, between two connections.
+struct Kept {
+    port: PortId,
+    live: bool,
+    heard: Mono,
+    fd: Fd,
+    /// What the data plane has not answered yet.
+    installing: Vec<Ticket>,
 }
 
 impl Attach {
@@ -217,15 +230,7 @@ impl Attach {
         let served = self
             .served
             .entry(connection.clone())
-            .or_insert_with(|| Served {
-                port: None,
-                live: false,
-                expires: ctx.now.mono,
-                heard: ctx.now.mono,
-                fd: Fd::default(),
-                waiting: Vec::new(),
-                told: None,
-            });
+            .or_insert_with(|| Served::new(ctx.now.mono));
         served.expires = ctx.now.mono + request.expires_in;
         served.told = ctx.config.advertise.or(request.local);
         self.names.want(&plan.identity, ctx);
@@ -247,28 +252,12 @@ impl Attach {
         plan: &Plan,
         ctx: &mut Context<'_>,
     ) {
-        let same_end = same_end(&stored.mechanism, &plan.mechanism);
-        let served = self.served.get_mut(connection);
-        let kept = served
-            .filter(|served| same_end && served.live)
-            .and_then(|served| {
-                let (port, fd) = (served.port.take()?, core::mem::take(&mut served.fd));
-                Some((port, fd, served.heard))
-            });
+        let kept = self.lift(connection, &stored.mechanism, &plan.mechanism);
         self.end(connection, None, ctx);
-        let Some((port, fd, heard)) = kept else {
+        let Some(kept) = kept else {
             return;
         };
-        let served = Served {
-            port: Some(port),
-            live: true,
-            expires: ctx.now.mono,
-            heard,
-            fd,
-            waiting: Vec::new(),
-            told: None,
-        };
-        self.served.insert(connection.clone(), served);
+        self.set_down(connection, kept, ctx.now.mono);
         ctx.record(Record::Workload {
             connection: connection.clone(),
             workload: Some(StoredWorkload {
@@ -289,32 +278,23 @@ impl Attach {
         let Some((other, workload)) = older else {
             return;
         };
-        let served = self.served.remove(&other);
-        let same_end = same_end(&workload.mechanism, &plan.mechanism);
-        if let Some(mut served) = served {
-            let kept = same_end && served.live && !self.served.contains_key(connection);
-            let port = if kept { served.port.take() } else { None };
-            let heard = served.heard;
+        let kept = if self.served.contains_key(connection) {
+            None
+        } else {
+            self.lift(&other, &workload.mechanism, &plan.mechanism)
+        };
+        if let Some(served) = self.served.remove(&other) {
             self.forget(&other, served, ctx);
-            if port.is_some() {
-                self.served.insert(
-                    connection.clone(),
-                    Served {
-                        port,
-                        live: true,
-                        expires: ctx.now.mono,
-                        heard,
-                        fd: Fd::default(),
-                        waiting: Vec::new(),
-                        told: None,
-                    },
-                );
-                // The peer or descriptor is in place: it is the new connection's from here.
-                ctx.record(Record::Workload {
-                    connection: connection.clone(),
-                    workload: Some(workload),
-                });
-            }
+        }
+        if let Some(kept) = kept {
+            // The client's end of `fd.sock` is another.
+            let fd = Fd::default();
+            self.set_down(connection, Kept { fd, ..kept }, ctx.now.mono);
+            // The peer or descriptor is in place: it is the new connection's from here.
+            ctx.record(Record::Workload {
+                connection: connection.clone(),
+                workload: Some(workload),
+            });
         }
         ctx.record(Record::Workload {
             connection: other.clone(),
@@ -324,6 +304,51 @@ impl Attach {
             connection: other,
             reason: REPLACED,
         });
+    }
+
+    /// Takes out of a connection what its successor wants as it is: the same descriptor, or the
+    /// same peer, which may be on its way yet. The data plane knows a key once, so a peer that
+    /// stays is never set beside itself.
+    fn lift(
+        &mut self,
+        connection: &ConnectionId,
+        held: &StoredMechanism,
+        wanted: &StoredMechanism,
+    ) -> Option<Kept> {
+        let served = self.served.get_mut(connection)?;
+        let is_peer = matches!(held, StoredMechanism::WireGuard { .. });
+        if !same_end(held, wanted) || !(served.live || is_peer) {
+            return None;
+        }
+        let port = served.port.take()?;
+        let installing = self.installs.extract_if(
+            ..,
+            |_, install| matches!(install, Install::Peer { port: of, .. } if *of == port),
+        );
+        Some(Kept {
+            port,
+            live: served.live,
+            heard: served.heard,
+            fd: core::mem::take(&mut served.fd),
+            installing: installing.map(|(ticket, _)| ticket).collect(),
+        })
+    }
+
+    fn set_down(&mut self, connection: &ConnectionId, kept: Kept, now: Mono) {
+        let port = kept.port;
+        self.installs
+            .extend(kept.installing.into_iter().map(|ticket| {
+                let connection = connection.clone();
+                (ticket, Install::Peer { connection, port })
+            }));
+        let served = Served {
+            port: Some(port),
+            live: kept.live,
+            heard: kept.heard,
+            fd: kept.fd,
+            ..Served::new(now)
+        };
+        self.served.insert(connection.clone(), served);
     }
 
     /// Puts the other end into the data plane where it is not yet, and answers.

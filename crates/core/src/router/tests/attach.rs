@@ -368,6 +368,67 @@ fn a_connection_that_changes_its_name_keeps_its_peer() {
     assert_eq!(to_peer, addresses(&answer));
 }
 
+/// A client that gave up on its first try and asks again with the same key, as a new connection
+/// or under another name.
+#[test]
+fn what_replaces_a_connection_still_under_way_has_its_key_to_itself() {
+    for (connection, name) in [("c2", "a"), ("c1", "b")] {
+        replace_while_under_way(Request {
+            peer: workload("a"),
+            ..request(connection, name, Some(100))
+        });
+    }
+}
+
+fn replace_while_under_way(again: Request) {
+    let mut world = World::new(&["east"]);
+    let (now, node) = (world.now, world.nodes.get_mut("east").unwrap());
+    let mut out = Outbox::default();
+    let mut inputs = VecDeque::new();
+    for (call, request) in [(1_000, request("c1", "a", Some(100))), (1_001, again)] {
+        inputs.push_back(Input::Request {
+            call: CallId(call),
+            request: Box::new(request),
+        });
+    }
+    let (mut peers, mut late, mut answers) = (BTreeMap::new(), Vec::new(), Vec::new());
+    while let Some(input) = inputs.pop_front() {
+        node.machine.handle(input, now, &mut out);
+        for effect in out.take() {
+            let result = Ok(());
+            match effect {
+                Effect::Append { ticket, .. } => {
+                    inputs.push_back(Input::Appended { ticket, result });
+                }
+                Effect::SetPeer { ticket, peer } => {
+                    let taken = peers.values().any(|key| *key == peer.public_key);
+                    assert!(!taken, "the data plane holds this key for another port");
+                    peers.insert(peer.port, peer.public_key);
+                    // The first answer of the data plane is slow.
+                    late.push(Input::Installed { ticket, result });
+                }
+                Effect::RemovePort { port } => {
+                    peers.remove(&port);
+                }
+                Effect::Answer { call, result } => answers.push((call.0, result.is_ok())),
+                _ => {}
+            }
+        }
+        if inputs.is_empty() {
+            inputs.extend(late.drain(..));
+        }
+    }
+    let served: Vec<_> = node
+        .machine
+        .table()
+        .iter()
+        .map(|route| route.port)
+        .collect();
+    assert_eq!(peers.len(), 1);
+    assert!(served.contains(peers.keys().next().unwrap()), "{served:?}");
+    assert_eq!(answers, [(1_000, false), (1_001, true)]);
+}
+
 /// Names are the workload's own choice, so they must not fill what all share.
 #[test]
 fn one_identity_leaves_room_for_others_however_many_names_it_takes() {
