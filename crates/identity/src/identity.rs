@@ -77,6 +77,11 @@ impl Bundle {
 }
 
 impl Identity {
+    /// The own certificate. Never absent: an empty chain is refused when it is read.
+    pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
+        self.chain.first()
+    }
+
     /// From PEM: certificates leaf first, a PKCS#8 P-256 key, the trust bundle. Checks that
     /// they belong together.
     pub fn from_pem(svid: &[u8], key: &[u8], bundle: &[u8]) -> Result<Self, Error> {

@@ -4,4 +4,5 @@ mod federation;
 mod hostile;
 mod leases;
 mod objects;
+mod renewal;
 mod world;

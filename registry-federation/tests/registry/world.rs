@@ -12,8 +12,8 @@ use vl3_core::allocator::{Acquire, Granted, Lease};
 use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
 use vl3_core::ids::{DomainName, Generation, InstanceId, NetworkName, NetworkUid, RouterName};
 use vl3_core::registry::{Endpoint, Marks};
-use vl3_identity::Source;
 use vl3_identity::authority::Authority;
+use vl3_identity::{Identity, Source};
 use vl3_proto::document::{encode_chain, sign};
 use vl3_proto::lease::{decode_granted, encode_acquire, encode_renew};
 use vl3_proto::objects::encode_endpoint;
@@ -129,6 +129,21 @@ impl World {
         )
     }
 
+    /// Writes a new certificate with a new key into an identity directory, as `vl3 identity issue`
+    /// and a SPIFFE agent do.
+    pub(crate) fn issue(&self, domain: &str, path: &str, dir: &Path) -> Identity {
+        let issued = self.authorities[domain]
+            .issue(path, HOUR, clock::wall())
+            .expect("test set-up");
+        issued.store(dir).expect("test set-up");
+        let identity = Identity::from_pem(
+            issued.svid.as_bytes(),
+            issued.key.as_bytes(),
+            issued.bundle.as_bytes(),
+        );
+        identity.expect("test set-up")
+    }
+
     /// A registry with its state in memory.
     pub(crate) async fn registry(&self, domain: &'static str) -> Registry {
         self.registry_with(domain, Box::new(Memory::default()), |_| {})
@@ -151,6 +166,16 @@ impl World {
         edit: impl FnOnce(&mut Config),
     ) -> Registry {
         let source = self.source(domain, &format!("vl3/registry/{domain}"));
+        self.registry_as(source, domain, store, edit).await
+    }
+
+    pub(crate) async fn registry_as(
+        &self,
+        source: Source,
+        domain: &'static str,
+        store: Box<dyn Store>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Registry {
         let common = Common::in_dir("registry", domain, &self.dir.path().join(domain));
         let ctx = RoleContext::new(common, source);
         let mut config = Config {
@@ -275,6 +300,10 @@ pub(crate) struct Client {
 pub(crate) type Events = tonic::Streaming<NetworkServiceEndpointResponse>;
 
 impl Client {
+    pub(crate) fn new(connection: Connection, uid: NetworkUid) -> Self {
+        Self { connection, uid }
+    }
+
     pub(crate) fn endpoints(
         &self,
     ) -> NetworkServiceEndpointRegistryClient<vl3_runtime::grpc::NsmChannel> {

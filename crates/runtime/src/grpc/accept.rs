@@ -13,10 +13,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
-use vl3_identity::{PeerIdentity, Scopes, Trust};
+use vl3_identity::{Identity, PeerIdentity, Scopes, Source, Trust};
 
 /// A TCP or unix stream below TLS.
 pub(super) enum Socket {
@@ -65,9 +66,10 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The connections that stand on a trust decision.
-#[derive(Debug, Default)]
+/// The connections that stand on a trust decision and on the own certificate.
+#[derive(Debug)]
 pub(super) struct Live {
+    own: Source,
     next: AtomicU64,
     entries: Mutex<BTreeMap<u64, Entry>>,
 }
@@ -76,6 +78,8 @@ pub(super) struct Live {
 struct Entry {
     chain: Vec<CertificateDer<'static>>,
     scopes: Scopes,
+    /// The own leaf that the handshake showed.
+    shown: CertificateDer<'static>,
     withdrawn: CancellationToken,
 }
 
@@ -93,15 +97,36 @@ impl Drop for Membership {
 }
 
 impl Live {
+    pub(super) fn new(own: Source) -> Self {
+        Self {
+            own,
+            next: AtomicU64::new(0),
+            entries: Mutex::default(),
+        }
+    }
+
+    /// What a handshake shows now.
+    pub(super) fn own(&self) -> Arc<Identity> {
+        self.own.current()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Judges every live connection again: a chain that no longer verifies is cut, the scopes
-    /// of the others are brought up to date.
+    /// Judges every live connection again: a chain that no longer verifies is cut, and so is a
+    /// connection that shows a former own certificate: tokens are signed with the new key, and a
+    /// peer checks them by the certificate that it was shown. The scopes of the others are
+    /// brought up to date.
     pub(super) fn review(&self, trust: &Trust) {
         let now = UnixTime::now();
+        let own = self.own();
         for entry in self.lock().values() {
+            if Some(&entry.shown) != own.leaf() {
+                tracing::debug!("connection closed: the own identity was renewed");
+                entry.withdrawn.cancel();
+                continue;
+            }
             match trust.verify(&entry.chain, now) {
                 Ok(verified) => entry.scopes.replace(verified.scopes),
                 Err(reason) => {
@@ -112,21 +137,30 @@ impl Live {
         }
     }
 
-    /// Follows bundles and the own identity for ever.
+    /// Follows the bundles and the own identity (whose bundle is the own trust domain's) until
+    /// its owner is gone.
     pub(super) async fn follow(live: std::sync::Weak<Self>, trust: Trust) {
+        let Some(mut own) = live.upgrade().map(|live| live.own.subscribe()) else {
+            return;
+        };
         let mut foreign = trust.subscribe();
-        let mut own = trust.source().subscribe();
+        let mut bundle = trust.source().subscribe();
         loop {
             tokio::select! {
-                changed = foreign.changed() => if changed.is_err() { return },
-                changed = own.changed() => if changed.is_err() {
-                    // A fixed source never changes.
-                    if foreign.changed().await.is_err() { return }
-                },
+                () = renewed(&mut foreign) => {}
+                () = renewed(&mut bundle) => {}
+                () = renewed(&mut own) => {}
             }
             let Some(live) = live.upgrade() else { return };
             live.review(&trust);
         }
+    }
+}
+
+/// A fixed source never changes.
+async fn renewed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -150,9 +184,11 @@ impl Drop for Open {
 }
 
 impl Secured {
-    /// Verifies the chain that TLS accepted once more, for its scopes.
+    /// Verifies the chain that TLS accepted once more, for its scopes. `own` is the identity that
+    /// the handshake showed.
     pub(super) fn new(
         stream: TlsStream<Socket>,
+        own: &Identity,
         trust: &Trust,
         live: &Arc<Live>,
         permit: Option<tokio::sync::OwnedSemaphorePermit>,
@@ -183,9 +219,14 @@ impl Secured {
         let entry = Entry {
             chain,
             scopes: scopes.clone(),
+            shown: own.leaf().ok_or("the own identity is empty")?.clone(),
             withdrawn: withdrawn.clone(),
         };
         live.lock().insert(key, entry);
+        // Renewed between the handshake and the entry: the review has not seen it.
+        if live.own().leaf() != own.leaf() {
+            withdrawn.cancel();
+        }
         let peer = PeerIdentity {
             id: verified.id,
             certificate_der,
@@ -236,7 +277,7 @@ impl AsyncRead for Secured {
         if self.withdrawn.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
-                "trust withdrawn",
+                "trust withdrawn or identity renewed",
             )));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)

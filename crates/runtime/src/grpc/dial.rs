@@ -14,7 +14,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use vl3_core::ids::{NetworkUid, SpiffeId};
-use vl3_identity::{PeerIdentity, Scope, Source, Trust, Verified, tls, token};
+use vl3_identity::{Identity, PeerIdentity, Scope, Source, Trust, Verified, tls, token};
 
 use super::DialUrl;
 use super::accept::{Live, Secured, Socket};
@@ -55,7 +55,6 @@ pub enum DialError {
 /// Makes connections with one identity and trust. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    source: Source,
     trust: Trust,
     live: Arc<Live>,
     connect_limit: Duration,
@@ -69,9 +68,16 @@ pub struct Dialer {
 pub struct Connection {
     url: DialUrl,
     channel: Channel,
-    peer: Arc<ArcSwap<PeerIdentity>>,
-    source: Source,
+    ends: Arc<ArcSwap<Ends>>,
     token_lifetime: Duration,
+}
+
+/// Who stands at the two ends of the transport of the moment.
+#[derive(Debug)]
+struct Ends {
+    peer: Arc<PeerIdentity>,
+    /// What the handshake showed: the peer checks tokens by that certificate.
+    own: Arc<Identity>,
 }
 
 /// A channel whose calls carry the caller's token, made per call with the peer as audience.
@@ -80,8 +86,7 @@ pub type NsmChannel = InterceptedService<Channel, NsmTokens>;
 /// Adds `nsm-client-token` and `nsm-client-token-expires`.
 #[derive(Clone, Debug)]
 pub struct NsmTokens {
-    source: Source,
-    peer: Arc<ArcSwap<PeerIdentity>>,
+    ends: Arc<ArcSwap<Ends>>,
     lifetime: Duration,
 }
 
@@ -152,10 +157,9 @@ impl Dialer {
     /// Needs a tokio runtime: a task follows the bundles, and ends the connections of peers
     /// that are no longer trusted.
     pub fn new(source: Source, trust: Trust) -> Self {
-        let live = Arc::new(Live::default());
+        let live = Arc::new(Live::new(source));
         tokio::spawn(Live::follow(Arc::downgrade(&live), trust.clone()));
         Self {
-            source,
             trust,
             live,
             connect_limit: CONNECT_LIMIT,
@@ -194,26 +198,24 @@ impl Dialer {
         };
         let link = Arc::new(Link {
             url: url.clone(),
-            tls: self
-                .connector(expect)
-                .map_err(|error| refused(error.to_string()))?,
+            expect,
             trust: self.trust.clone(),
             live: Arc::clone(&self.live),
             limit: self.connect_limit,
         });
-        let first = link.connect().await?;
-        let peer = Arc::new(ArcSwap::from_pointee(first.peer().clone()));
-        let ready = Arc::new(Mutex::new(Some(first)));
-        let current = Arc::clone(&peer);
+        let (first, own) = link.connect().await?;
+        let ends = Arc::new(ArcSwap::from_pointee(Ends::of(&first, &own)));
+        let ready = Arc::new(Mutex::new(Some((first, own))));
+        let current = Arc::clone(&ends);
         let connector = tower::service_fn(move |_: http::Uri| {
-            let (link, ready, peer) = (Arc::clone(&link), Arc::clone(&ready), Arc::clone(&current));
+            let (link, ready, ends) = (Arc::clone(&link), Arc::clone(&ready), Arc::clone(&current));
             async move {
                 let prepared = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let connection = match prepared {
-                    Some(connection) => connection,
+                let (connection, own) = match prepared {
+                    Some(prepared) => prepared,
                     None => link.connect().await?,
                 };
-                peer.store(Arc::new(connection.peer().clone()));
+                ends.store(Arc::new(Ends::of(&connection, &own)));
                 Ok::<_, DialError>(TokioIo::new(connection))
             }
         });
@@ -233,22 +235,18 @@ impl Dialer {
         Ok(Connection {
             url: url.clone(),
             channel,
-            peer,
-            source: self.source.clone(),
+            ends,
             token_lifetime: self.token_lifetime,
         })
     }
+}
 
-    fn connector(&self, expect: Expect) -> Result<TlsConnector, vl3_identity::Error> {
-        let authorise: tls::Authorise = Arc::new(move |peer| {
-            if (expect.check)(peer) {
-                Ok(())
-            } else {
-                Err(format!("expected {}, found {}", expect.what, peer.id))
-            }
-        });
-        let config = tls::client_config(&self.source, &self.trust, authorise)?;
-        Ok(TlsConnector::from(Arc::new(config)))
+impl Ends {
+    fn of(connection: &Secured, own: &Arc<Identity>) -> Self {
+        Self {
+            peer: Arc::new(connection.peer().clone()),
+            own: Arc::clone(own),
+        }
     }
 }
 
@@ -259,7 +257,7 @@ impl Connection {
 
     /// Who answered last.
     pub fn peer(&self) -> Arc<PeerIdentity> {
-        self.peer.load_full()
+        Arc::clone(&self.ends.load().peer)
     }
 
     /// For own services: TLS identity only.
@@ -270,8 +268,7 @@ impl Connection {
     /// For NSM calls: every call carries a fresh token.
     pub fn nsm(&self) -> NsmChannel {
         let tokens = NsmTokens {
-            source: self.source.clone(),
-            peer: Arc::clone(&self.peer),
+            ends: Arc::clone(&self.ends),
             lifetime: self.token_lifetime,
         };
         InterceptedService::new(self.channel.clone(), tokens)
@@ -285,9 +282,10 @@ impl Interceptor for NsmTokens {
     ) -> Result<tonic::Request<()>, tonic::Status> {
         let internal =
             |error: &dyn fmt::Display| tonic::Status::internal(format!("make a token: {error}"));
-        let (identity, peer) = (self.source.current(), self.peer.load());
+        let ends = self.ends.load();
+        let peer = &ends.peer;
         let (token, expires) = token::issue(
-            &identity,
+            &ends.own,
             Some(&peer.id),
             self.lifetime,
             crate::clock::wall(),
@@ -311,14 +309,14 @@ impl Interceptor for NsmTokens {
 /// What is needed to connect again.
 struct Link {
     url: DialUrl,
-    tls: TlsConnector,
+    expect: Expect,
     trust: Trust,
     live: Arc<Live>,
     limit: Duration,
 }
 
 impl Link {
-    async fn connect(&self) -> Result<Secured, DialError> {
+    async fn connect(&self) -> Result<(Secured, Arc<Identity>), DialError> {
         let limit = self.limit;
         tokio::time::timeout(limit, self.attempt())
             .await
@@ -330,7 +328,22 @@ impl Link {
             })
     }
 
-    async fn attempt(&self) -> Result<Secured, DialError> {
+    /// The configuration for one handshake with one own identity.
+    fn connector(&self, own: &Arc<Identity>) -> Result<TlsConnector, vl3_identity::Error> {
+        let expect = self.expect.clone();
+        let authorise: tls::Authorise = Arc::new(move |peer| {
+            if (expect.check)(peer) {
+                Ok(())
+            } else {
+                Err(format!("expected {}, found {}", expect.what, peer.id))
+            }
+        });
+        let shown = Source::fixed(Arc::clone(own));
+        let config = tls::client_config(&shown, &self.trust, authorise)?;
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    async fn attempt(&self) -> Result<(Secured, Arc<Identity>), DialError> {
         let unreachable = |source| DialError::Unreachable {
             url: self.url.to_string(),
             source,
@@ -353,12 +366,16 @@ impl Link {
         };
         // Never sent nor checked; rustls asks for one.
         let name = ServerName::try_from("vl3").map_err(|error| refused(error.to_string()))?;
+        let own = self.live.own();
         let stream = self
-            .tls
+            .connector(&own)
+            .map_err(|error| refused(error.to_string()))?
             .connect(name, socket)
             .await
             .map_err(|error| refused(error.to_string()))?;
-        Secured::new(stream.into(), &self.trust, &self.live, None).map_err(refused)
+        let secured =
+            Secured::new(stream.into(), &own, &self.trust, &self.live, None).map_err(refused)?;
+        Ok((secured, own))
     }
 }
 

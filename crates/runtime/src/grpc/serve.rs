@@ -222,7 +222,7 @@ impl Server {
             Arc::clone(&options.authorise),
         )?;
         let (sender, incoming) = mpsc::channel::<io::Result<Secured>>(64);
-        let live = Arc::new(Live::default());
+        let live = Arc::new(Live::new(options.source.clone()));
         let acceptor = Acceptor {
             tls: TlsAcceptor::from(Arc::new(tls)),
             trust: options.trust.clone(),
@@ -321,12 +321,14 @@ impl Acceptor {
     }
 
     async fn handshake(&self, socket: Socket, permit: tokio::sync::OwnedSemaphorePermit) {
+        // Renewed during the handshake: the connection is taken for the former's and closed.
+        let own = self.live.own();
         let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, self.tls.accept(socket)).await {
             Err(_) => return self.refuse("timeout", "no TLS handshake within 5 s"),
             Ok(Err(error)) => return self.refuse("tls", &error.to_string()),
             Ok(Ok(stream)) => stream,
         };
-        match Secured::new(stream.into(), &self.trust, &self.live, Some(permit)) {
+        match Secured::new(stream.into(), &own, &self.trust, &self.live, Some(permit)) {
             Err(reason) => self.refuse("identity", &reason),
             Ok(connection) => {
                 tracing::debug!(peer = %connection.peer().id, "connection accepted");
