@@ -351,7 +351,9 @@ impl Actor {
             Effect::SetRoutes { routes } => self.parts.plane.handle().set_routes(routes),
             Effect::SetOwnAddresses { addresses, mtu } => self.set_own(&addresses, mtu).await,
             Effect::Answer { call, result } => {
-                if self.leaving == Some(call) {
+                // A store that fails keeps what is held: then the operator is told, and may ask
+                // again.
+                if self.leaving == Some(call) && result.is_ok() {
                     // What is given back travels before the process ends.
                     self.tasks.drain(LEAVE_WITHIN).await;
                     self.left = true;

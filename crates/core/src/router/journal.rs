@@ -53,7 +53,7 @@ impl Journal {
         self.pending.extend(records);
         for effect in effects {
             if let (Some(reason), Some(_)) = (&self.last_error, self.retry_at) {
-                out.push(without_promise(effect, reason));
+                without_promise(effect, reason, out);
             } else if rests_on_records(&effect)
                 && (self.durable < self.taken || !self.waiting.is_empty())
             {
@@ -122,11 +122,16 @@ impl Journal {
                 self.pending = records;
                 self.retry_at = Some(now + self.backoff.next(rng));
                 for (_, effect) in self.waiting.drain(..) {
-                    out.push(without_promise(effect, &reason));
+                    without_promise(effect, &reason, out);
                 }
                 self.last_error = Some(reason);
             }
         }
+    }
+
+    /// The next append does not wait: somebody asks again.
+    pub(crate) fn retry_now(&mut self) {
+        self.retry_at = None;
     }
 
     pub(crate) fn is_full(&self, limit: usize) -> bool {
@@ -176,18 +181,19 @@ const fn rests_on_records(effect: &Effect) -> bool {
     }
 }
 
-fn without_promise(effect: Effect, reason: &str) -> Effect {
+/// What goes out all the same. What is given back may be another's at once, while this router's
+/// next life would still find it on its disk: silence ends it instead.
+fn without_promise(effect: Effect, reason: &str, out: &mut Outbox<Effect>) {
     match effect {
         Effect::Answer {
             call,
             result: Ok(_),
         } => {
             let reason = format!("the state store does not take records: {reason}");
-            Effect::Answer {
-                call,
-                result: Err(Refusal::Unavailable { reason }),
-            }
+            let result = Err(Refusal::Unavailable { reason });
+            out.push(Effect::Answer { call, result });
         }
-        effect => effect,
+        Effect::ReleaseLease { .. } | Effect::ReleaseName { .. } => {}
+        effect => out.push(effect),
     }
 }

@@ -101,6 +101,11 @@ impl LeaseClient {
         }
     }
 
+    /// What was asked for is not wanted any more.
+    pub(crate) fn stop(&mut self) {
+        self.in_flight = None;
+    }
+
     fn granted(&mut self, answer: LeaseAnswer, ctx: &mut Context<'_>) -> LeaseEvent {
         let lease = answer.lease;
         let config = ctx.config;

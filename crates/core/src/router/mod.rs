@@ -25,6 +25,7 @@ pub use state::{Record, State};
 
 use ipnet::IpNet;
 
+use crate::allocator::Lease;
 use crate::attach::Attach;
 use crate::document::Document;
 use crate::forward::{PortClass, PortId, Route};
@@ -60,6 +61,8 @@ pub struct RouterMachine {
     started: bool,
     fenced: bool,
     left: bool,
+    /// What leaving gives back, until the process ends: a store that fails keeps it from that.
+    giving_back: Option<Lease>,
     /// Last look at the data plane's counters.
     sampled: Mono,
     /// What was last handed over, so that equal values are not handed over again.
@@ -108,6 +111,7 @@ impl RouterMachine {
             started: false,
             fenced: false,
             left: false,
+            giving_back: None,
             sampled: Mono::default(),
             table: Vec::new(),
             view: ResolverView::default(),
@@ -381,17 +385,26 @@ impl RouterMachine {
         });
     }
 
+    /// Gives back what this router holds. Where the store fails the call is refused and may be
+    /// repeated; meanwhile nothing is served, and nothing given back.
     fn leave(&mut self, call: CallId, now: Now, out: &mut Outbox<Effect>) {
         self.left = true;
+        self.lease.stop();
+        self.journal.retry_now();
+        let held = self.state.lease.clone();
+        let lease = held.clone().or_else(|| self.giving_back.take());
+        self.giving_back.clone_from(&lease);
         self.step(now, out, |parts, ctx| {
             parts.links.leave(ctx);
             parts.routes.close_all(ctx);
             parts.attach.leave(ctx);
-            if let Some(lease) = ctx.state.lease.clone() {
+            if held.is_some() {
                 ctx.record(Record::Lease {
                     lease: None,
                     confirmed: ctx.now.wall,
                 });
+            }
+            if let Some(lease) = lease {
                 ctx.effect(Effect::ReleaseLease { lease });
             }
             ctx.effect(Effect::Answer {
@@ -490,7 +503,10 @@ impl Machine for RouterMachine {
     }
 
     fn wake(&mut self, now: Now, out: &mut Outbox<Effect>) {
-        if !self.started || self.left {
+        if self.left {
+            return self.journal.flush(now.mono, &mut self.tickets, out);
+        }
+        if !self.started {
             return;
         }
         // Nothing due is the common case: then nothing is derived anew.
@@ -513,7 +529,10 @@ impl Machine for RouterMachine {
     }
 
     fn next_wake(&self) -> Option<(Mono, &'static str)> {
-        if !self.started || self.left {
+        if self.left {
+            return self.journal.next_wake();
+        }
+        if !self.started {
             return None;
         }
         let times = &self.config.times;

@@ -108,6 +108,7 @@ pub(super) struct Node {
     pub(super) closed: Vec<(ConnectionId, &'static str)>,
     pub(super) routes: Vec<crate::forward::Route>,
     pub(super) dials: usize,
+    pub(super) released: Vec<Lease>,
     streams: BTreeMap<StreamId, (String, StreamId)>,
     waiting: BTreeMap<u64, (String, crate::machine::Ticket, DialId)>,
 }
@@ -156,6 +157,7 @@ impl World {
             closed: Vec::new(),
             routes: Vec::new(),
             dials: 0,
+            released: Vec::new(),
             streams: BTreeMap::new(),
             waiting: BTreeMap::new(),
         };
@@ -403,8 +405,8 @@ impl World {
                 let samples = samples.collect();
                 self.input(at, Input::Ports(samples));
             }
+            Effect::ReleaseLease { lease } => self.nodes.get_mut(at).unwrap().released.push(lease),
             Effect::SetOwnAddresses { .. }
-            | Effect::ReleaseLease { .. }
             | Effect::ReleaseName { .. }
             | Effect::Register { .. }
             | Effect::Unregister
