@@ -473,12 +473,26 @@ impl Attach {
 }
 
 /// Whose workload it is: the direct TLS peer's, or the claimed one behind an intermediary
-/// that the document lists.
+/// that the document lists. Whoever read the path knew a version of the document as well, maybe
+/// another: where the two differ nobody gets a name, least of all the intermediary itself.
 fn workload_id(request: &Request, ctx: &Context<'_>) -> Result<SpiffeId, Refusal> {
-    let candidate = match &request.claimed {
-        Some(claimed) if carries(&request.peer, ctx) => claimed,
-        Some(_) => &request.peer,
-        None => &request.peer,
+    let denied = |what| {
+        let id = request.peer.clone();
+        Err(Refusal::Denied { id, what })
+    };
+    let candidate = match (&request.claimed, carries(&request.peer, ctx)) {
+        (Some(claimed), true) => claimed,
+        (None, false) => &request.peer,
+        (Some(claimed), false) => {
+            return denied(format!(
+                "attach {claimed}: the network document does not list it as an intermediary"
+            ));
+        }
+        (None, true) => {
+            return denied(
+                "attach as a workload: the network document lists it as an intermediary".to_owned(),
+            );
+        }
     };
     if granted(candidate, ctx) {
         return Ok(candidate.clone());

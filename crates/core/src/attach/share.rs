@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 
 use crate::allocator::Lease;
-use crate::document::Role;
 use crate::router::context::Context;
 use crate::router::state::Identity;
 use crate::router::{ConnectionId, Refusal};
@@ -32,8 +31,8 @@ fn share(lease: &Lease, workloads: usize) -> usize {
 }
 
 /// Whether `identity` may be attached, and which reservation of the same SPIFFE ID gives
-/// way to it. Whoever has an address already keeps it. Listed intermediaries carry others'
-/// workloads and are not counted.
+/// way to it. Whoever has an address already keeps it. Whom an intermediary carries is counted,
+/// each for itself.
 pub(super) fn room(
     identity: &Identity,
     connection: &ConnectionId,
@@ -43,10 +42,7 @@ pub(super) fn room(
     let now = ctx.now.wall;
     let lives =
         |held: &crate::router::state::Assignment| held.reserved_until.is_none_or(|end| end > now);
-    let carries = ctx
-        .own_member()
-        .is_some_and(|member| member.grants(Role::Intermediary, &identity.id));
-    if carries || ctx.state.assignments.get(identity).is_some_and(lives) {
+    if ctx.state.assignments.get(identity).is_some_and(lives) {
         return Ok(None);
     }
     // A connection that changes its name gives the old one up.

@@ -28,7 +28,8 @@ pub struct Request {
     pub connection: ConnectionId,
     /// SPIFFE ID of the direct TLS peer: the authority.
     pub peer: SpiffeId,
-    /// Where `peer` is a listed intermediary: the first path segment's ID. Else unset.
+    /// Where `peer` is a listed intermediary: whom it speaks for, by the path. Else unset; any
+    /// other combination is refused.
     pub claimed: Option<SpiffeId>,
     /// Absent from stock peers, which are served as workloads.
     pub hello: Option<Hello>,

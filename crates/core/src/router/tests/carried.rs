@@ -1,8 +1,6 @@
 //! Workloads that a listed intermediary carries.
 
-use core::time::Duration;
-
-use super::attach::{attach, close, request, workload};
+use super::attach::{attach, request, workload};
 use super::*;
 
 /// The world of one router whose domain lists `forwarder` as an intermediary.
@@ -46,35 +44,53 @@ fn an_intermediary_that_is_no_longer_listed_takes_along_whom_it_carries() {
     assert_eq!(left, [PublicKey([101; 32])]);
 }
 
+/// Who reads the path and who attaches may know different versions of the document.
 #[test]
-fn an_intermediary_is_not_counted_but_whom_it_carries_is() {
+fn a_claim_counts_from_an_intermediary_only_and_an_intermediary_only_by_a_claim() {
+    let forwarder = workload("forwarder");
+    let ask = |world: &mut World, claimed: Option<&str>| {
+        let request = Request {
+            peer: forwarder.clone(),
+            claimed: claimed.map(workload),
+            ..request("c1", "a", Some(100))
+        };
+        attach(world, request)
+    };
+    let denied = |answer: Result<WorkloadAnswer, Refusal>| {
+        let denied = matches!(&answer, Err(Refusal::Denied { id, .. }) if *id == forwarder);
+        assert!(denied, "{answer:?}");
+    };
+    let mut world = World::new(&["east"]);
+    denied(ask(&mut world, Some("a")));
+    list(&mut world, 2, vec![forwarder.to_string()]);
+    denied(ask(&mut world, None));
+    assert!(world.node("east").disk.assignments.is_empty());
+    ask(&mut world, Some("a")).unwrap();
+    let assigned: Vec<_> = world.node("east").disk.assignments.keys().collect();
+    assert_eq!(assigned[0].id, workload("a"));
+}
+
+#[test]
+fn whom_an_intermediary_carries_is_counted_each() {
     let forwarder = workload("forwarder");
     let mut world = with_intermediary(&forwarder);
-    let by = |number: usize, claimed: Option<&str>| {
+    let by = |number: usize, claimed: &str| {
         let name = format!("w{number}");
         Request {
             peer: forwarder.clone(),
-            claimed: claimed.map(workload),
+            claimed: Some(workload(claimed)),
             ..request(&name, &name, None)
         }
     };
-    for number in 0..200 {
-        attach(&mut world, by(number, None)).unwrap();
-    }
-    for number in 0..200 {
-        close(&mut world, &format!("w{number}"), forwarder.clone()).unwrap();
-    }
-    // Its reservations end, so that the prefix is empty again.
-    world.advance(Duration::from_secs(3601));
     for number in 0..190 {
-        attach(&mut world, by(number, Some("mallory"))).unwrap();
+        attach(&mut world, by(number, "mallory")).unwrap();
     }
     assert_eq!(
-        attach(&mut world, by(190, Some("mallory"))),
+        attach(&mut world, by(190, "mallory")),
         Err(Refusal::Share {
             id: workload("mallory"),
             limit: 190
         })
     );
-    attach(&mut world, by(190, Some("other"))).unwrap();
+    attach(&mut world, by(190, "other")).unwrap();
 }
