@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use vl3_net::privileges::{Capability, keep_only};
-use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, load};
+use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, check, load};
 use vl3_runtime::{RoleContext, run_role};
 
 use crate::output::{Output, report};
@@ -182,7 +182,8 @@ where
     F: FnOnce(C, RoleContext) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
-    let loaded: Loaded<C> = load(&args.flags()).map_err(|invalid| invalid_config::<C>(invalid))?;
+    let read = if args.check_config { check } else { load };
+    let loaded: Loaded<C> = read(&args.flags()).map_err(|invalid| invalid_config(invalid, args))?;
     if args.check_config {
         out.line(&format!(
             "the configuration of {} {} is fine",
@@ -191,18 +192,9 @@ where
         ));
         return Ok(());
     }
-    let name = loaded.common.name.clone();
     // Before any thread is started: each has capabilities of its own.
     keep_only(keeps).context("give up what this role has no use for")?;
-    block_on(async {
-        run_role(loaded, run).await.map_err(|error| {
-            let next = format!(
-                "vl3 {} --check-config, or vl3 status {name} when it runs elsewhere",
-                C::ROLE
-            );
-            Failure::with_next(error, next)
-        })
-    })
+    block_on(async { run_role(loaded, run).await.map_err(Failure::from) })
 }
 
 async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
@@ -216,17 +208,14 @@ async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn invalid_config<C: Configure>(invalid: Invalid) -> Failure {
-    let next = match &invalid.file {
-        Some(file) => format!("vl3 {} --config {} --check-config", C::ROLE, file.display()),
-        None => format!(
-            "vl3 {} --config FILE (examples are in deploy/examples)",
-            C::ROLE
-        ),
-    };
+fn invalid_config(invalid: Invalid, args: &RoleArgs) -> Failure {
+    // The list says all; only who gave no file may not know what one looks like.
+    let next = args.config.is_none().then(|| {
+        "--config FILE (examples are in deploy/examples, every mistake is named)".to_owned()
+    });
     Failure {
         error: invalid.into(),
-        next: Some(next),
+        next,
         code: 2,
     }
 }

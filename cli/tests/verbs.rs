@@ -62,7 +62,7 @@ fn an_identity_and_a_document_are_enough_for_a_registry_and_a_router() {
         .unwrap()
         .trim()
         .to_owned();
-    let common = "domain = \"east\"\nidentity.dir = \"a\"\n";
+    let common = "domain = \"east\"\nidentity.dir = \"router-a\"\n";
     let network = format!("document = \"red.vl3net\"\nuid = \"{uid}\"\n");
     std::fs::write(
         dir.join("registry.toml"),
@@ -147,9 +147,52 @@ fn mistakes_of_a_configuration_are_all_named_and_the_exit_code_is_2() {
         "identity.dir is missing",
         "workers (flag --set workers) = \"none\": must be",
         "color (flag --set color) = red: must be a known key",
-        "try: vl3 router --config router.toml --check-config",
     ] {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
+    assert!(!said.contains("try:"), "the list is all there is:\n{said}");
+}
+
+#[test]
+fn a_level_that_is_none_and_files_that_are_not_there_are_mistakes_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let network =
+        "[network]\ndocument = \"/nosuch/red\"\nuid = \"00112233445566778899aabbccddeeff\"\n";
+    let identity = "identity.dir = \"/nosuch/id\"\n";
+    let router =
+        format!("domain = \"east\"\nregistry = \"tcp://192.0.2.1:5002\"\n{identity}{network}");
+    let client = format!(
+        "{identity}[[attach]]\nconnect_to = \"tcp://192.0.2.1:5010\"\n{}",
+        network.replace("[network]", "[attach.network]")
+    );
+    for (role, config, key) in [
+        ("router", router, "network.document"),
+        ("client", client, "attach[0].network.document"),
+    ] {
+        let file = format!("{role}.toml");
+        std::fs::write(dir.join(&file), config).unwrap();
+        let words = [
+            role,
+            "--config",
+            &file,
+            "--log-level",
+            "loud",
+            "--check-config",
+        ];
+        let output = vl3(dir, &words);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        for part in [
+            "log.level (flag --log-level) = \"loud\": must be error, warn, info, debug, trace",
+            "identity.dir = \"/nosuch/id\": must be a directory with svid.pem, key.pem and bundle.pem",
+            &format!("{key} = \"/nosuch/red\": must be a readable file"),
+        ] {
+            assert!(said.contains(part), "{part:?} is not in:\n{said}");
+        }
+        // A start does not wait for a document.
+        let output = vl3(dir, &words[..3]);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     }
 }
 

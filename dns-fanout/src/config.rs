@@ -55,6 +55,11 @@ impl Configure for Config {
             let given = network.has("uid") || network.has("document");
             let uid = network.optional::<NetworkUid>("uid");
             let document = network.optional::<PathBuf>("document");
+            if let Some(file) = document.clone() {
+                network.look_when_asked("document", format!("{file:?}"), move || {
+                    vl3_proto::document::look(&file, uid)
+                });
+            }
             if !given {
                 network.problem(
                     "uid",

@@ -14,7 +14,7 @@ use vl3_core::document::{
     AdminKey, AdminSecret, Chain, ChainError, Document, LINKS_MAX, MEMBERS_MAX, Member, Policy,
     RoleIds, SIGNATURES_MAX, Signature, SignedDocument,
 };
-use vl3_core::ids::{DomainName, Generation, NetworkName};
+use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid};
 
 use crate::convert::{FieldError, network_uid};
 use crate::vl3::network::v1 as wire;
@@ -94,6 +94,20 @@ pub fn write_armoured(chain: &Chain) -> String {
     text.push_str(END);
     text.push('\n');
     text
+}
+
+/// Whether a file holds a network's document; the error says what is allowed, for people.
+pub fn look(file: &std::path::Path, uid: Option<NetworkUid>) -> Result<(), String> {
+    let text =
+        std::fs::read_to_string(file).map_err(|error| format!("a readable file ({error})"))?;
+    let chain = read_armoured(&text).map_err(|error| format!("a valid document ({error})"))?;
+    match uid {
+        Some(uid) if uid != chain.uid() => Err(format!(
+            "the document of network {uid}, not of {}",
+            chain.uid()
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Reads and verifies the text of a document file. Text around the armour is ignored.

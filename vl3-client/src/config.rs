@@ -185,6 +185,11 @@ impl Attach {
         let network = entry.table("network", |network| {
             let document = network.required::<PathBuf>("document");
             let uid = network.required::<NetworkUid>("uid");
+            if let Some(file) = document.clone() {
+                network.look("document", format!("{file:?}"), move || {
+                    vl3_proto::document::look(&file, uid)
+                });
+            }
             Some((document?, uid?))
         });
         let connect_to = if default_connect_to.is_empty() || entry.has("connect_to") {

@@ -53,7 +53,14 @@ impl Configure for Config {
         let domain = section.required("domain");
         let router = section.optional("router");
         let (document, uid) = section.table("network", |network| {
-            (network.required("document"), network.required("uid"))
+            let document = network.required::<PathBuf>("document");
+            let uid = network.required::<NetworkUid>("uid");
+            if let Some(file) = document.clone() {
+                network.look("document", format!("{file:?}"), move || {
+                    vl3_proto::document::look(&file, uid)
+                });
+            }
+            (document, uid)
         });
         let registry = section.required("registry");
         let any = Listen::Tcp(SocketAddr::from(([0; 16], 5010)));

@@ -100,7 +100,12 @@ impl Common {
             match (dir, api) {
                 // A file identity that was asked for by the file goes before an inherited
                 // environment variable.
-                (Some(dir), _) => Some(IdentitySource::Dir(dir)),
+                (Some(dir), _) => {
+                    let (shown, asked) = (format!("{dir:?}"), dir.clone());
+                    // At start it is waited for: the issuer may come up after the role.
+                    identity.look_when_asked("dir", shown, move || identity_dir(&asked));
+                    Some(IdentitySource::Dir(dir))
+                }
                 (None, Some(api)) => Some(IdentitySource::WorkloadApi(api)),
                 (None, None) => {
                     if !identity.has("dir") && !identity.has("workload_api") {
@@ -117,7 +122,7 @@ impl Common {
         let admin_listen = section.optional("admin_listen");
         let log = section.table("log", |log| {
             let level = log.or("level", "info".to_owned());
-            if crate::telemetry::check_filter(&level).is_err() {
+            if !crate::telemetry::is_filter(&level) {
                 log.problem(
                     "level",
                     Some(format!("{level:?}")),
@@ -141,4 +146,20 @@ impl Common {
             log,
         })
     }
+}
+
+fn identity_dir(dir: &Path) -> Result<(), String> {
+    const FILES: [&str; 3] = ["svid.pem", "key.pem", "bundle.pem"];
+    let allowed = "a directory with svid.pem, key.pem and bundle.pem";
+    if !dir.is_dir() {
+        return Err(format!("{allowed}; there is no such directory"));
+    }
+    let absent: Vec<&str> = FILES
+        .into_iter()
+        .filter(|file| !dir.join(file).exists())
+        .collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{allowed}; {} is missing", absent.join(", ")))
 }

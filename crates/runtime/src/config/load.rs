@@ -51,22 +51,45 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Loads from the process environment.
+/// Which of the files that a configuration names are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    None,
+    /// Those that must be there at a start.
+    AtStart,
+    All,
+}
+
+/// Loads from the process environment, for a start.
 pub fn load<C: Configure>(flags: &Flags) -> Result<Loaded<C>, Invalid> {
-    load_from(flags, std::env::vars())
+    load_role(flags, std::env::vars(), Files::AtStart)
+}
+
+/// As [`load`], for somebody who asks whether all is well: what a start would wait for is a
+/// mistake, too.
+pub fn check<C: Configure>(flags: &Flags) -> Result<Loaded<C>, Invalid> {
+    load_role(flags, std::env::vars(), Files::All)
 }
 
 /// Loads a configuration without the keys of [`Common`]: for tools that need neither identity
 /// nor run directory.
 pub fn load_plain<C: Configure>(flags: &Flags) -> Result<C, Invalid> {
     let environment = std::env::vars().collect();
-    load_with(flags, C::ENVIRONMENT, &environment, C::read)
+    load_with(flags, C::ENVIRONMENT, &environment, Files::AtStart, C::read)
 }
 
-/// Loads from a given environment.
+/// Loads from a given environment, without a look at the files that are named.
 pub fn load_from<C: Configure>(
     flags: &Flags,
     environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded<C>, Invalid> {
+    load_role(flags, environment, Files::None)
+}
+
+fn load_role<C: Configure>(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+    files: Files,
 ) -> Result<Loaded<C>, Invalid> {
     let names: Vec<_> = base::ENVIRONMENT
         .iter()
@@ -74,7 +97,7 @@ pub fn load_from<C: Configure>(
         .copied()
         .collect();
     let environment = environment.into_iter().collect();
-    load_with(flags, &names, &environment, |section| {
+    load_with(flags, &names, &environment, files, |section| {
         let common = Common::read(C::ROLE, section);
         let config = C::read(section);
         Some(Loaded {
@@ -88,6 +111,7 @@ fn load_with<T>(
     flags: &Flags,
     names: &[(&str, &str)],
     environment: &BTreeMap<String, String>,
+    files: Files,
     read: impl FnOnce(&mut Section<'_>) -> Option<T>,
 ) -> Result<T, Invalid> {
     let mut shared = Shared::default();
@@ -120,7 +144,20 @@ fn load_with<T>(
             });
         }
     }
-    let problems = shared.problems.into_inner();
+    let mut problems = shared.problems.into_inner();
+    for look in shared.looks.into_inner() {
+        let due = match files {
+            Files::None => false,
+            Files::AtStart => !look.when_asked_only,
+            Files::All => true,
+        };
+        if due && let Err(allowed) = (look.look)() {
+            problems.push(Problem {
+                allowed,
+                ..look.problem
+            });
+        }
+    }
     match value {
         Some(value) if problems.is_empty() => Ok(value),
         _ => Err(Invalid {

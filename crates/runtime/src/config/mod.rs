@@ -26,7 +26,7 @@ mod section;
 mod value;
 
 pub use base::{Common, IdentitySource, Log, LogFormat};
-pub use load::{Flags, Invalid, Loaded, load, load_from, load_plain};
+pub use load::{Flags, Invalid, Loaded, check, load, load_from, load_plain};
 pub use section::{Problem, Section};
 pub use value::Value;
 

@@ -46,6 +46,22 @@ pub(super) struct Shared {
     pub(super) problems: RefCell<Vec<Problem>>,
     pub(super) overrides: BTreeMap<String, Override>,
     pub(super) used_overrides: RefCell<BTreeSet<String>>,
+    pub(super) looks: RefCell<Vec<Look>>,
+}
+
+/// A look at the file system, after every field was read.
+pub(super) struct Look {
+    /// What is wrong when the look finds a mistake; what is allowed comes from the look.
+    pub(super) problem: Problem,
+    /// Not at a start: what is absent may still come.
+    pub(super) when_asked_only: bool,
+    pub(super) look: Box<dyn FnOnce() -> Result<(), String>>,
+}
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Look({})", self.problem.key)
+    }
 }
 
 /// One table. Keys that nobody asked for are problems when it is dropped by its reader.
@@ -320,8 +336,52 @@ impl<'a> Section<'a> {
         self.record(key, value, allowed, origin);
     }
 
-    /// Reports keys that nobody asked for.
+    /// Records a look at what a value names, a file say, for `vl3_runtime::config::load` and
+    /// `check`; the error says what is allowed.
+    pub fn look(
+        &mut self,
+        key: &str,
+        value: String,
+        look: impl FnOnce() -> Result<(), String> + 'static,
+    ) {
+        self.add_look(key, value, false, Box::new(look));
+    }
+
+    /// As [`Section::look`], but not at a start: what is absent then may still come.
+    pub fn look_when_asked(
+        &mut self,
+        key: &str,
+        value: String,
+        look: impl FnOnce() -> Result<(), String> + 'static,
+    ) {
+        self.add_look(key, value, true, Box::new(look));
+    }
+
+    fn add_look(
+        &self,
+        key: &str,
+        value: String,
+        when_asked_only: bool,
+        look: Box<dyn FnOnce() -> Result<(), String>>,
+    ) {
+        let key = self.full(key);
+        let given = self.shared.overrides.get(&key);
+        let problem = Problem {
+            origin: given.map(|given| given.origin.clone()),
+            key,
+            value: Some(value),
+            allowed: String::new(),
+        };
+        self.shared.looks.borrow_mut().push(Look {
+            problem,
+            when_asked_only,
+            look,
+        });
+    }
+
+    /// Reports keys that nobody asked for; the known ones are listed once.
     pub(super) fn finish(self) {
+        let mut listed = false;
         for (key, value) in &self.table {
             if self.known.contains(key.as_str()) {
                 continue;
@@ -330,14 +390,20 @@ impl<'a> Section<'a> {
                 .known
                 .iter()
                 .map(|known| (distance(key, known), *known))
-                .filter(|(distance, known)| *distance <= 2.max(known.len() / 3))
+                .filter(|(distance, known)| {
+                    *distance <= known.len().min(key.len()).div_ceil(3).min(3)
+                })
                 .min();
             let allowed = match nearest {
                 Some((_, known)) => format!("a known key; did you mean {known}?"),
-                None => format!(
-                    "a known key: {}",
-                    self.known.iter().copied().collect::<Vec<_>>().join(", ")
-                ),
+                None if listed => "a known key (listed above)".to_owned(),
+                None => {
+                    listed = true;
+                    format!(
+                        "a known key: {}",
+                        self.known.iter().copied().collect::<Vec<_>>().join(", ")
+                    )
+                }
             };
             self.record(key, Some(short(value)), &allowed, None);
         }
