@@ -16,6 +16,8 @@ use super::{Answer, AttachmentConfig, Candidate, Effect, Failure, Input, Request
 pub(super) const TARGETS_MAX: usize = 16;
 /// Router names whose generation is remembered; beyond it the first in order is forgotten.
 pub(super) const LIVES_MAX: usize = 64;
+/// About 15 seconds of short pauses at a unix socket.
+pub(super) const LOCAL_PAUSES_MAX: u32 = 60;
 /// A router may ask for a refresh this often, not more.
 pub(super) const ASKED_REFRESH_GAP: core::time::Duration = core::time::Duration::from_millis(200);
 
@@ -56,6 +58,8 @@ pub struct AttachmentMachine {
     pub(super) both_down_since: Option<Mono>,
     pub(super) remote_backoff: Backoff,
     pub(super) local_backoff: Backoff,
+    /// Pauses at a unix socket since the last steady connection.
+    pub(super) local_pauses: u32,
     pub(super) retry_at: Option<Mono>,
     pub(super) lives: BTreeMap<RouterName, Generation>,
 }
@@ -128,6 +132,7 @@ impl AttachmentMachine {
             both_down_since: None,
             remote_backoff: Backoff::new(timing.retry_first, timing.retry_max),
             local_backoff: Backoff::new(timing.local_retry_first, timing.local_retry_max),
+            local_pauses: 0,
             retry_at: None,
             lives: BTreeMap::new(),
             config,
@@ -298,9 +303,11 @@ impl AttachmentMachine {
         }
     }
 
-    /// Waits before the next try, less at a unix socket.
+    /// Waits before the next try, less at a unix socket, where a router restarts: one that stays
+    /// away is sought as seldom as any other.
     pub(super) fn pause(&mut self, local: bool, now: Now) {
-        let backoff = if local {
+        let backoff = if local && self.local_pauses < LOCAL_PAUSES_MAX {
+            self.local_pauses += 1;
             &mut self.local_backoff
         } else {
             &mut self.remote_backoff

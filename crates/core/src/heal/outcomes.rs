@@ -187,6 +187,7 @@ impl AttachmentMachine {
         {
             self.remote_backoff.reset();
             self.local_backoff.reset();
+            self.local_pauses = 0;
         }
         let local = is_local(&held.url);
         self.pause(local, now);

@@ -304,16 +304,20 @@ fn a_restarted_local_router_is_found_within_its_short_back_off() {
     });
     bench.give(Input::DataPathLost);
     let mut gaps = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..90 {
         let before = bench.now;
         bench.step_to_action();
         gaps.push(bench.now.saturating_since(before));
         bench.answer(Err(Failure::Unreachable));
     }
+    let timing = Timing::default();
     assert!(
-        gaps.iter()
-            .all(|gap| *gap <= Timing::default().local_retry_max),
+        gaps[..20].iter().all(|gap| *gap <= timing.local_retry_max),
         "{gaps:?}"
+    );
+    assert!(
+        gaps[80..].iter().all(|gap| *gap >= timing.retry_max / 2),
+        "one that stays away is sought seldom: {gaps:?}"
     );
 }
 
