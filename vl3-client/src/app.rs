@@ -209,6 +209,7 @@ impl Shared<'_> {
             registry: config.registry.clone(),
             mechanism: attach.mechanism,
             token_lifetime: lifetime,
+            said: Arc::default(),
         };
         let attachment = Attachment::new(Parts {
             position,

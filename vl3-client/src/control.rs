@@ -1,6 +1,6 @@
 //! Calls to routers and to the registry.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nsm_chain::SvidTokens;
@@ -21,7 +21,7 @@ use vl3_proto::registry::{NetworkServiceEndpoint, NetworkServiceEndpointQuery};
 use vl3_proto::vl3::network::v1::WatchRequest;
 use vl3_proto::vl3::network::v1::network_client::NetworkClient;
 use vl3_runtime::grpc::{self, DialError, DialUrl, Dialer};
-use vl3_runtime::{Retry, clock};
+use vl3_runtime::{Retry, Said, clock};
 
 use crate::answer::{Accepted, Excluded, Question, check};
 use crate::attachment::Event;
@@ -45,6 +45,7 @@ pub(crate) struct Control {
     pub(crate) registry: Option<DialUrl>,
     pub(crate) mechanism: Mechanism,
     pub(crate) token_lifetime: Duration,
+    pub(crate) said: Arc<Mutex<Said>>,
 }
 
 /// What became of a Request.
@@ -76,7 +77,9 @@ impl Control {
         match tokio::time::timeout(REQUEST_LIMIT, attempt).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                tracing::info!(url, limit = ?REQUEST_LIMIT, "router does not answer");
+                if let Some(unsaid) = self.say(&format!("{url} is silent")) {
+                    tracing::info!(url, limit = ?REQUEST_LIMIT, unsaid, "router does not answer");
+                }
                 Outcome::Failed(Failure::Unreachable)
             }
         }
@@ -100,18 +103,29 @@ impl Control {
         let answer = match client.request(request.clone()).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
-                tracing::info!(url, code = ?status.code(), reason = status.message(), "request failed");
+                let (code, reason) = (status.code(), status.message());
+                if let Some(unsaid) = self.say(&format!("{url}: {code:?}: {reason}")) {
+                    tracing::info!(url, ?code, reason, unsaid, "request failed");
+                }
                 return Outcome::Failed(failure_of(status.code()));
             }
         };
         match self.judge(&request, &answer, &via, excluded) {
-            Ok(accepted) => Outcome::Accepted {
-                connection: Box::new(answer),
-                accepted: Box::new(accepted),
-                via,
-            },
+            Ok(accepted) => {
+                self.said
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .reset();
+                Outcome::Accepted {
+                    connection: Box::new(answer),
+                    accepted: Box::new(accepted),
+                    via,
+                }
+            }
             Err(reason) => {
-                tracing::warn!(url, reason, "answer is refused and closed");
+                if let Some(unsaid) = self.say(&format!("{url}: {reason}")) {
+                    tracing::warn!(url, reason, unsaid, "answer is refused and closed");
+                }
                 Outcome::Bad {
                     connection: Box::new(answer),
                     via,
@@ -193,7 +207,10 @@ impl Control {
             watch: false,
         };
         let failed = |status: tonic::Status| {
-            tracing::info!(url, code = ?status.code(), reason = status.message(), "find failed");
+            let (code, reason) = (status.code(), status.message());
+            if let Some(unsaid) = self.say(&format!("find: {code:?}: {reason}")) {
+                tracing::info!(url, ?code, reason, unsaid, "find failed");
+            }
             failure_of(status.code())
         };
         let mut client = NetworkServiceEndpointRegistryClient::new(registry.nsm());
@@ -212,6 +229,14 @@ impl Control {
         Ok(usable(found, document.name.as_str(), document.uid))
     }
 
+    /// Whether a failure is to be logged: at first, then seldom.
+    fn say(&self, line: &str) -> Option<u64> {
+        self.said
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .say(line)
+    }
+
     async fn dial(&self, url: &str, role: Role) -> Result<grpc::Connection, Failure> {
         let parsed: DialUrl = url.parse().map_err(|error| {
             tracing::warn!(%error, "address is not used");
@@ -221,10 +246,10 @@ impl Control {
             .dial(&parsed, self.documents.expect(role))
             .await
             .map_err(|error| {
-                tracing::info!(
-                    error = chain_of(&error),
-                    "router or registry is not reached"
-                );
+                let text = chain_of(&error);
+                if let Some(unsaid) = self.say(&text) {
+                    tracing::info!(error = text, unsaid, "router or registry is not reached");
+                }
                 match error {
                     DialError::Refused { .. } => Failure::Refused,
                     DialError::Unreachable { .. } | DialError::TimedOut { .. } => {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use vl3_core::{Backoff, Rng};
 
+use crate::Said;
+
 /// The pause between tries of one thing: `vl3_core::Backoff` with a tokio timer and a seed of
 /// its own.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ impl Retry {
         E: std::fmt::Display,
         F: Future<Output = Result<T, E>>,
     {
+        let mut said = Said::default();
         loop {
             match attempt().await {
                 Ok(value) => {
@@ -44,7 +47,10 @@ impl Retry {
                     return value;
                 }
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "{what} failed; trying again");
+                    let error = format!("{error:#}");
+                    if let Some(unsaid) = said.say(&error) {
+                        tracing::warn!(error, unsaid, "{what} failed; trying again");
+                    }
                     self.pause().await;
                 }
             }
