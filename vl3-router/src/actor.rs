@@ -18,6 +18,7 @@ use vl3_runtime::{Documents, Tasks, clock};
 
 use crate::dial::Dials;
 use crate::metrics::Shared;
+use crate::narrate::{Line, Narrator};
 use crate::own::{Own, OwnSockets};
 use crate::plane::Plane;
 use crate::registry::Registry;
@@ -165,6 +166,7 @@ pub(crate) struct Actor {
     /// The call of an operator who takes this router out for good.
     leaving: Option<CallId>,
     left: bool,
+    narrator: Narrator,
 }
 
 impl Actor {
@@ -182,6 +184,7 @@ impl Actor {
             ready: VecDeque::from([Input::Start]),
             leaving: None,
             left: false,
+            narrator: Narrator::default(),
         }
     }
 
@@ -236,6 +239,7 @@ impl Actor {
                 } = &input
                 {
                     self.streams.remove(stream);
+                    self.say(|narrator| narrator.stream_ended(*stream));
                 }
                 self.ready.push_back(input);
             }
@@ -284,6 +288,9 @@ impl Actor {
                 event,
             } => {
                 self.streams.insert(stream, writer);
+                if let RoutesEvent::Started { open, .. } = &event {
+                    self.say(|narrator| narrator.stream_started(stream, open.router.clone()));
+                }
                 self.ready.push_back(Input::Routes { stream, event });
             }
             Command::RoutesOpen { reply } => {
@@ -377,6 +384,7 @@ impl Actor {
             Effect::CloseRoutes { stream, reason } => {
                 tracing::debug!(stream = stream.0, reason, "closing a routes stream");
                 if self.streams.remove(&stream).is_some() {
+                    self.say(|narrator| narrator.stream_ended(stream));
                     self.ready.push_back(Input::Routes {
                         stream,
                         event: RoutesEvent::Ended,
@@ -425,13 +433,23 @@ impl Actor {
                 let samples = self.parts.plane.samples();
                 self.ready.push_back(Input::Ports(samples));
             }
-            Effect::Publish { view } => self.parts.resolvers.publish(*view),
+            Effect::Publish { view } => {
+                self.say(|narrator| narrator.published(&view));
+                self.parts.resolvers.publish(*view);
+            }
+        }
+    }
+
+    fn say<L: IntoIterator<Item = Line>>(&mut self, change: impl FnOnce(&mut Narrator) -> L) {
+        for line in change(&mut self.narrator) {
+            line.log();
         }
     }
 
     async fn set_own(&mut self, addresses: &[ipnet::IpNet], mtu: u16) {
         match self.parts.own.set_addresses(addresses, mtu).await {
             Ok(()) => {
+                tracing::info!(?addresses, "prefix leased, own addresses set");
                 self.parts
                     .plane
                     .handle()
@@ -459,6 +477,7 @@ impl Actor {
                 "a routes stream is cut: its reader falls behind"
             );
             self.streams.remove(&stream);
+            self.say(|narrator| narrator.stream_ended(stream));
             self.ready.push_back(Input::Routes {
                 stream,
                 event: RoutesEvent::Ended,

@@ -154,6 +154,10 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     ]);
     let grpc = grpc::Server::bind(&listen, options).await?;
     let port = tcp_port(grpc.addresses())?;
+    for address in grpc.addresses() {
+        tracing::info!(%address, router = %router.name, domain = %router.domain, "router listens");
+    }
+    tracing::info!(address = %config.udp_listen, "data plane listens");
     let service = Service {
         uid: config.uid,
         chain: server.chain,

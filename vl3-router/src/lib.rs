@@ -14,6 +14,7 @@ mod fd;
 #[cfg(test)]
 mod fixture;
 mod metrics;
+mod narrate;
 mod own;
 mod plane;
 mod registry;

@@ -30,13 +30,8 @@ impl Plane {
         private_key: [u8; 32],
         tell: impl Fn(Input) + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
-        let sockets =
-            dataplane::bind_udp(config.udp_listen, config.workers).with_context(|| {
-                format!(
-                    "bind udp_listen {} (is the port in use?)",
-                    config.udp_listen
-                )
-            })?;
+        let sockets = dataplane::bind_udp(config.udp_listen, config.workers)
+            .with_context(|| format!("bind udp_listen {}", config.udp_listen))?;
         let events = Box::new(move |event| match event {
             dataplane::Event::EndpointLearned { port, endpoint } => {
                 let endpoint = Endpoint {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vl3_core::Mono;
-use vl3_core::forward::{PortId, Route};
+use vl3_core::forward::{PortClass, PortId, Route};
 use vl3_core::router::RouterMachine;
 use vl3_core::routes::Disbelief;
 use vl3_dataplane::PortStatus;
@@ -14,17 +14,26 @@ use crate::plane::{Plane, ago};
 pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
     let now = clock::now();
     let handle = plane.handle();
-    let ports: Vec<Value> = handle
-        .status()
-        .iter()
-        .map(|status| port(status, now.mono))
-        .collect();
     let drops: serde_json::Map<String, Value> = handle
         .drops()
         .into_iter()
         .map(|(reason, count)| (reason.label().to_owned(), count.into()))
         .collect();
     let status = machine.status(now);
+    let class = |class: PortClass, of: PortId| match class {
+        PortClass::Remote(_) => {
+            let link = status.links.iter().find(|link| link.port == Some(of));
+            link.map_or("Remote".to_owned(), |link| {
+                format!("Remote {}", link.router.domain)
+            })
+        }
+        PortClass::Member | PortClass::Sibling | PortClass::Own => format!("{class:?}"),
+    };
+    let ports: Vec<Value> = handle
+        .status()
+        .iter()
+        .map(|status| port(status, &class(status.class, status.port), now.mono))
+        .collect();
     // All reasons, so that a reader can tell none from unknown.
     let disbelieved: serde_json::Map<String, Value> = Disbelief::ALL
         .iter()
@@ -104,7 +113,7 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
             "via": via(route.port),
             "preference": preference(route),
             "port": route.port.0,
-            "class": format!("{:?}", route.class),
+            "class": class(route.class, route.port),
             "mtu": route.mtu,
         })).collect::<Vec<_>>(),
         "received": status.received.iter().map(|(router, live, routes)| json!({
@@ -123,7 +132,7 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
     })
 }
 
-fn port(port: &PortStatus, now: Mono) -> Value {
+fn port(port: &PortStatus, class: &str, now: Mono) -> Value {
     let ago_ms =
         |then| ago(then, now).map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
     let drops: serde_json::Map<String, Value> = port
@@ -133,7 +142,7 @@ fn port(port: &PortStatus, now: Mono) -> Value {
         .collect();
     json!({
         "port": port.port.0,
-        "class": format!("{:?}", port.class),
+        "class": class,
         "public_key": port.public_key.map(|key| key.to_string()),
         "endpoint": port.endpoint.map(|endpoint| endpoint.remote.to_string()),
         "established": port.established,

@@ -17,7 +17,7 @@ use vl3_proto::registry::{
 };
 use vl3_proto::vl3::network::v1::WatchRequest;
 use vl3_proto::vl3::network::v1::network_client::NetworkClient;
-use vl3_runtime::{Retry, clock};
+use vl3_runtime::{Retry, Said, clock};
 
 use super::{Registry, limited};
 use crate::documents::encode;
@@ -37,6 +37,7 @@ impl Registry {
     ) -> anyhow::Result<()> {
         let mut wanted = self.registration();
         let mut retry = Retry::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut said = Said::default();
         loop {
             let registration = wanted.borrow_and_update().clone();
             let pause = match registration {
@@ -47,13 +48,18 @@ impl Registry {
                 {
                     Ok(next) => {
                         retry.reset();
+                        said.reset();
                         next
                     }
                     Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "registering with the registry failed; trying again"
-                        );
+                        let error = format!("{error:#}");
+                        if let Some(unsaid) = said.say(&error) {
+                            tracing::warn!(
+                                error,
+                                unsaid,
+                                "registering with the registry failed; trying again"
+                            );
+                        }
                         tokio::select! {
                             () = retry.pause() => {}
                             changed = wanted.changed() => changed.context("the router has ended")?,
@@ -136,19 +142,20 @@ impl Registry {
     /// epoch.
     pub(crate) async fn keep_watching(self) -> anyhow::Result<()> {
         let mut retry = Retry::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut said = Said::default();
         loop {
-            if let Err(error) = self.watch_once(&mut retry).await {
-                tracing::debug!(
-                    error = format!("{error:#}"),
-                    "the registry watch ended; opening it again"
-                );
+            if let Err(error) = self.watch_once(&mut retry, &mut said).await {
+                let error = format!("{error:#}");
+                if let Some(unsaid) = said.say(&error) {
+                    tracing::info!(error, unsaid, "registry is lost; trying again");
+                }
             }
             self.handle.tell(Input::Watch(WatchEvent::Lost)).await;
             retry.pause().await;
         }
     }
 
-    async fn watch_once(&self, retry: &mut Retry) -> anyhow::Result<()> {
+    async fn watch_once(&self, retry: &mut Retry, said: &mut Said) -> anyhow::Result<()> {
         let connection = self.connection().await?;
         let network = self.documents.current().name.to_string();
         let query = |watch| NetworkServiceEndpointQuery {
@@ -161,6 +168,8 @@ impl Registry {
         let mut registry = NetworkServiceEndpointRegistryClient::new(connection.nsm());
         let watched = registry.find(query(true)).await?.into_inner();
         retry.reset();
+        said.reset();
+        tracing::info!(peer = %connection.peer().id, "registry is connected");
         self.handle.tell(Input::Watch(WatchEvent::Opened)).await;
         let shown = async {
             // A watch does not say where its snapshot ends; a Find without watch ends with it.
