@@ -198,12 +198,7 @@ where
 }
 
 async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
-    status::command(target.as_deref(), "leave")
-        .await
-        .map_err(|failure| Failure {
-            next: failure.next.or(Some("vl3 status".to_owned())),
-            ..failure
-        })?;
+    status::command(target.as_deref(), "router", "leave").await?;
     out.line("the router has left its network");
     Ok(())
 }

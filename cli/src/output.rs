@@ -1,6 +1,7 @@
 //! Standard output and error of the verbs that serve people; logs go another way.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -8,18 +9,27 @@ use comfy_table::{ContentArrangement, Table, presets};
 #[derive(Debug)]
 pub(crate) struct Output {
     terminal: bool,
+    closed: AtomicBool,
 }
 
 impl Output {
     pub(crate) fn stdout() -> Self {
         Self {
             terminal: io::stdout().is_terminal(),
+            closed: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn text(&self, text: &str) {
         // A closed pipe (`vl3 status | head`) is the reader's wish.
-        let _closed = io::stdout().lock().write_all(text.as_bytes());
+        if io::stdout().lock().write_all(text.as_bytes()).is_err() {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the reader went away: who prints for ever ends.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn line(&self, line: &str) {
@@ -66,5 +76,34 @@ pub(crate) fn report(error: &anyhow::Error, next: Option<&str>) {
     let _closed = writeln!(stderr, "{word}: {error:#}");
     if let Some(next) = next {
         let _closed = writeln!(stderr, "try: {next}");
+    }
+}
+
+/// A time span as people say it, in its two largest units.
+pub(crate) fn span(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86_400, seconds / 3_600);
+    let part = |whole: u64, unit: &str, rest: u64, smaller: &str| match rest {
+        0 => format!("{whole} {unit}"),
+        rest => format!("{whole} {unit} {rest} {smaller}"),
+    };
+    match seconds {
+        172_800.. => part(days, "d", hours % 24, "h"),
+        3_600.. => part(hours, "h", seconds / 60 % 60, "min"),
+        60.. => part(seconds / 60, "min", seconds % 60, "s"),
+        _ => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn a_span_is_said_in_its_two_largest_units() {
+        assert_eq!(span(86_378), "23 h 59 min");
+        assert_eq!(span(86_400), "24 h");
+        assert_eq!(span(90), "1 min 30 s");
+        assert_eq!(span(3), "3 s");
+        assert_eq!(span(864_000), "10 d");
     }
 }

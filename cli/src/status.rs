@@ -17,6 +17,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// What a common terminal shows without breaking lines.
 const WIDTH_MAX: usize = 150;
+/// Columns that say something about the inside of a router, with `--wide` alone: the number of a
+/// peer's place in the data plane, and what the order of packets takes it for.
+const INTERNAL: [&str; 2] = ["port", "class"];
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -27,6 +30,9 @@ pub(crate) struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+    /// Show the columns about the inside of a router, too
+    #[arg(long)]
+    wide: bool,
     /// Print again every second
     #[arg(long)]
     watch: bool,
@@ -43,9 +49,7 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
         let sockets = sockets(args.target.as_deref())?;
         let mut shown = Vec::new();
         for socket in &sockets {
-            let body = call(socket, "GET", "/status").await.map_err(|error| {
-                Failure::with_next(error, "vl3 status (without a name lists what runs)")
-            })?;
+            let body = call(socket, "GET", "/status").await.map_err(refused)?;
             shown.push(body);
         }
         if args.watch && args.output == Format::Table {
@@ -54,9 +58,9 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
         match (args.output, shown.as_slice()) {
             (Format::Json, [one]) if args.target.is_some() => out.line(&one.to_string()),
             (Format::Json, all) => out.line(&Value::from(all.to_vec()).to_string()),
-            (Format::Table, all) => all.iter().for_each(|status| show(status, out)),
+            (Format::Table, all) => all.iter().for_each(|status| show(status, args.wide, out)),
         }
-        if !args.watch {
+        if !args.watch || out.is_closed() {
             return Ok(());
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
@@ -64,17 +68,53 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
 }
 
 /// Runs a command of a role (`leave`) at its admin socket.
-pub(crate) async fn command(target: Option<&str>, name: &str) -> Result<Value, Failure> {
-    let sockets = sockets(target)?;
-    let [socket] = sockets.as_slice() else {
-        return Err(Failure::with_next(
-            anyhow!("several roles run here; say which"),
-            "vl3 status",
-        ));
+pub(crate) async fn command(
+    target: Option<&str>,
+    role: &str,
+    name: &str,
+) -> Result<Value, Failure> {
+    let mut sockets = sockets(target)?;
+    if target.is_none() {
+        sockets.retain(|socket| is_of(socket, role));
+    }
+    let socket = match sockets.as_slice() {
+        [socket] => socket,
+        [] => return Err(anyhow!("no {role} runs below {RUN_DIR}").into()),
+        several => {
+            let names: Vec<_> = several.iter().map(|socket| run_name(socket)).collect();
+            return Err(anyhow!("several run here, say which: {}", names.join(", ")).into());
+        }
     };
     call(socket, "POST", &format!("/command/{name}"))
         .await
-        .map_err(Failure::from)
+        .map_err(refused)
+}
+
+/// Whether an admin socket stands in the default run directory of that role.
+fn is_of(socket: &Path, role: &str) -> bool {
+    let name = run_name(socket);
+    name.split_once('-').is_some_and(|(of, _)| of == role)
+}
+
+/// The run directory's last part.
+fn run_name(socket: &Path) -> String {
+    let dir = socket.parent().and_then(Path::file_name);
+    dir.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A socket that is not ours needs root; one that nobody answers on may be another's.
+fn refused(error: anyhow::Error) -> Failure {
+    let denied = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    });
+    if denied {
+        return error
+            .context("needs root, or the user that runs the role")
+            .into();
+    }
+    Failure::with_next(error, "vl3 status (without a name lists what runs)")
 }
 
 /// The admin sockets that a target means.
@@ -158,7 +198,7 @@ async fn call(socket: &Path, method: &str, path: &str) -> anyhow::Result<Value> 
     Ok(body)
 }
 
-fn show(status: &Value, out: &Output) {
+fn show(status: &Value, wide: bool, out: &Output) {
     let Some(status) = status.as_object() else {
         return;
     };
@@ -176,13 +216,14 @@ fn show(status: &Value, out: &Output) {
             .and_then(Value::as_u64)
             .unwrap_or(0);
         let id = identity.get("id").map(cell).unwrap_or_default();
-        out.line(&format!("  identity {id}, expires in {expires}s"));
+        let expires = crate::output::span(expires);
+        out.line(&format!("  identity {id}, expires in {expires}"));
     }
     if status.get("ephemeral") == Some(&Value::Bool(true)) {
         out.line("  ephemeral: forgets everything at its end");
     }
     match status.get(&role) {
-        Some(Value::Object(details)) => show_details(details, out),
+        Some(Value::Object(details)) => show_details(details, wide, out),
         Some(Value::Null) | None => {}
         Some(other) => out.line(&format!("  {}", cell(other))),
     }
@@ -190,10 +231,12 @@ fn show(status: &Value, out: &Output) {
 }
 
 /// Scalars first, then one table per list or map of objects: roles decide what they show.
-fn show_details(details: &Map<String, Value>, out: &Output) {
+fn show_details(details: &Map<String, Value>, wide: bool, out: &Output) {
     for (key, value) in details {
         if rows(value).is_none() {
-            out.line(&format!("  {} {}", key.replace('_', " "), cell(value)));
+            let text = cell(value);
+            let text = if text.is_empty() { "-" } else { &text };
+            wrap(&format!("  {} {text}", key.replace('_', " ")), out);
         }
     }
     for (key, value) in details {
@@ -202,15 +245,29 @@ fn show_details(details: &Map<String, Value>, out: &Output) {
         };
         out.line("");
         out.heading(&format!("  {}", key.replace('_', " ")));
-        for line in render(&rows) {
+        for line in render(&rows, wide) {
             out.line(&format!("  {line}"));
         }
     }
 }
 
+/// Breaks a line that no screen shows whole, at its spaces.
+fn wrap(line: &str, out: &Output) {
+    let mut shown = String::new();
+    for word in line.split_inclusive(' ') {
+        if shown.chars().count() + word.chars().count() > WIDTH_MAX && !shown.trim().is_empty() {
+            out.line(shown.trim_end());
+            shown = "      ".to_owned();
+        }
+        shown.push_str(word);
+    }
+    out.line(shown.trim_end());
+}
+
 /// A table; rows too wide for a screen are written one field per line.
-fn render(rows: &[Map<String, Value>]) -> Vec<String> {
-    let columns = columns(rows);
+fn render(rows: &[Map<String, Value>], all: bool) -> Vec<String> {
+    let mut columns = columns(rows);
+    columns.retain(|column| all || !INTERNAL.contains(&column.as_str()));
     let mut wide = table(&columns);
     for row in rows {
         wide.add_row(
@@ -301,7 +358,7 @@ mod tests {
     use super::*;
 
     fn lines(value: &Value) -> Vec<String> {
-        render(&rows(value).unwrap())
+        render(&rows(value).unwrap(), true)
     }
 
     #[test]
@@ -315,6 +372,22 @@ mod tests {
             "{lines:?}"
         );
         assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn what_is_about_the_inside_is_shown_when_asked_for() {
+        let rows = rows(&json!([{ "port": 7, "prefix": "10.0.0.0/8" }])).unwrap();
+        assert!(!render(&rows, false)[0].contains("PORT"));
+        assert!(render(&rows, true)[0].contains("PORT"));
+    }
+
+    #[test]
+    fn a_command_without_a_name_means_the_only_role_that_has_it() {
+        assert!(is_of(Path::new("/run/vl3/router-red/admin.sock"), "router"));
+        assert!(!is_of(
+            Path::new("/run/vl3/registry-a/admin.sock"),
+            "router"
+        ));
     }
 
     #[test]

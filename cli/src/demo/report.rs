@@ -214,7 +214,8 @@ impl Report {
             grid.add_row(vec![
                 row.fault.clone(),
                 row.observed.clone(),
-                millis(row.gap_ms),
+                row.gap_ms
+                    .map_or_else(|| "none".to_owned(), |gap| millis(Some(gap))),
                 verdict(row.ok).to_owned(),
             ]);
         }
