@@ -11,7 +11,9 @@ use vl3_runtime::clock;
 use vl3_runtime::config::Value;
 
 use crate::app::Failure;
-use crate::output::Output;
+use crate::output::{Output, span};
+
+const CA: &str = "vl3-ca";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -20,7 +22,7 @@ pub(crate) enum Verb {
         /// As in spiffe://TRUST_DOMAIN/..., e.g. east.example
         trust_domain: String,
         /// Directory of the CA
-        #[arg(long, value_name = "DIR", default_value = "vl3-ca")]
+        #[arg(long, value_name = "DIR", default_value = CA)]
         ca: PathBuf,
     },
     /// Issue an identity directory: svid.pem, key.pem, bundle.pem
@@ -31,7 +33,7 @@ pub(crate) enum Verb {
         /// Lifetime, as 24h
         #[arg(long, default_value = "24h", value_parser = duration)]
         ttl: Duration,
-        #[arg(long, value_name = "DIR", default_value = "vl3-ca")]
+        #[arg(long, value_name = "DIR", default_value = CA)]
         ca: PathBuf,
         /// Where the files go; running roles take them over (default: ROLE-NAME)
         #[arg(long, value_name = "DIR")]
@@ -39,7 +41,7 @@ pub(crate) enum Verb {
     },
     /// Print the trust bundle (for `vl3 network add-member`)
     Bundle {
-        #[arg(long, value_name = "DIR", default_value = "vl3-ca")]
+        #[arg(long, value_name = "DIR", default_value = CA)]
         ca: PathBuf,
     },
 }
@@ -101,11 +103,15 @@ pub(crate) fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
             let dir = dir.unwrap_or_else(|| PathBuf::from(format!("{}-{name}", role.word())));
             issued.store(&dir).map_err(anyhow::Error::from)?;
             out.line(&format!(
-                "issued spiffe://{}/{} for {}s in {}",
+                "issued spiffe://{}/{} in {}, for {}",
                 authority.trust_domain(),
                 role.path(&name),
-                ttl.as_secs(),
-                dir.display()
+                dir.display(),
+                span(ttl.as_secs()),
+            ));
+            out.line(&format!(
+                "it ends at {}; issue it again before, running roles take it over",
+                vl3_identity::token::format_rfc3339(now + ttl)
             ));
         }
         Verb::Bundle { ca } => out.text(&open(&ca)?.bundle_pem()),
@@ -115,10 +121,16 @@ pub(crate) fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
 
 fn open(ca: &Path) -> Result<Authority, Failure> {
     Authority::load(ca).map_err(|error| {
-        Failure::with_next(
-            error.into(),
-            format!("vl3 identity init TRUST_DOMAIN --ca {}", ca.display()),
-        )
+        let error = anyhow::Error::from(error);
+        if ca == Path::new(CA) {
+            return Failure::with_next(error, "vl3 identity init TRUST_DOMAIN, or --ca DIR");
+        }
+        error
+            .context(format!(
+                "--ca {} must be the directory of a CA",
+                ca.display()
+            ))
+            .into()
     })
 }
 
@@ -136,6 +148,10 @@ fn already(error: Error, ca: &Path) -> Failure {
 
 fn duration(text: &str) -> Result<Duration, String> {
     Duration::from_text(text)
-        .filter(|ttl| !ttl.is_zero())
         .ok_or_else(|| format!("must be {}", Duration::ALLOWED))
+        .and_then(|ttl| {
+            (ttl >= Duration::from_secs(1))
+                .then_some(ttl)
+                .ok_or_else(|| "must be 1s or longer".to_owned())
+        })
 }

@@ -5,6 +5,7 @@ mod key;
 mod publish;
 mod show;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -31,10 +32,10 @@ pub(crate) enum Verb {
         #[arg(long)]
         zone: Option<String>,
         /// IPv4 pool, such as 10.80.0.0/16; without it the network has IPv6 alone
-        #[arg(long, value_name = "CIDR")]
+        #[arg(long, value_name = "CIDR", value_parser = ipv4_prefix)]
         pool4: Option<Ipv4Net>,
         /// Ranges that nobody may be given (pods, services); may be repeated
-        #[arg(long, value_name = "CIDR")]
+        #[arg(long, value_name = "CIDR", value_parser = prefix)]
         exclude: Vec<IpNet>,
         /// Seconds that a connection may carry traffic after its right expired
         #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
@@ -130,6 +131,36 @@ fn role_id(text: &str) -> Result<(Role, String), String> {
     Ok((*role, pattern.to_owned()))
 }
 
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let (address, length) = text
+        .split_once('/')
+        .ok_or("must be ADDRESS/LENGTH, as 10.0.0.0/8")?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{address:?} must be an IP address"))?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let length = length
+        .parse()
+        .ok()
+        .filter(|length| *length <= most)
+        .ok_or_else(|| format!("the length {length:?} must be 0 to {most}"))?;
+    let prefix = IpNet::new(address, length).map_err(|error| error.to_string())?;
+    if prefix != prefix.trunc() {
+        return Err(format!(
+            "has bits behind its length; the prefix of that address is {}",
+            prefix.trunc()
+        ));
+    }
+    Ok(prefix)
+}
+
+fn ipv4_prefix(text: &str) -> Result<Ipv4Net, String> {
+    match prefix(text)? {
+        IpNet::V4(prefix) => Ok(prefix),
+        IpNet::V6(_) => Err("must be an IPv4 prefix, as 10.80.0.0/16".to_owned()),
+    }
+}
+
 fn time(text: &str) -> Result<Wall, String> {
     parse_rfc3339(text).ok_or_else(|| "must be a time such as 2027-01-31T00:00:00Z".to_owned())
 }
@@ -191,8 +222,24 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
             let secret = key::load(&admin.admin_key)?;
             let pem =
                 std::fs::read(&bundle).with_context(|| format!("read {}", bundle.display()))?;
-            vl3_identity::Bundle::from_pem(&pem)
+            let roots = vl3_identity::Bundle::from_pem(&pem)
                 .map_err(|error| anyhow!("{}: {error}", bundle.display()))?;
+            let named = roots.trust_domains();
+            if let Some(other) = named.iter().find(|named| **named != trust_domain) {
+                return Err(anyhow!(
+                    "--trust-domain {trust_domain}: {} is the bundle of trust domain {other}",
+                    bundle.display()
+                )
+                .into());
+            }
+            if let Some(end) = not_after.filter(|end| *end <= vl3_runtime::clock::wall()) {
+                return Err(anyhow!(
+                    "--not-after {}: must be a time to come",
+                    vl3_identity::token::format_rfc3339(end)
+                )
+                .into());
+            }
+            let unreachable = contact.is_empty() && !dials_only;
             let member = NewMember {
                 domain: domain.clone(),
                 trust_domain,
@@ -215,6 +262,15 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
                 "version {}: {domain} is a member with {}",
                 chain.document().version,
                 blocks.join(" and ")
+            ));
+            if unreachable {
+                out.line(&format!(
+                    "warning: {domain} has neither --contact nor --dials-only: no other registry finds its own"
+                ));
+            }
+            out.line(&format!(
+                "next: vl3 network publish {} --to HOST:PORT --identity DIR",
+                file.display()
             ));
         }
         Verb::RemoveMember {

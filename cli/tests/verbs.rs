@@ -102,7 +102,31 @@ fn a_member_may_have_identities_of_its_own_kind() {
         "{}",
         text(&refused)
     );
-    fine(dir, &add("workload=spiffe://east.test/ns/*"));
+    let other: Vec<_> = add("workload=spiffe://east.test/ns/*")
+        .iter()
+        .map(|word| {
+            if *word == "east.test" {
+                "west.test"
+            } else {
+                word
+            }
+        })
+        .collect();
+    let refused = text(&vl3(dir, &other));
+    assert!(
+        refused
+            .contains("--trust-domain west.test: east.pem is the bundle of trust domain east.test"),
+        "{refused}"
+    );
+    let added = fine(dir, &add("workload=spiffe://east.test/ns/*"));
+    assert!(
+        added.contains("neither --contact nor --dials-only"),
+        "{added}"
+    );
+    assert!(
+        added.contains("next: vl3 network publish red.vl3net"),
+        "{added}"
+    );
     let shown = fine(dir, &["network", "show", "red.vl3net"]);
     assert!(
         shown.contains("workload of east: spiffe://east.test/ns/*\n"),
@@ -203,7 +227,7 @@ fn errors_end_with_the_next_command_to_try() {
     for (words, next) in [
         (
             &["identity", "issue", "router", "a"][..],
-            "try: vl3 identity init TRUST_DOMAIN --ca vl3-ca",
+            "try: vl3 identity init TRUST_DOMAIN, or --ca DIR",
         ),
         (
             &["identity", "init", "Not A Domain"],

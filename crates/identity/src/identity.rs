@@ -63,6 +63,14 @@ impl Bundle {
         &self.certificates
     }
 
+    /// The trust domains that its roots name; not every root names one.
+    pub fn trust_domains(&self) -> Vec<String> {
+        self.certificates
+            .iter()
+            .filter_map(|root| crate::certificate::trust_domain_of_root(root).ok())
+            .collect()
+    }
+
     /// As a network document carries it.
     pub fn to_pem(&self) -> String {
         self.certificates
