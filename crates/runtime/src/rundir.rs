@@ -30,9 +30,17 @@ pub fn claim_socket(path: &Path) -> anyhow::Result<()> {
     }
     match UnixStream::connect(path) {
         Ok(_) => bail!(
-            "another instance answers on {}; stop it or give this one another name or run_dir",
+            "another instance answers on {}; stop it (a stopping one ends within seconds) or give this one another name or run_dir",
             path.display()
         ),
+        // Somebody else's socket may be alive.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(error)
+            .with_context(|| {
+                format!(
+                    "{} is another user's: run as root or as that user, or choose another run_dir",
+                    path.display()
+                )
+            }),
         Err(_) => std::fs::remove_file(path)
             .with_context(|| format!("remove the stale socket {}", path.display())),
     }

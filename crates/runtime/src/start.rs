@@ -13,7 +13,24 @@ use crate::{Retry, RoleContext, admin, rundir, telemetry};
 
 /// Runs a role until it ends, fails, or a signal stops it: telemetry, directories, identity,
 /// admin endpoint, the role, drain. A second signal ends the process at once.
+///
+/// A run directory that is empty at the end goes, when it is one of ours.
 pub async fn run_role<C, F, R>(loaded: Loaded<C>, run: F) -> anyhow::Result<()>
+where
+    F: FnOnce(C, RoleContext) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let run_dir = loaded.common.run_dir.clone();
+    let ours = run_dir.starts_with("/run/vl3") || !run_dir.exists();
+    let outcome = start_and_run(loaded, run).await;
+    if ours {
+        // Not empty: another instance lives there.
+        let _in_use = std::fs::remove_dir(&run_dir);
+    }
+    outcome
+}
+
+async fn start_and_run<C, F, R>(loaded: Loaded<C>, run: F) -> anyhow::Result<()>
 where
     F: FnOnce(C, RoleContext) -> R,
     R: Future<Output = anyhow::Result<()>>,
@@ -90,7 +107,9 @@ fn stop_on_signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Ou
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping on a signal");
+        tracing::info!(
+            "stopping on a signal; open calls and streams have 3 s to end, packets flow until then"
+        );
         shutdown.cancel();
         tokio::select! {
             _ = terminate.recv() => {}
