@@ -220,9 +220,13 @@ impl NetworkServiceEndpointRegistry for Registry {
 
     async fn find(
         &self,
-        _request: Request<NetworkServiceEndpointQuery>,
+        request: Request<NetworkServiceEndpointQuery>,
     ) -> Result<Response<Self::FindStream>, Status> {
-        Ok(self.watched(futures_util::stream::empty()))
+        if request.get_ref().watch {
+            Ok(self.watched(futures_util::stream::empty()))
+        } else {
+            Ok(Response::new(Box::pin(futures_util::stream::empty())))
+        }
     }
 
     async fn unregister(

@@ -7,10 +7,11 @@ use vl3_lab::SiteSpec;
 use vl3_lab::tools::{Continuous, QueryType, Rcode, reverse_name};
 use vl3_multicluster::{Addresses, Country, Mechanism, eventually};
 
-use crate::{JOINED_MAX, Steady, pair_in};
+use crate::{JOINED_MAX, Steady, pair_in, pair_with};
 
 /// Of every path token in these tests.
 const SHORT: &str = "token_lifetime = \"5s\"\n";
+const TOKEN_LIFE: Duration = Duration::from_secs(5);
 /// At most 5 s of token are left of who is killed, and 25 s are allowed after that.
 const GONE_MAX: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -189,4 +190,78 @@ async fn traffic_goes_on_when_the_issuer_is_gone_for_longer_than_a_token_lives()
         "its addresses changed"
     );
     Ok(())
+}
+
+/// Connections are refreshed by tokens that the new key signs; a connection whose refreshes are
+/// refused is stale after a token's life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_goes_on_when_every_identity_is_renewed() -> anyhow::Result<()> {
+    let country = Country::new().await?;
+    let sites = [SiteSpec::default(), SiteSpec::default()];
+    let mut world = pair_with(country, sites, SHORT, SHORT).await?;
+    world
+        .east_a
+        .resolves("west-a.west.red.vl3", world.at_west_a.v6, JOINED_MAX)
+        .await?;
+    let traffic = Steady::start(&[
+        ("east to west", &world.east_a.host, world.at_west_a),
+        ("west to east", &world.west_a.host, world.at_east_a),
+    ])?;
+
+    for domain in ["east", "west"] {
+        let router = format!("red-{domain}");
+        let workload = format!("{domain}-a");
+        let roles: [(&str, &str); 4] = [
+            ("registry", domain),
+            ("router", &router),
+            ("dns", &router),
+            ("client", &workload),
+        ];
+        for (role, name) in roles {
+            world.country.issue(domain, role, name, "24h")?;
+        }
+    }
+    let renewed = Instant::now();
+    let fresh = "every connection was refreshed after the last former token ended";
+    eventually(fresh, TOKEN_LIFE * 8, || async {
+        Ok(renewed.elapsed() > TOKEN_LIFE * 3)
+    })
+    .await?;
+    for domain in [&mut world.east, &mut world.west] {
+        let router = domain.router("red")?;
+        eventually("workloads live, links up", TOKEN_LIFE, || async {
+            let status = router.status().await?;
+            let all = |key: &str, holds: &dyn Fn(&Value) -> bool| {
+                let list = status[key].as_array().map_or(&[][..], Vec::as_slice);
+                !list.is_empty() && list.iter().all(holds)
+            };
+            let live = all("workloads", &|one| {
+                one["live"] == true && one["stale"] == false
+            });
+            let linked = all("links", &|one| {
+                one["state"] == "up" && one["last_error"].is_null()
+            });
+            anyhow::ensure!(
+                live && linked,
+                "{:#} {:#}",
+                status["workloads"],
+                status["links"]
+            );
+            Ok(true)
+        })
+        .await?;
+    }
+    traffic.lost_nothing().await?;
+
+    let red = [("red", Mechanism::Tun)];
+    let mut west_b = world
+        .west
+        .add_workload(&world.country, "west-b", &red, SHORT)
+        .await?;
+    let at = west_b.attach("red").await?;
+    world.east_a.reaches_both(at, JOINED_MAX).await?;
+    world
+        .east_a
+        .resolves("west-b.west.red.vl3", at.v6, JOINED_MAX)
+        .await
 }

@@ -37,13 +37,25 @@ async fn pair(east: SiteSpec, west: SiteSpec) -> anyhow::Result<Pair> {
 }
 
 async fn pair_in(
-    mut country: Country,
+    country: Country,
     east: SiteSpec,
     west: SiteSpec,
     client_keys: &str,
 ) -> anyhow::Result<Pair> {
+    pair_with(country, [east, west], client_keys, "").await
+}
+
+async fn pair_with(
+    mut country: Country,
+    [east, west]: [SiteSpec; 2],
+    client_keys: &str,
+    router_keys: &str,
+) -> anyhow::Result<Pair> {
     let mut east = country.add_domain("east", east).await?;
     let mut west = country.add_domain("west", west).await?;
+    for domain in [&mut east, &mut west] {
+        domain.router_keys = router_keys.to_owned();
+    }
     country.add_network(NetworkSpec::RED, &[&east, &west])?;
     let (first, second) = tokio::join!(
         east.start(&country, &["red"]),
