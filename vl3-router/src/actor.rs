@@ -12,9 +12,9 @@ use vl3_core::router::{
     Answer, CallId, ConnectionId, Effect, FdEvent, FdGrant, FdSession, Input, Refusal, Request,
     RouterMachine, RoutesEvent, RoutesMessage, RoutesOpen, StreamId,
 };
-use vl3_core::{Machine as _, Outbox};
+use vl3_core::{Machine as _, Outbox, Ticket};
 use vl3_runtime::CancellationToken;
-use vl3_runtime::{Documents, Tasks, clock};
+use vl3_runtime::{Documents, ReadyItem, Tasks, clock};
 
 use crate::dial::Dials;
 use crate::metrics::Shared;
@@ -33,6 +33,9 @@ const INPUTS_MAX: usize = 4096;
 const BATCH_MAX: usize = 64;
 /// What is given back when the router leaves has this long to arrive.
 const LEAVE_WITHIN: core::time::Duration = core::time::Duration::from_secs(3);
+
+/// Netlink answers at once or not at all.
+const OWN_WITHIN: core::time::Duration = core::time::Duration::from_secs(5);
 
 /// What reaches the actor.
 pub(crate) enum Command {
@@ -142,7 +145,9 @@ impl Handle {
 pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) plane: Plane,
-    pub(crate) own: Own,
+    pub(crate) own: Arc<tokio::sync::Mutex<Own>>,
+    /// Met while the own addresses are those of the lease.
+    pub(crate) own_ready: ReadyItem,
     pub(crate) own_sockets: tokio::sync::watch::Sender<Option<OwnSockets>>,
     pub(crate) dials: Dials,
     pub(crate) registry: Registry,
@@ -205,7 +210,9 @@ impl Actor {
             if self.left {
                 shutdown.cancel();
             }
-            self.parts.metrics.set(self.machine.counts());
+            let counts = self.machine.counts();
+            self.parts.own_ready.set(counts.own_set);
+            self.parts.metrics.set(counts);
             let deadline = self.machine.next_wake().map(|(deadline, _)| deadline);
             tokio::select! {
                 biased;
@@ -356,7 +363,11 @@ impl Actor {
             }
             Effect::RemovePort { port } => self.parts.plane.remove(port),
             Effect::SetRoutes { routes } => self.parts.plane.handle().set_routes(routes),
-            Effect::SetOwnAddresses { addresses, mtu } => self.set_own(&addresses, mtu).await,
+            Effect::SetOwnAddresses {
+                ticket,
+                addresses,
+                mtu,
+            } => self.set_own(ticket, addresses, mtu),
             Effect::Answer { call, result } => {
                 // A store that fails keeps what is held: then the operator is told, and may ask
                 // again.
@@ -446,23 +457,27 @@ impl Actor {
         }
     }
 
-    async fn set_own(&mut self, addresses: &[ipnet::IpNet], mtu: u16) {
-        match self.parts.own.set_addresses(addresses, mtu).await {
-            Ok(()) => {
-                tracing::info!(?addresses, "prefix leased, own addresses set");
-                self.parts
-                    .plane
-                    .handle()
-                    .set_own_addresses(addresses.iter().map(ipnet::IpNet::addr).collect());
-                self.parts
-                    .own_sockets
-                    .send_replace(Some(self.parts.own.sockets()));
+    /// The kernel is asked beside the machine: Requests do not wait for it.
+    fn set_own(&self, ticket: Ticket, addresses: Vec<ipnet::IpNet>, mtu: u16) {
+        let (own, plane) = (Arc::clone(&self.parts.own), self.parts.plane.handle());
+        let (sockets, handle) = (self.parts.own_sockets.clone(), self.handle.clone());
+        self.tasks.spawn_detached("own addresses", async move {
+            let mut own = own.lock().await;
+            let set = own.set_addresses(&addresses, mtu);
+            let result = match tokio::time::timeout(OWN_WITHIN, set).await {
+                Ok(result) => result.map_err(|error| format!("{error:#}")),
+                Err(_) => Err(format!("the kernel has not answered within {OWN_WITHIN:?}")),
+            };
+            match &result {
+                Ok(()) => {
+                    tracing::info!(?addresses, "prefix leased, own addresses set");
+                    plane.set_own_addresses(addresses.iter().map(ipnet::IpNet::addr).collect());
+                    sockets.send_replace(Some(own.sockets()));
+                }
+                Err(error) => tracing::error!(error, "the own addresses cannot be set"),
             }
-            Err(error) => tracing::error!(
-                error = format!("{error:#}"),
-                "the own address cannot be set"
-            ),
-        }
+            handle.tell(Input::Installed { ticket, result }).await;
+        });
     }
 
     /// A reader that falls behind loses its stream and starts over with a snapshot.

@@ -131,7 +131,8 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     let parts = Parts {
         store: Arc::new(store),
         plane,
-        own,
+        own: Arc::new(tokio::sync::Mutex::new(own)),
+        own_ready: ctx.readiness.item("own addresses"),
         own_sockets,
         dials,
         registry: registry.clone(),

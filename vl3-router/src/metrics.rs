@@ -136,6 +136,13 @@ impl Collector for Scrape {
             None,
             &one(fenced),
         )?;
+        gauges(
+            &mut encoder,
+            "router_own_addresses_set",
+            "0: the addresses of the lease are not on the own port (status: own_error)",
+            None,
+            &one(usize::from(counts.own_set)),
+        )?;
         let (mut received, mut sent) = (0, 0);
         for port in self.plane.status() {
             received += port.received_bytes;

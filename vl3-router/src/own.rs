@@ -92,6 +92,10 @@ impl Own {
             .set_queue_length(&name, vl3_net::tun::QUEUE_LENGTH)
             .await?;
         for address in addresses {
+            // Noted first: what is left of a change that fails is taken away by the next.
+            if !self.held.contains(address) {
+                self.held.push(*address);
+            }
             self.netlink.add_address(&name, *address).await?;
         }
         self.netlink.link_up(&name).await?;

@@ -78,6 +78,8 @@ pub(crate) fn of(machine: &mut RouterMachine, plane: &Plane) -> Value {
         "fenced": status.fenced,
         "store_error": status.store_error,
         "lease_error": status.lease_error,
+        "own_addresses": status.own_addresses.iter().map(|own| own.addr().to_string()).collect::<Vec<_>>(),
+        "own_error": status.own_error,
         "lease": status.lease.as_ref().map(|lease| json!({
             "generation": lease.generation.0,
             "prefixes": lease.prefixes().map(|prefix| prefix.to_string()).collect::<Vec<_>>(),

@@ -297,8 +297,12 @@ impl World {
                 self.routers[index].plane.set_routes(routes);
                 self.check_table(index)?;
             }
-            Effect::SetOwnAddresses { addresses, .. } => {
+            Effect::SetOwnAddresses {
+                ticket, addresses, ..
+            } => {
                 self.routers[index].plane.own = addresses.iter().map(IpNet::addr).collect();
+                let result = Ok(());
+                self.local(index, 50, Input::Installed { ticket, result });
             }
             Effect::Answer { call, result } => {
                 self.answer(node, call.0, ReplyBody::Router(Box::new(result)))

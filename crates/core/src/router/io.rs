@@ -448,8 +448,10 @@ pub enum Effect {
     SetRoutes {
         routes: Vec<Route>,
     },
-    /// The own addresses changed (they belong on the own port).
+    /// The own addresses changed (they belong on the own port). Answered by `Installed`; at
+    /// most one is outstanding.
     SetOwnAddresses {
+        ticket: Ticket,
         addresses: Vec<IpNet>,
         mtu: u16,
     },

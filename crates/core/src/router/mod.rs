@@ -11,6 +11,7 @@ pub(crate) mod context;
 pub mod io;
 mod journal;
 mod lease;
+mod own;
 mod parts;
 mod publish;
 pub mod state;
@@ -39,6 +40,7 @@ use crate::time::{Mono, Now};
 use context::{Context, PortCounter, own_addresses};
 use journal::Journal;
 use lease::{LeaseClient, LeaseEvent};
+use own::OwnAddresses;
 use parts::Parts;
 
 /// The router's own address: the shell's descriptor, set before [`Input::Start`].
@@ -69,7 +71,7 @@ pub struct RouterMachine {
     table: Vec<Route>,
     view: ResolverView,
     registration: Option<Registration>,
-    own: Option<Vec<IpNet>>,
+    own: OwnAddresses,
     basis: Basis,
     /// Live members when the document was last looked at: membership ends by time as well.
     members: usize,
@@ -116,7 +118,7 @@ impl RouterMachine {
             table: Vec::new(),
             view: ResolverView::default(),
             registration: None,
-            own: None,
+            own: OwnAddresses::default(),
             basis: Basis::default(),
             members: 0,
             holding: false,
@@ -229,6 +231,7 @@ impl RouterMachine {
             links: &mut self.links,
             routes: &mut self.routes,
             lease: &mut self.lease,
+            own: &mut self.own,
             full: self.journal.is_full(self.config.limits.pending_records),
             fence: false,
         };
@@ -291,13 +294,7 @@ impl RouterMachine {
             now,
         };
         let own = ctx.own_addresses();
-        if self.own.as_ref() != Some(&own) {
-            ctx.effect(Effect::SetOwnAddresses {
-                addresses: own.clone(),
-                mtu: self.config.mtu,
-            });
-            self.own = Some(own.clone());
-        }
+        self.own.follow(&own, &mut ctx);
         let workloads = self.attach.routes(&ctx);
         let hosts: Vec<IpNet> = workloads.iter().map(|route| route.prefix).collect();
         let own_routes = own.iter().map(|prefix| Route {
@@ -550,6 +547,7 @@ impl Machine for RouterMachine {
             links,
             self.routes.next_wake(),
             self.journal.next_wake(),
+            self.own.next_wake(),
             sample,
         ]
         .into_iter()

@@ -10,6 +10,7 @@ use super::call::{MechanismWish, Refusal, Request};
 use super::context::Context;
 use super::io::{CallId, ConnectionId, HelloRole, PortSample, RoutesEvent, StreamId};
 use super::lease::LeaseClient;
+use super::own::OwnAddresses;
 
 /// The parts of the router, while one input is handled.
 pub(super) struct Parts<'a> {
@@ -17,6 +18,7 @@ pub(super) struct Parts<'a> {
     pub(super) links: &'a mut Links,
     pub(super) routes: &'a mut Routes,
     pub(super) lease: &'a mut LeaseClient,
+    pub(super) own: &'a mut OwnAddresses,
     /// The store does not keep up.
     pub(super) full: bool,
     pub(super) fence: bool,
@@ -163,6 +165,9 @@ impl Parts<'_> {
         result: &Result<(), String>,
         ctx: &mut Context<'_>,
     ) {
+        if self.own.installed(ticket, result, ctx) {
+            return;
+        }
         match self.links.installed(ticket, result, ctx) {
             Some(events) => self.linked(events, ctx),
             None => {
@@ -187,6 +192,7 @@ impl Parts<'_> {
 
     pub(super) fn wake(&mut self, ctx: &mut Context<'_>) {
         self.lease.wake(ctx);
+        self.own.wake(ctx);
         self.attach.wake(ctx);
         for (router, stream) in self.routes.wake(ctx) {
             self.links.stream(&router, stream, false, ctx);

@@ -117,6 +117,10 @@ pub struct Status {
     pub lease_error: Option<String>,
     pub store_error: Option<String>,
     pub fenced: bool,
+    /// Own addresses that stand on the own port.
+    pub own_addresses: Vec<IpNet>,
+    /// Why those of the lease do not.
+    pub own_error: Option<String>,
     pub links: Vec<LinkStatus>,
     pub workloads: Vec<WorkloadStatus>,
     /// Believed routes by router, and whether a stream of it is up.
@@ -135,6 +139,8 @@ pub struct Counts {
     pub names: usize,
     pub routes: usize,
     pub fenced: bool,
+    /// The own addresses are those of the lease; without a lease there are none to set.
+    pub own_set: bool,
     pub disbelieved: BTreeMap<Disbelief, u64>,
     /// Requests of workloads that were refused, by [`crate::router::Refusal::label`].
     pub refused: BTreeMap<&'static str, u64>,
@@ -149,6 +155,7 @@ impl RouterMachine {
             names: self.view.names.len(),
             routes: self.table.len(),
             fenced: self.fenced,
+            own_set: self.own.stands(),
             disbelieved: self.routes.disbelieved().clone(),
             refused: self.attach.refused.clone(),
         }
@@ -175,6 +182,8 @@ impl RouterMachine {
             lease_error: self.lease.last_error().map(str::to_owned),
             store_error: self.journal.last_error().map(str::to_owned),
             fenced: self.fenced,
+            own_addresses: self.own.standing().to_vec(),
+            own_error: self.own.last_error().map(str::to_owned),
             links: self.links.status(&ctx),
             workloads: self.attach.status(&ctx),
             received: ctx

@@ -5,6 +5,7 @@ mod carried;
 mod leaving;
 mod links;
 mod names;
+mod own;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -109,6 +110,8 @@ pub(super) struct Node {
     pub(super) routes: Vec<crate::forward::Route>,
     pub(super) dials: usize,
     pub(super) released: Vec<Lease>,
+    pub(super) own: Vec<ipnet::IpNet>,
+    pub(super) own_tries: usize,
     streams: BTreeMap<StreamId, (String, StreamId)>,
     waiting: BTreeMap<u64, (String, crate::machine::Ticket, DialId)>,
 }
@@ -122,6 +125,8 @@ pub(super) struct World {
     queue: VecDeque<(String, Input)>,
     calls: u64,
     pub(super) store_fails: bool,
+    /// The own addresses cannot be set.
+    pub(super) own_fails: bool,
 }
 
 impl World {
@@ -138,6 +143,7 @@ impl World {
             queue: VecDeque::new(),
             calls: 0,
             store_fails: false,
+            own_fails: false,
         };
         for domain in domains {
             world.generation.insert((*domain).to_owned(), 1);
@@ -158,6 +164,8 @@ impl World {
             routes: Vec::new(),
             dials: 0,
             released: Vec::new(),
+            own: Vec::new(),
+            own_tries: 0,
             streams: BTreeMap::new(),
             waiting: BTreeMap::new(),
         };
@@ -406,8 +414,19 @@ impl World {
                 self.input(at, Input::Ports(samples));
             }
             Effect::ReleaseLease { lease } => self.nodes.get_mut(at).unwrap().released.push(lease),
-            Effect::SetOwnAddresses { .. }
-            | Effect::ReleaseName { .. }
+            Effect::SetOwnAddresses {
+                ticket, addresses, ..
+            } => {
+                self.nodes.get_mut(at).unwrap().own_tries += 1;
+                let result = if self.own_fails {
+                    Err("netlink: no buffer".to_owned())
+                } else {
+                    self.nodes.get_mut(at).unwrap().own = addresses;
+                    Ok(())
+                };
+                self.input(at, Input::Installed { ticket, result });
+            }
+            Effect::ReleaseName { .. }
             | Effect::Register { .. }
             | Effect::Unregister
             | Effect::CedeRegistration
