@@ -60,9 +60,13 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
 
     let (handle, commands) = Handle::new();
     let told = handle.clone();
+    let lost = metrics::events_lost(&ctx);
     let mut plane = Plane::start(&config, own_state.private_key, move |input| {
         if !told.try_tell(input) {
-            tracing::warn!("the router is behind: an event of the data plane is lost");
+            lost.inc();
+            tracing::warn!(
+                "the router is behind: an event of the data plane is lost; the next look at the ports makes up for it"
+            );
         }
     })?;
     let (own, descriptor) = Own::create(ctx.name(), OWN_TABLE)?;

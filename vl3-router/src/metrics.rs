@@ -61,6 +61,19 @@ pub(crate) fn fd_refused(ctx: &RoleContext) -> Counter {
     refused
 }
 
+/// Events of the data plane that found the machine's queue full.
+pub(crate) fn events_lost(ctx: &RoleContext) -> Counter {
+    let lost = Counter::default();
+    ctx.metrics.register(|registry| {
+        registry.register(
+            "router_events_lost",
+            "Events of the data plane that found the router's queue full",
+            lost.clone(),
+        );
+    });
+    lost
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let counts = self.shared.get();

@@ -139,6 +139,11 @@ impl Plane {
                 port: port.port,
                 last_receive: port.last_receive,
                 last_send: port.last_send,
+                endpoint: port.endpoint.map(|at| Endpoint {
+                    remote: at.remote,
+                    local: at.local,
+                }),
+                failed: port.failed,
             })
             .collect()
     }

@@ -66,6 +66,8 @@ pub struct PortStatus {
     pub endpoint: Option<Endpoint>,
     /// A session exists that both sides have confirmed.
     pub established: bool,
+    /// TUNs only: the descriptor reported an error or end, and carries nothing any more.
+    pub failed: bool,
     pub last_handshake: Option<Mono>,
     /// Last authentic packet of any kind (data or keepalive); for TUN the last read.
     pub last_receive: Option<Mono>,

@@ -167,11 +167,16 @@ impl Port {
             Kind::Peer(peer) => Some(peer),
             Kind::Tun(_) => None,
         };
+        let failed = match &self.kind {
+            Kind::Peer(_) => false,
+            Kind::Tun(tun) => tun.failed.load(Relaxed),
+        };
         PortStatus {
             port: self.id,
             class: self.class,
             public_key: peer.map(|peer| peer.public_key),
             endpoint: peer.and_then(|peer| peer.endpoint.load().as_deref().copied()),
+            failed,
             established: peer.is_some_and(|peer| peer.established.load(Relaxed)),
             last_handshake: peer.and_then(|peer| time(&peer.last_handshake)),
             last_receive: time(&counters.last_receive),

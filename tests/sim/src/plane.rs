@@ -109,6 +109,11 @@ impl Plane {
                 port: *port,
                 last_receive: seen.received,
                 last_send: seen.sent,
+                endpoint: match &seen.end {
+                    PortEnd::Peer { endpoint, .. } => *endpoint,
+                    PortEnd::Tun { .. } => None,
+                },
+                failed: false,
             })
             .collect()
     }

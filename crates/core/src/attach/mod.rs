@@ -16,6 +16,7 @@ pub mod addresses;
 mod fd;
 mod names;
 mod request;
+mod sample;
 mod share;
 
 use core::time::Duration;
@@ -241,16 +242,6 @@ impl Attach {
         self.names.answered(ticket, answer, ctx)
     }
 
-    pub(crate) fn heard(&mut self, port: PortId, last_receive: Mono) {
-        if let Some(served) = self
-            .served
-            .values_mut()
-            .find(|served| served.port == Some(port))
-        {
-            served.heard = served.heard.max(last_receive);
-        }
-    }
-
     /// A workload's endpoint is never dialled before it spoke, so it is stored when learnt.
     pub(crate) fn learned(
         &mut self,
@@ -261,28 +252,43 @@ impl Attach {
         let Some(connection) = self.of_port(port) else {
             return false;
         };
-        if let Some(stored) = ctx.state.workloads.get(&connection) {
-            let mut workload = stored.clone();
-            if let StoredMechanism::WireGuard { endpoint, .. } = &mut workload.mechanism
-                && *endpoint != Some(learned)
-            {
-                *endpoint = Some(learned);
-                ctx.record(Record::Workload {
-                    connection,
-                    workload: Some(workload),
-                });
-            }
-        }
+        Self::learned_of(&connection, learned, ctx);
         true
     }
 
-    pub(crate) fn port_failed(&mut self, port: PortId, ctx: &mut Context<'_>) {
-        let Some(connection) = self.of_port(port) else {
+    fn learned_of(connection: &ConnectionId, learned: Endpoint, ctx: &mut Context<'_>) {
+        let Some(stored) = ctx.state.workloads.get(connection) else {
             return;
         };
+        if let StoredMechanism::WireGuard {
+            public_key,
+            endpoint,
+        } = stored.mechanism
+            && endpoint != Some(learned)
+        {
+            let mut workload = stored.clone();
+            workload.mechanism = StoredMechanism::WireGuard {
+                public_key,
+                endpoint: Some(learned),
+            };
+            ctx.record(Record::Workload {
+                connection: connection.clone(),
+                workload: Some(workload),
+            });
+        }
+    }
+
+    pub(crate) fn port_failed(&mut self, port: PortId, ctx: &mut Context<'_>) {
+        if let Some(connection) = self.of_port(port) {
+            self.failed(&connection, ctx);
+        }
+    }
+
+    fn failed(&mut self, connection: &ConnectionId, ctx: &mut Context<'_>) {
         self.changes += 1;
-        if let Some(served) = self.served.get_mut(&connection) {
-            served.port = None;
+        if let Some(served) = self.served.get_mut(connection)
+            && let Some(port) = served.port.take()
+        {
             served.live = false;
             ctx.effect(Effect::RemovePort { port });
         }
@@ -326,11 +332,12 @@ impl Attach {
         }
     }
 
-    /// Whether the data plane's counters are needed to tell who is alive.
+    /// Whether the data plane is to be looked at, to tell who is alive and where.
     pub(crate) fn needs_samples(&self, now: Mono) -> bool {
+        let ends = |served: &Served| served.expires <= now && served.fd.session.is_none();
         self.served
             .values()
-            .any(|served| served.expires <= now && served.fd.session.is_none())
+            .any(|served| served.port.is_some() || ends(served))
     }
 
     pub(crate) fn next_wake(

@@ -300,6 +300,10 @@ pub struct PortSample {
     pub last_receive: Option<Mono>,
     /// The last data packet sent, keepalives not counted.
     pub last_send: Option<Mono>,
+    /// Peers only: where packets to it go.
+    pub endpoint: Option<Endpoint>,
+    /// Its descriptor ended by itself.
+    pub failed: bool,
 }
 
 /// What the router asks the data plane to hold.

@@ -176,7 +176,9 @@ impl Parts<'_> {
         }
     }
 
-    pub(super) fn sampled(&mut self, samples: &[PortSample], ctx: &Context<'_>) {
+    /// The data plane as it is: what an event that was lost would have said is made up for.
+    pub(super) fn sampled(&mut self, samples: &[PortSample], ctx: &mut Context<'_>) {
+        let of_port = self.attach.by_port();
         for sample in samples {
             let link = self.links.sampled(
                 sample.port,
@@ -184,8 +186,13 @@ impl Parts<'_> {
                 sample.last_receive,
                 ctx.now.mono,
             );
-            if let (false, Some(at)) = (link, sample.last_receive) {
-                self.attach.heard(sample.port, at);
+            let learned = sample.endpoint.filter(|_| sample.last_receive.is_some());
+            if link {
+                if let Some(endpoint) = learned {
+                    self.links.learned(sample.port, endpoint, ctx);
+                }
+            } else if let Some(connection) = of_port.get(&sample.port) {
+                self.attach.sampled(connection, sample, learned, ctx);
             }
         }
     }

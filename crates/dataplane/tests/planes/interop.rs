@@ -371,11 +371,14 @@ fn a_removed_device_is_reported_and_its_successor_carries_on() {
         )
         .then_some(())
     });
+    let failed = || router.plane.port_status(PortId(1)).map(|port| port.failed);
+    assert_eq!(failed(), Some(true));
     let (descriptor, _) = host
         .namespace
         .run(|| vl3_net::tun::create(&host.interface, false))
         .unwrap();
     host.configure();
     router.tun(1, PortClass::Member, descriptor);
+    assert_eq!(failed(), Some(false));
     ask(&mut bare, 7, &host, false);
 }

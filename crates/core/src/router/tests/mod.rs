@@ -2,102 +2,24 @@
 
 mod attach;
 mod carried;
+mod fixture;
 mod leaving;
 mod links;
 mod names;
 mod own;
+mod samples;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
 
 use crate::allocator::Lease;
-use crate::document::{Document, Member, Policy, RoleIds};
 use crate::forward::PortId;
 use crate::ids::*;
 use crate::machine::{Machine, Outbox};
 use crate::router::*;
 use crate::time::{Mono, Now, Wall};
 
-pub(super) const UID: NetworkUid = NetworkUid([7; 16]);
-const DOMAINS: [&str; 3] = ["east", "north", "west"];
-
-pub(super) fn document() -> Document {
-    let member = |index: usize, domain: &str| Member {
-        domain: domain.parse().unwrap(),
-        trust_domain: format!("{domain}.test"),
-        bundle: Vec::new(),
-        roles: RoleIds::defaults(&format!("{domain}.test")),
-        contacts: Vec::new(),
-        block4: Some(format!("10.0.{}.0/22", index * 4).parse().unwrap()),
-        block6: format!("fd00:7:0:0:{index}::/80").parse().unwrap(),
-        generation: Generation(1),
-        not_after: None,
-        revoked: false,
-        dials_only: false,
-    };
-    Document {
-        uid: UID,
-        nonce: vec![1],
-        version: 1,
-        name: "red".parse().unwrap(),
-        zone: "red.vl3".to_owned(),
-        pool6: "fd00:7::/64".parse().unwrap(),
-        pool4: Some("10.0.0.0/16".parse().unwrap()),
-        admin_keys: BTreeSet::new(),
-        members: DOMAINS
-            .iter()
-            .enumerate()
-            .map(|(i, d)| (d.parse().unwrap(), member(i, d)))
-            .collect(),
-        policy: Policy {
-            stale_limit_seconds: 86_400,
-            ..Policy::default()
-        },
-    }
-}
-
-pub(super) fn router_id(domain: &str) -> RouterId {
-    RouterId {
-        name: format!("red-{domain}").parse().unwrap(),
-        domain: domain.parse().unwrap(),
-    }
-}
-
-pub(super) fn config(domain: &str) -> Config {
-    let index = u8::try_from(DOMAINS.iter().position(|d| *d == domain).unwrap()).unwrap();
-    Config {
-        router: router_id(domain),
-        uid: UID,
-        instance: InstanceId([index; 16]),
-        public_key: PublicKey([index; 32]),
-        dials_only: false,
-        udp_port: 51820,
-        advertise: Some(IpAddr::from([192, 0, 2, index + 1])),
-        exclusions: Vec::new(),
-        prefix_len4: 0,
-        mtu: 1420,
-        limits: Limits::default(),
-        times: Times::default(),
-        seed: u64::from(index),
-    }
-}
-
-pub(super) fn lease(config: &Config, generation: u64) -> Lease {
-    let member = &document().members[&config.router.domain];
-    Lease {
-        uid: UID,
-        router: config.router.name.clone(),
-        instance: config.instance,
-        generation: Generation(generation),
-        prefix4: Some(
-            format!("{}/24", member.block4.unwrap().network())
-                .parse()
-                .unwrap(),
-        ),
-        prefix6: format!("{}/96", member.block6.network()).parse().unwrap(),
-    }
-}
+use fixture::*;
 
 /// One router and what its shell would hold.
 pub(super) struct Node {
@@ -112,6 +34,10 @@ pub(super) struct Node {
     pub(super) released: Vec<Lease>,
     pub(super) own: Vec<ipnet::IpNet>,
     pub(super) own_tries: usize,
+    /// Where peers are seen by now; no event has said so.
+    pub(super) moved: BTreeMap<PortId, Endpoint>,
+    /// Descriptors that have ended; no event has said so.
+    pub(super) dead: BTreeSet<PortId>,
     streams: BTreeMap<StreamId, (String, StreamId)>,
     waiting: BTreeMap<u64, (String, crate::machine::Ticket, DialId)>,
 }
@@ -166,6 +92,8 @@ impl World {
             released: Vec::new(),
             own: Vec::new(),
             own_tries: 0,
+            moved: BTreeMap::new(),
+            dead: BTreeSet::new(),
             streams: BTreeMap::new(),
             waiting: BTreeMap::new(),
         };
@@ -319,7 +247,9 @@ impl World {
                 },
             ),
             Effect::RemovePort { port } => {
-                self.nodes.get_mut(at).unwrap().peers.remove(&port);
+                let node = self.nodes.get_mut(at).unwrap();
+                node.peers.remove(&port);
+                node.dead.remove(&port);
             }
             Effect::SetRoutes { routes } => self.nodes.get_mut(at).unwrap().routes = routes,
             Effect::Answer { call, result } => {
@@ -408,9 +338,18 @@ impl World {
                         port: peer.port,
                         last_receive: heard.then_some(now.mono),
                         last_send: Some(now.mono),
+                        endpoint: node.moved.get(&peer.port).copied().or(peer.endpoint),
+                        failed: false,
                     }
                 });
-                let samples = samples.collect();
+                let dead = node.dead.iter().map(|port| PortSample {
+                    port: *port,
+                    last_receive: None,
+                    last_send: None,
+                    endpoint: None,
+                    failed: true,
+                });
+                let samples = samples.chain(dead).collect();
                 self.input(at, Input::Ports(samples));
             }
             Effect::ReleaseLease { lease } => self.nodes.get_mut(at).unwrap().released.push(lease),
