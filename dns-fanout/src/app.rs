@@ -39,6 +39,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         trust_domain: ctx.identity.current().id.trust_domain().to_owned(),
         uid,
         trust: ctx.trust.clone(),
+        alarms: ctx.document_alarms.clone(),
         shared_names: config.shared_names,
         views,
         own: own_sender,

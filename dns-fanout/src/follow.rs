@@ -16,7 +16,7 @@ use vl3_proto::vl3::network::v1::DocumentChain;
 use vl3_proto::vl3::router::v1::resolver_client::ResolverClient;
 use vl3_proto::vl3::router::v1::{ResolverState, ResolverWatchRequest};
 use vl3_runtime::grpc::{DialUrl, Dialer, Expect};
-use vl3_runtime::{CancellationToken, Documents, Retry};
+use vl3_runtime::{CancellationToken, DocumentAlarms, Documents, Retry};
 
 use crate::sockets::OwnAddress;
 use crate::state::from_wire;
@@ -33,6 +33,7 @@ pub(crate) struct Follower {
     pub(crate) trust_domain: String,
     pub(crate) uid: NetworkUid,
     pub(crate) trust: Trust,
+    pub(crate) alarms: DocumentAlarms,
     pub(crate) shared_names: Policy,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
     pub(crate) own: watch::Sender<OwnAddress>,
@@ -144,7 +145,10 @@ impl Follower {
             );
         }
         match &believed.document {
-            None => believed.document = Some(Documents::new(chain, self.trust.clone())),
+            None => {
+                let documents = Documents::new(chain, self.trust.clone()).counted(&self.alarms);
+                believed.document = Some(documents);
+            }
             Some(documents) => {
                 if let Offer::Newer(newer) = documents.offer(&chain) {
                     documents.believe(newer);

@@ -131,6 +131,7 @@ impl Shared<'_> {
             attach.uid,
             ctx.state_path(&format!("{}.vl3", attach.uid)),
             ctx.trust.clone(),
+            &ctx.document_alarms,
         )?;
         let document = documents.current();
         let own = &ctx.identity.current().id;

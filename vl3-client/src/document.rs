@@ -10,6 +10,7 @@ use vl3_core::ids::NetworkUid;
 use vl3_identity::Trust;
 use vl3_proto::document::{decode_chain, read_armoured, write_armoured};
 use vl3_proto::vl3::network::v1::DocumentChain;
+use vl3_runtime::DocumentAlarms;
 use vl3_runtime::grpc::Expect;
 
 /// One network's document. Cheap to clone; clones share it.
@@ -28,6 +29,7 @@ impl Documents {
         uid: NetworkUid,
         stored_at: Option<PathBuf>,
         trust: Trust,
+        alarms: &DocumentAlarms,
     ) -> anyhow::Result<Self> {
         let given = read(file, uid)?;
         let path = stored_at.as_deref().filter(|path| path.exists());
@@ -40,7 +42,7 @@ impl Documents {
         });
         let chain = vl3_runtime::Documents::at_start(given, stored);
         Ok(Self {
-            believed: vl3_runtime::Documents::new(chain, trust),
+            believed: vl3_runtime::Documents::new(chain, trust).counted(alarms),
             stored_at,
             writing: Arc::default(),
         })

@@ -56,7 +56,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         },
         domain: config.domain.clone(),
     };
-    let documents = Documents::new(chain, ctx.trust.clone());
+    let documents = Documents::new(chain, ctx.trust.clone()).counted(&ctx.document_alarms);
 
     let (handle, commands) = Handle::new();
     let told = handle.clone();

@@ -13,7 +13,7 @@ use vl3_identity::{Source, Trust};
 
 use crate::config::Common;
 use crate::grpc::{Dialer, ServeOptions};
-use crate::{Readiness, Tasks};
+use crate::{DocumentAlarms, Readiness, Tasks};
 
 type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type StatusHook = Arc<dyn Fn() -> Answer<Value> + Send + Sync>;
@@ -33,6 +33,8 @@ pub struct RoleContext {
     pub tasks: Arc<Tasks>,
     pub readiness: Readiness,
     pub metrics: Metrics,
+    /// For every [`Documents`] of this role.
+    pub document_alarms: DocumentAlarms,
     pub(crate) hooks: Arc<Hooks>,
 }
 
@@ -56,6 +58,8 @@ impl RoleContext {
     /// For tests and for several roles in one process: no admin endpoint, no signals.
     pub fn new(common: Common, identity: Source) -> Self {
         let trust = Trust::new(&identity);
+        let (metrics, document_alarms) = (Metrics::default(), DocumentAlarms::default());
+        document_alarms.register(&metrics);
         Self {
             common: Arc::new(common),
             identity,
@@ -63,7 +67,8 @@ impl RoleContext {
             shutdown: CancellationToken::new(),
             tasks: Arc::new(Tasks::new("role")),
             readiness: Readiness::default(),
-            metrics: Metrics::default(),
+            metrics,
+            document_alarms,
             hooks: Arc::default(),
         }
     }

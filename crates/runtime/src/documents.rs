@@ -4,13 +4,55 @@
 
 use std::sync::Arc;
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::sync::watch;
 use vl3_core::document::{Chain, Document, DocumentStore, Offer, Role};
 use vl3_core::ids::{DomainName, NetworkUid, SpiffeId};
 use vl3_identity::Trust;
 
-use crate::clock;
 use crate::grpc::Expect;
+use crate::{Metrics, clock};
+
+/// Offered documents that mean a misused key or a mixed-up network, of every network of the
+/// process. Cheap to clone; clones share the figures.
+#[derive(Clone, Debug, Default)]
+pub struct DocumentAlarms(Family<Alarm, Counter>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Alarm {
+    reason: &'static str,
+}
+
+impl DocumentAlarms {
+    const CONFLICT: Alarm = Alarm { reason: "conflict" };
+    const OTHER_NETWORK: Alarm = Alarm {
+        reason: "other_network",
+    };
+
+    pub(crate) fn register(&self, metrics: &Metrics) {
+        // Both are there at 0, so that a first one is an increase.
+        drop(self.0.get_or_create(&Self::CONFLICT));
+        drop(self.0.get_or_create(&Self::OTHER_NETWORK));
+        metrics.register(|registry| {
+            registry.register(
+                "document_alarms",
+                "Offered documents that are a fork of a version or of another network",
+                self.0.clone(),
+            );
+        });
+    }
+
+    fn count(&self, offer: &Offer) {
+        let alarm = match offer {
+            Offer::Newer(_) | Offer::Same | Offer::Older { .. } => return,
+            Offer::Conflict { .. } => Self::CONFLICT,
+            Offer::OtherNetwork { .. } => Self::OTHER_NETWORK,
+        };
+        self.0.get_or_create(&alarm).inc();
+    }
+}
 
 /// One network's document. Cheap to clone; every holder sees the same.
 ///
@@ -20,6 +62,7 @@ use crate::grpc::Expect;
 pub struct Documents {
     chain: Arc<watch::Sender<Chain>>,
     trust: Trust,
+    alarms: DocumentAlarms,
 }
 
 impl Documents {
@@ -28,9 +71,17 @@ impl Documents {
         let documents = Self {
             chain: Arc::new(watch::Sender::new(chain)),
             trust,
+            alarms: DocumentAlarms::default(),
         };
         documents.trust_members();
         documents
+    }
+
+    /// Counts what is wrong with offered documents there.
+    #[must_use]
+    pub fn counted(mut self, alarms: &DocumentAlarms) -> Self {
+        self.alarms = alarms.clone();
+        self
     }
 
     /// What a start believes: what an earlier run stored, unless the configured file is newer.
@@ -64,7 +115,9 @@ impl Documents {
     /// Judges what somebody sent and changes nothing: [`Offer::Newer`] is to be stored and then
     /// believed. Whatever is wrong with it is in the log.
     pub fn offer(&self, offered: &Chain) -> Offer {
-        judge(&self.chain.borrow(), offered)
+        let offer = judge(&self.chain.borrow(), offered);
+        self.alarms.count(&offer);
+        offer
     }
 
     /// Puts a version in force: its members are trusted, then its followers see it. One that is
@@ -235,7 +288,9 @@ mod tests {
     #[test]
     fn a_fork_of_a_version_and_another_network_change_nothing() {
         let held = chain(1, 2, "a");
-        let documents = documents(held.clone());
+        let (alarms, metrics) = (DocumentAlarms::default(), Metrics::default());
+        alarms.register(&metrics);
+        let documents = documents(held.clone()).counted(&alarms);
         let fork = chain(1, 2, "b");
         assert_eq!(documents.offer(&fork), Offer::Conflict { version: 2 });
         let other = chain(2, 9, "a");
@@ -246,6 +301,10 @@ mod tests {
         for chain in [fork, other] {
             documents.believe(chain);
             assert_eq!(documents.chain(), held);
+        }
+        for reason in ["conflict", "other_network"] {
+            let line = format!("vl3_document_alarms_total{{reason=\"{reason}\"}} 1");
+            assert!(metrics.encode().contains(&line));
         }
     }
 

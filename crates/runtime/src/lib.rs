@@ -17,7 +17,7 @@ pub mod telemetry;
 
 pub use config::{Common, Configure, Section};
 pub use context::{Metrics, RoleContext};
-pub use documents::Documents;
+pub use documents::{DocumentAlarms, Documents};
 pub use readiness::{Readiness, ReadyItem};
 pub use retry::Retry;
 pub use rundir::{claim_socket, make_dir};
