@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-/// Makes a directory (mode 0700 where it is new) with its parents.
+/// Makes a directory with its parents, mode 0755 where it is new: workloads and a DNS server of
+/// other users reach the sockets within. What is secret has a mode of its own.
 pub fn make_dir(path: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -48,9 +49,20 @@ pub fn claim_socket(path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn every_user_may_pass_through_and_nobody_else_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/router");
+        make_dir(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o022, 0, "{mode:o}");
+        assert_eq!(mode & 0o700, 0o700, "{mode:o}");
+    }
 
     #[test]
     fn a_stale_socket_is_removed_and_a_live_one_is_an_error() {
