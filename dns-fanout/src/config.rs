@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use vl3_core::ids::NetworkUid;
 use vl3_core::names::Policy;
+use vl3_runtime::config::Value;
+use vl3_runtime::grpc::DialUrl;
 use vl3_runtime::{Configure, Section};
 
 /// Where DNS servers listen.
@@ -21,7 +23,7 @@ const DNS_PORT: u16 = 53;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `router`: the run directory of this domain's router of the network, with its `nsm.sock`
-    /// and `fd.sock`.
+    /// and `fd.sock`; or `unix:///DIR/nsm.sock`.
     pub router: PathBuf,
     /// `network.uid`: whose names are served. A state of another network is refused.
     pub uid: Option<NetworkUid>,
@@ -50,7 +52,7 @@ impl Configure for Config {
     const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[("NSM_CONNECT_TO", "router")];
 
     fn read(section: &mut Section<'_>) -> Option<Self> {
-        let router = section.required::<PathBuf>("router");
+        let router = section.required::<RunDir>("router").map(|dir| dir.0);
         let (uid, document) = section.table("network", |network| {
             let given = network.has("uid") || network.has("document");
             let uid = network.optional::<NetworkUid>("uid");
@@ -113,13 +115,55 @@ impl Configure for Config {
     }
 }
 
+/// The router's run directory, as a path or as the URL of its `nsm.sock`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct RunDir(PathBuf);
+
+impl Value for RunDir {
+    const ALLOWED: &'static str =
+        "the run directory of the network's router, or unix:///DIR/nsm.sock within it";
+
+    fn from_text(text: &str) -> Option<Self> {
+        if let Ok(DialUrl::Unix(socket)) = text.parse() {
+            let is_routers = socket.file_name().is_some_and(|name| name == "nsm.sock");
+            return is_routers
+                .then(|| socket.parent().map(|dir| Self(dir.to_owned())))
+                .flatten();
+        }
+        let is_path = !text.is_empty() && !text.contains("://") && !text.starts_with("unix:");
+        is_path.then(|| Self(PathBuf::from(text)))
+    }
+}
+
 fn at_least_one<T>(section: &mut Section<'_>, key: &'static str, default: T) -> T
 where
-    T: vl3_runtime::config::Value + Default + PartialEq + ToString + Copy,
+    T: Value + Default + PartialEq + ToString + Copy,
 {
     let value = section.or(key, default);
     if value == T::default() {
         section.problem(key, Some(value.to_string()), "a number from 1 on");
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_router_is_a_directory_or_its_socket_and_no_other_url() {
+        let dir = |text: &str| RunDir::from_text(text).map(|dir| dir.0);
+        let run = PathBuf::from("/run/vl3/router-red");
+        assert_eq!(dir("/run/vl3/router-red"), Some(run.clone()));
+        assert_eq!(dir("unix:///run/vl3/router-red/nsm.sock"), Some(run));
+        for refused in [
+            "",
+            "unix:///run/vl3/router-red",
+            "unix:///var/lib/networkservicemesh/nsm.io.sock",
+            "unix://relative/nsm.sock",
+            "tcp://192.0.2.1:5010",
+        ] {
+            assert_eq!(dir(refused), None, "{refused}");
+        }
+    }
 }
