@@ -30,6 +30,8 @@ pub(crate) enum Drop {
     IsReply,
     /// The client's socket would not take the reply.
     ReplyBlocked,
+    /// A connection that could not be accepted, out of descriptors for example.
+    Accept,
     /// A connection beyond the limits.
     Connections,
     /// A connection whose client does not read.
@@ -45,6 +47,7 @@ impl Drop {
             Self::NotAQuestion => "not_a_question",
             Self::IsReply => "is_reply",
             Self::ReplyBlocked => "reply_blocked",
+            Self::Accept => "accept",
             Self::Connections => "connections",
             Self::SlowReader => "slow_reader",
             Self::Idle => "idle",

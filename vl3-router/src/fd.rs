@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +15,7 @@ use vl3_core::ids::SpiffeId;
 use vl3_core::router::{FdEvent, FdSession};
 use vl3_net::fdpass::{Connection, Listener};
 use vl3_proto::vl3::router::v1::{FdReply, FdRequest, fd_request::Body};
-use vl3_runtime::{CancellationToken, Tasks};
+use vl3_runtime::{CancellationToken, Retry, Tasks};
 
 use crate::actor::{Command, Handle};
 use crate::own::OwnSockets;
@@ -22,6 +23,9 @@ use crate::tickets::Tickets;
 
 /// Connections at once: each workload by TUN holds one.
 const SESSIONS_MAX: usize = 4096;
+
+/// Between two tries to accept where that fails.
+const ACCEPT_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// What `fd.sock` needs of its router.
 pub(crate) struct Socket {
@@ -41,13 +45,36 @@ impl Socket {
             Listener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
             .with_context(|| format!("open {} to every user", path.display()))?;
+        self.take(|| listener.accept(), &shutdown).await;
+        Ok(())
+    }
+
+    /// A session for each connection, until shutdown. A failure to accept ends nothing.
+    async fn take<A>(&self, accept: impl Fn() -> A, shutdown: &CancellationToken)
+    where
+        A: Future<Output = std::io::Result<Connection>>,
+    {
         let tasks = Tasks::new("fd.sock");
+        let mut retry = Retry::new(ACCEPT_RETRY.0, ACCEPT_RETRY.1);
         let room = Arc::new(tokio::sync::Semaphore::new(SESSIONS_MAX));
         loop {
-            let connection = tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                accepted = listener.accept() => accepted.context("accept on fd.sock")?,
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = accept() => accepted,
             };
+            let connection = match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
+                    // Out of descriptors, mostly: who is attached stays, the others wait.
+                    self.refused.inc();
+                    tracing::warn!(%error, "accepting on fd.sock failed");
+                    tokio::select! {
+                        () = shutdown.cancelled() => return,
+                        () = retry.pause() => continue,
+                    }
+                }
+            };
+            retry.reset();
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
                 self.refused.inc();
                 tracing::warn!(
@@ -250,8 +277,7 @@ fn ticket(bytes: &[u8]) -> Result<[u8; 16], String> {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use vl3_proto::vl3::router::v1::{FdDial, FdListen};
 
@@ -358,6 +384,32 @@ mod tests {
             rig.commands.try_recv().is_err(),
             "the session has not ended"
         );
+    }
+
+    #[tokio::test]
+    async fn a_process_out_of_descriptors_goes_on_when_it_has_some() {
+        let rig = rig();
+        let (client, served) = Connection::pair().unwrap();
+        let served = std::sync::Mutex::new(Some(served));
+        let tries = AtomicUsize::new(0);
+        let accept = || {
+            let failing = tries.fetch_add(1, Ordering::Relaxed) < 3;
+            let taken = (!failing).then(|| served.lock().unwrap().take()).flatten();
+            async move {
+                match (failing, taken) {
+                    (true, _) => Err(std::io::Error::from_raw_os_error(24)),
+                    (false, Some(connection)) => Ok(connection),
+                    (false, None) => std::future::pending().await,
+                }
+            }
+        };
+        let shutdown = CancellationToken::new();
+        let ticket = rig.tickets.issue(&dns()).unwrap();
+        tokio::select! {
+            () = rig.socket.take(accept, &shutdown) => panic!("fd.sock ended"),
+            (reply, _) = ask(&client, dial(ticket.secret())) => assert!(reply.ok),
+        }
+        assert_eq!(rig.socket.refused.get(), 3);
     }
 
     #[tokio::test]

@@ -54,7 +54,7 @@ pub(crate) fn fd_refused(ctx: &RoleContext) -> Counter {
     ctx.metrics.register(|registry| {
         registry.register(
             "router_fd_refused",
-            "Messages on fd.sock that were refused, and connections over its limit",
+            "Messages on fd.sock that were refused, connections over its limit or not accepted",
             refused.clone(),
         );
     });

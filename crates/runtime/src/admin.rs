@@ -18,15 +18,15 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::{IncomingStream, Listener};
+use axum::serve::{IncomingStream, Listener as AxumListener};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-use crate::RoleContext;
+use crate::{Retry, RoleContext};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// A machine that cannot say its status within this is reported as busy.
@@ -35,6 +35,8 @@ const HOOK_LIMIT: Duration = Duration::from_secs(2);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// More scrapers than this wait.
 const CONNECTIONS_MAX: usize = 64;
+/// Between two tries to accept where that fails: out of descriptors, mostly.
+const ACCEPT_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// One connection's whole life: nobody holds a place by silence.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,7 +46,7 @@ pub(crate) async fn start(ctx: &RoleContext) -> anyhow::Result<()> {
     ctx.metrics.register(|registry| {
         registry.register(
             "admin_connections_refused",
-            "Connections to the admin endpoint that brought no HTTP request",
+            "Connections to the admin endpoint that brought no HTTP request or could not be accepted",
             refused.clone(),
         );
     });
@@ -80,12 +82,12 @@ fn routes(_: &RoleContext) -> Router<RoleContext> {
 
 fn spawn<L>(ctx: &RoleContext, name: &'static str, listener: L, router: Router, refused: Counter)
 where
-    L: Listener + Sync,
-    L::Addr: std::fmt::Debug + Sync,
+    L: Accept,
 {
     let limited = Limited {
         inner: listener,
         permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        retry: Retry::new(ACCEPT_RETRY.0, ACCEPT_RETRY.1),
         refused,
     };
     let service = router
@@ -201,9 +203,33 @@ fn answer(status: StatusCode, value: &Value) -> Response {
         .into_response()
 }
 
+/// A listener whose failures are seen; axum's own hide them.
+trait Accept: Send + Sync + 'static {
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Self::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
+impl Accept for UnixListener {
+    type Io = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Self::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
 /// A listener with a bound on its connections and on the life of each.
 struct Limited<L> {
     inner: L,
+    retry: Retry,
     permits: Arc<Semaphore>,
     refused: Counter,
 }
@@ -212,7 +238,7 @@ struct Limited<L> {
 #[derive(Clone, Debug, Default)]
 struct Served(Arc<AtomicBool>);
 
-impl<L: Listener> Connected<IncomingStream<'_, Limited<L>>> for Served {
+impl<L: Accept> Connected<IncomingStream<'_, Limited<L>>> for Served {
     fn connect_info(stream: IncomingStream<'_, Limited<L>>) -> Self {
         stream.io().served.clone()
     }
@@ -227,13 +253,23 @@ async fn note_request(
     next.run(request).await
 }
 
-impl<L: Listener> Listener for Limited<L> {
+impl<L: Accept> AxumListener for Limited<L> {
     type Io = Bounded<L::Io>;
-    type Addr = L::Addr;
+    type Addr = ();
 
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+    async fn accept(&mut self) -> (Self::Io, ()) {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let (io, address) = self.inner.accept().await;
+        let io = loop {
+            match self.inner.accept().await {
+                Ok(io) => break io,
+                Err(error) => {
+                    self.refused.inc();
+                    tracing::debug!(%error, "accepting an admin connection failed");
+                    self.retry.pause().await;
+                }
+            }
+        };
+        self.retry.reset();
         let end = Box::pin(tokio::time::sleep(CONNECTION_LIMIT));
         (
             Bounded {
@@ -244,12 +280,12 @@ impl<L: Listener> Listener for Limited<L> {
                 refused: self.refused.clone(),
                 _permit: permit.ok(),
             },
-            address,
+            (),
         )
     }
 
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.inner.local_addr()
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -99,6 +99,7 @@ pub(super) async fn serve(listener: TcpListener, front: Front, stop: Cancellatio
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
+                front.metrics.dropped(Drop::Accept);
                 // Descriptors run out, or the client left already: neither may spin.
                 tracing::debug!(%error, "accepting a connection failed");
                 tokio::time::sleep(backoff.next(&mut rng)).await;
