@@ -253,3 +253,42 @@ async fn expectations_can_ask_for_one_id() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn a_stream_that_does_not_end_is_cut_at_the_drain_limit() {
+    let site = Site::start("east.test").await;
+    let connection = site
+        .dialer("workload/a")
+        .dial(&site.tcp, Expect::anybody())
+        .await
+        .unwrap();
+    let mut stream = HealthClient::new(connection.nsm())
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    stream.message().await.unwrap().expect("the first state");
+    site.shutdown.cancel();
+    // The drain limit is 3 s.
+    let ended = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(Duration::from_secs(8), ended)
+        .await
+        .expect("the server lets go of its connections");
+}
+
+#[tokio::test]
+async fn calls_that_are_refused_before_a_service_sees_them_are_counted() {
+    let site = Site::start("east.test").await;
+    let connection = site
+        .dialer("workload/a")
+        .dial(&site.tcp, Expect::anybody())
+        .await
+        .unwrap();
+    let request = HealthCheckRequest {
+        service: "no.such.Service".to_owned(),
+    };
+    let mut client = HealthClient::new(connection.nsm());
+    client.check(request).await.unwrap_err();
+    let counted = "vl3_grpc_calls_refused_total{code=\"not_found\"} 1";
+    assert!(site.metrics.encode().contains(counted));
+}

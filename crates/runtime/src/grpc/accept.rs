@@ -137,6 +137,13 @@ impl Live {
         }
     }
 
+    /// Ends every connection: the server does not wait any longer.
+    pub(super) fn cut(&self) {
+        for entry in self.lock().values() {
+            entry.withdrawn.cancel();
+        }
+    }
+
     /// Follows the bundles and the own identity (whose bundle is the own trust domain's) until
     /// its owner is gone.
     pub(super) async fn follow(live: std::sync::Weak<Self>, trust: Trust) {
@@ -277,7 +284,7 @@ impl AsyncRead for Secured {
         if self.withdrawn.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
-                "trust withdrawn or identity renewed",
+                "trust withdrawn, identity renewed or server stopped",
             )));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)

@@ -23,7 +23,7 @@ use vl3_identity::{Source, Trust};
 
 use super::Listen;
 use super::accept::{Live, Secured, Socket};
-use crate::{Metrics, Readiness, Tasks};
+use crate::{Metrics, Readiness, Retry, Tasks};
 
 /// A peer that says nothing must not hold a handshake for longer.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -35,6 +35,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams per connection: a registry holds one watch per registered object.
 const STREAMS_MAX: u32 = 8192;
+/// Between two tries to accept where that fails: out of descriptors, mostly.
+const ACCEPT_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// How long open calls may last after shutdown began.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
@@ -64,6 +66,12 @@ struct Counters {
     refused: Family<Refusal, Counter>,
     accepted: Counter,
     open: Gauge,
+    calls: Family<Code, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -119,6 +127,7 @@ impl ServeOptions {
                 refused,
                 accepted,
                 open,
+                calls,
             } = self.counters.clone();
             registry.register(
                 "grpc_connections_refused",
@@ -134,6 +143,11 @@ impl ServeOptions {
                 "grpc_connections_open",
                 "Authenticated connections at the moment",
                 open,
+            );
+            registry.register(
+                "grpc_calls_refused",
+                "Calls that were answered by an error, by its code",
+                calls,
             );
         });
         self
@@ -207,7 +221,7 @@ impl Server {
         &self.addresses
     }
 
-    /// Serves until shutdown, then lets open calls end for a moment.
+    /// Serves until shutdown, then lets open calls end for a moment; what is open still is cut.
     pub async fn serve(self, routes: Routes) -> anyhow::Result<()> {
         let Self {
             listeners,
@@ -252,12 +266,16 @@ impl Server {
             report_health(reporter, readiness, services).await;
             Ok(())
         });
-        let shutdown = options.shutdown.clone();
+        let (shutdown, calls) = (options.shutdown.clone(), options.counters.calls.clone());
         let serve = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(HEADER_LIST_MAX)
             .max_concurrent_streams(STREAMS_MAX)
+            .layer(tower::util::MapResponseLayer::new(move |response| {
+                note_refusal(&calls, &response);
+                response
+            }))
             .add_routes(routes)
             .add_service(health)
             .serve_with_incoming_shutdown(
@@ -270,7 +288,10 @@ impl Server {
             () = async {
                 shutdown.cancelled().await;
                 tokio::time::sleep(DRAIN_LIMIT).await;
-            } => Ok(()),
+            } => {
+                live.cut();
+                Ok(())
+            }
         }
     }
 }
@@ -288,6 +309,7 @@ struct Acceptor {
 impl Acceptor {
     async fn accept(self, listener: Listener) {
         let handshakes = Tasks::new("handshake");
+        let mut retry = Retry::new(ACCEPT_RETRY.0, ACCEPT_RETRY.1);
         loop {
             // At the limit new connections wait in the kernel's backlog.
             let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
@@ -309,10 +331,11 @@ impl Acceptor {
                 Err(error) => {
                     // Out of descriptors or a connection that was reset: go on, not too fast.
                     self.refuse("accept", &error.to_string());
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    retry.pause().await;
                     continue;
                 }
             };
+            retry.reset();
             let acceptor = self.clone();
             handshakes.spawn_detached("handshake", async move {
                 acceptor.handshake(socket, permit).await;
@@ -347,6 +370,34 @@ impl Acceptor {
             .inc();
         tracing::debug!(reason, detail, "connection refused");
     }
+}
+
+/// Whoever refused it, be it before a service saw the call: an error that is known before the
+/// first answer is in the headers.
+fn note_refusal<B>(calls: &Family<Code, Counter>, response: &http::Response<B>) {
+    let Some(status) = tonic::Status::from_header_map(response.headers()) else {
+        return;
+    };
+    let code = match status.code() {
+        tonic::Code::Ok => return,
+        tonic::Code::Cancelled => "cancelled",
+        tonic::Code::Unknown => "unknown",
+        tonic::Code::InvalidArgument => "invalid_argument",
+        tonic::Code::DeadlineExceeded => "deadline_exceeded",
+        tonic::Code::NotFound => "not_found",
+        tonic::Code::AlreadyExists => "already_exists",
+        tonic::Code::PermissionDenied => "permission_denied",
+        tonic::Code::ResourceExhausted => "resource_exhausted",
+        tonic::Code::FailedPrecondition => "failed_precondition",
+        tonic::Code::Aborted => "aborted",
+        tonic::Code::OutOfRange => "out_of_range",
+        tonic::Code::Unimplemented => "unimplemented",
+        tonic::Code::Internal => "internal",
+        tonic::Code::Unavailable => "unavailable",
+        tonic::Code::DataLoss => "data_loss",
+        tonic::Code::Unauthenticated => "unauthenticated",
+    };
+    calls.get_or_create(&Code { code }).inc();
 }
 
 async fn report_health(
