@@ -470,7 +470,9 @@ impl Actor {
             };
             match &result {
                 Ok(()) => {
-                    tracing::info!(?addresses, "prefix leased, own addresses set");
+                    if !addresses.is_empty() {
+                        tracing::info!(?addresses, "prefix leased, own addresses set");
+                    }
                     plane.set_own_addresses(addresses.iter().map(ipnet::IpNet::addr).collect());
                     sockets.send_replace(Some(own.sockets()));
                 }
