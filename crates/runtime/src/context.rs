@@ -33,7 +33,7 @@ pub struct RoleContext {
     pub tasks: Arc<Tasks>,
     pub readiness: Readiness,
     pub metrics: Metrics,
-    /// For every [`Documents`] of this role.
+    /// For every [`crate::Documents`] of this role.
     pub document_alarms: DocumentAlarms,
     pub(crate) hooks: Arc<Hooks>,
 }
