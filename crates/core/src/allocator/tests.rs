@@ -201,6 +201,62 @@ fn a_presented_lease_that_is_free_is_taken_back() {
 }
 
 #[test]
+fn of_two_instances_of_one_round_only_the_holder_renews_and_releases() {
+    let mut bench = Bench::new();
+    let lease = bench.acquire(&acquire(1, 1), 1).unwrap();
+    let other = Lease {
+        instance: InstanceId([2; 16]),
+        ..lease.clone()
+    };
+    let renewed = bench.renew(&other, 1);
+    assert!(
+        matches!(renewed, Err(Refusal::Fenced { .. })),
+        "{renewed:?}"
+    );
+    let released = bench.release(&other, 1);
+    assert!(
+        matches!(released, Err(Refusal::Fenced { .. })),
+        "{released:?}"
+    );
+    bench.renew(&lease, 1).unwrap();
+}
+
+#[test]
+fn a_presented_lease_outside_of_the_domains_blocks_is_not_taken_back() {
+    let lease = Bench::new().acquire(&acquire(1, 1), 1).unwrap();
+    let outside4 = Lease {
+        prefix4: Some("10.99.0.0/24".parse().unwrap()),
+        ..lease.clone()
+    };
+    let outside6 = Lease {
+        prefix6: "fd00:9::/96".parse().unwrap(),
+        ..lease.clone()
+    };
+    for held in [outside4, outside6] {
+        let presented = Acquire {
+            held: Some(held),
+            ..acquire(1, 1)
+        };
+        let given = Bench::new().acquire(&presented, 1).unwrap();
+        let prefixes = (given.prefix4, given.prefix6);
+        assert_eq!(prefixes, (lease.prefix4, lease.prefix6));
+    }
+}
+
+#[test]
+fn a_lease_outside_of_the_domains_blocks_is_not_renewed() {
+    let mut bench = Bench::new();
+    let lease = bench.acquire(&acquire(1, 1), 1).unwrap();
+    let member = bench.document.members.get_mut(&domain("east")).unwrap();
+    member.block4 = Some("10.99.0.0/22".parse().unwrap());
+    let renewed = bench.renew(&lease, 1);
+    assert!(
+        matches!(&renewed, Err(Refusal::AcquireAgain { reason }) if reason.contains("outside")),
+        "{renewed:?}"
+    );
+}
+
+#[test]
 fn after_a_restore_only_presented_leases_are_given() {
     let mut bench = Bench::new();
     bench.allocator.restored_from_backup(bench.now);

@@ -102,3 +102,36 @@ impl Judge<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::fixture::{document, domain};
+    use crate::ids::{Generation, InstanceId};
+
+    #[test]
+    fn a_sibling_may_serve_a_workload_of_ours_but_never_our_own_address() {
+        let (document, east) = (document(&["east"]), domain("east"));
+        let lease = Lease {
+            uid: document.uid,
+            router: "red-east-1".parse().unwrap(),
+            instance: InstanceId([1; 16]),
+            generation: Generation(1),
+            prefix4: Some("10.80.4.0/24".parse().unwrap()),
+            prefix6: "fd00:1:2:3:1::/96".parse().unwrap(),
+        };
+        let judge = Judge {
+            document: &document,
+            own_domain: &east,
+            own_lease: Some(&lease),
+            wall: Wall::from_unix_secs(1_800_000_000),
+        };
+        let said = |prefix: &str| judge.judge(&east, prefix.parse().unwrap(), PREFIX);
+        for workload in ["10.80.4.9/32", "fd00:1:2:3:1::9/128"] {
+            assert_eq!(said(workload), Ok(()), "{workload}");
+        }
+        for own in ["10.80.4.0/32", "fd00:1:2:3:1::/128"] {
+            assert_eq!(said(own), Err(Disbelief::Own), "{own}");
+        }
+    }
+}

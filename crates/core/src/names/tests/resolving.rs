@@ -242,6 +242,23 @@ fn r3_6_a_silent_server_is_asked_once_more_and_given_up_at_the_deadline() {
 }
 
 #[test]
+fn r3_6_a_failed_try_is_repeated_at_once_and_only_once() {
+    let mut bench = Bench::new(view());
+    let asked = bench.ask("db.west.red.test");
+    let failed = |bench: &mut Bench, at: usize| {
+        let (ticket, failure) = (bench.queries[at].ticket, Failure::Network);
+        bench.input(ResolverInput::Failed { ticket, failure });
+    };
+    failed(&mut bench, 0);
+    assert!(bench.answers.is_empty(), "one try is left");
+    assert_eq!(bench.queries.len(), 2);
+    assert_eq!(bench.to(1), ("west", Transport::Udp));
+    failed(&mut bench, 1);
+    assert_eq!(bench.queries.len(), 2);
+    assert_eq!(bench.answers[&asked].rcode, Rcode::SERV_FAIL);
+}
+
+#[test]
 fn r3_6_the_repeat_follows_the_servers_round_trip_and_tries_its_other_address() {
     let mut state = state();
     state.servers = vec![server("west", "172.16.4.1 fd77::2:0:0:1", false)];

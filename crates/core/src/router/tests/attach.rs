@@ -512,3 +512,23 @@ fn a_batch_of_requests_derives_one_table_and_the_same_state() {
     assert_eq!((batched, single), (1, 100));
     assert_eq!(state, wanted);
 }
+
+#[test]
+fn a_full_router_refuses_the_next_workload_and_keeps_those_it_has() {
+    let mut world = World::new(&["east"]);
+    let mut small = config("east");
+    small.limits.workloads = 2;
+    let node = world.nodes.get_mut("east").unwrap();
+    node.machine = RouterMachine::new(small, node.disk.clone(), document());
+    world.input("east", Input::Start);
+    world.run();
+    for name in ["a", "b"] {
+        attach(&mut world, request(name, name, None)).unwrap();
+    }
+    let full = Refusal::Exhausted {
+        what: "this router",
+        limit: 2,
+    };
+    assert_eq!(attach(&mut world, request("c", "c", None)), Err(full));
+    attach(&mut world, request("a", "a", None)).unwrap();
+}

@@ -9,7 +9,7 @@ use crate::ids::Generation;
 
 use super::*;
 
-fn routes_to(world: &World, at: &str) -> Vec<String> {
+pub(super) fn routes_to(world: &World, at: &str) -> Vec<String> {
     let routes = world
         .node(at)
         .routes

@@ -1,7 +1,9 @@
 //! Several routers in virtual time: every effect is carried out at once by a small world.
 
 mod attach;
+mod believed;
 mod carried;
+mod fenced;
 mod fixture;
 mod leaving;
 mod links;
