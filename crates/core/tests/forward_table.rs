@@ -66,6 +66,62 @@ fn routes() -> impl Strategy<Value = Vec<Route>> {
     prop::collection::vec(route, 0..40)
 }
 
+fn remote(domain: u16) -> PortClass {
+    PortClass::Remote(DomainIndex(domain))
+}
+
+#[test]
+fn a_source_that_belongs_to_somebody_else_is_forged() {
+    let held = [
+        ("10.0.0.1/32", 1, PortClass::Member),
+        ("10.0.0.2/32", 2, PortClass::Member),
+        ("10.0.1.0/24", 3, PortClass::Sibling),
+        ("10.0.4.0/24", 4, remote(0)),
+        ("10.0.5.0/24", 5, remote(0)),
+        ("10.0.8.0/24", 6, remote(1)),
+    ];
+    let routes = held.map(|(prefix, port, class)| Route {
+        prefix: prefix.parse().expect("a prefix"),
+        port: PortId(port),
+        class,
+        mtu: 1420,
+    });
+    let fib = Fib::compile(routes.to_vec());
+    let to_member = |ingress, class, source: &str| {
+        let source = source.parse().expect("an address");
+        let member = IpAddr::from([10, 0, 0, 2]);
+        match forward(&fib, PortId(ingress), class, source, member) {
+            Verdict::Forward(_) => Ok(()),
+            Verdict::Drop(reason) => Err(reason),
+        }
+    };
+    for (ingress, class, source, why) in [
+        (1, PortClass::Member, "10.0.0.1", "its own"),
+        (4, remote(0), "10.0.5.1", "another router of its domain"),
+        (
+            3,
+            PortClass::Sibling,
+            "10.0.8.1",
+            "the last hop of a remote packet",
+        ),
+        (7, PortClass::Sibling, "10.0.1.1", "another sibling's"),
+    ] {
+        assert_eq!(to_member(ingress, class, source), Ok(()), "{why}");
+    }
+    for (ingress, class, source, why) in [
+        (1, PortClass::Member, "10.0.0.2", "another member's"),
+        (1, PortClass::Member, "10.0.4.1", "a remote one"),
+        (1, PortClass::Member, "192.0.2.1", "nobody's"),
+        (4, remote(0), "10.0.8.1", "another domain's"),
+        (4, remote(0), "10.0.0.1", "a member's"),
+        (4, remote(0), "10.0.1.1", "a sibling's"),
+        (3, PortClass::Sibling, "10.0.0.1", "a member's here"),
+    ] {
+        let verdict = to_member(ingress, class, source);
+        assert_eq!(verdict, Err(DropReason::ForgedSource), "{why}");
+    }
+}
+
 proptest! {
     #[test]
     fn compiled_table_answers_like_a_scan(
