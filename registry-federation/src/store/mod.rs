@@ -6,6 +6,7 @@
 mod codec;
 mod memory;
 mod redb;
+mod shared;
 #[cfg(test)]
 mod tests;
 pub(crate) mod writer;
@@ -13,6 +14,7 @@ pub(crate) mod writer;
 pub use self::redb::Redb;
 pub use codec::{CodecError, decode, encode, object_key};
 pub use memory::Memory;
+pub use shared::{Candidate, Claim, Followed, Shared};
 
 use std::path::PathBuf;
 
