@@ -198,15 +198,18 @@ impl Driver {
         for effect in out.take() {
             match effect {
                 Effect::Append { ticket, records } => {
-                    self.metrics
-                        .records
-                        .inc_by(u64::try_from(records.len()).unwrap_or(0));
+                    self.metrics.count_records(records.len());
                     self.metrics.appends.inc();
                     self.appending = Some((ticket, self.writer.append(records)));
                 }
-                Effect::Rewrite { ticket, records } => {
+                Effect::Rewrite {
+                    ticket,
+                    records,
+                    journal,
+                } => {
+                    self.metrics.count_records(records.len());
                     self.metrics.rewrites.inc();
-                    self.appending = Some((ticket, self.writer.rewrite(records)));
+                    self.appending = Some((ticket, self.writer.rewrite(records, journal)));
                 }
                 Effect::Reply { call, result } => {
                     self.metrics.count_reply(&result);

@@ -9,7 +9,7 @@ use vl3_runtime::Metrics;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RegistryMetrics {
-    pub(crate) records: Counter,
+    records: Counter,
     pub(crate) appends: Counter,
     pub(crate) rewrites: Counter,
     pub(crate) watches_cut: Counter,
@@ -70,6 +70,10 @@ impl RegistryMetrics {
             );
         });
         own
+    }
+
+    pub(crate) fn count_records(&self, count: usize) {
+        self.records.inc_by(u64::try_from(count).unwrap_or(0));
     }
 
     pub(crate) fn count_reply(&self, result: &Result<Reply, Refusal>) {

@@ -185,24 +185,6 @@ pub fn encode(record: &Record) -> Option<Vec<u8>> {
     Some(Envelope { kind, body }.encode_to_vec())
 }
 
-/// The key of the object that a record sets or removes; None: it belongs into the journal.
-pub fn object_key(record: &Record) -> Option<String> {
-    match record {
-        Record::Service { service, .. } => Some(format!("service/{}", service.name)),
-        Record::ServiceRemoved { name } => Some(format!("service/{name}")),
-        Record::Endpoint { endpoint, .. } => Some(format!("endpoint/{}", endpoint.name)),
-        Record::EndpointRemoved { name } => Some(format!("endpoint/{name}")),
-        Record::Remote {
-            domain, endpoint, ..
-        } => Some(format!("remote/{domain}/{}", endpoint.name)),
-        Record::RemoteRemoved { domain, name } => Some(format!("remote/{domain}/{name}")),
-        Record::Document { .. }
-        | Record::Lease { .. }
-        | Record::Name { .. }
-        | Record::NameReleased { .. } => None,
-    }
-}
-
 pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let Envelope { kind, body } = Envelope::decode(bytes)?;
     let body = body.as_slice();

@@ -1,11 +1,12 @@
 //! The engine of tests and of registries without a state directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
 
-use super::{Change, Conflict, Journal, Object, Objects, StoreError, Swap};
+use super::history::{replaced, surplus};
+use super::{Change, Conflict, Entry, Job, Journal, Object, Objects, Store, StoreError, Swap};
 
 /// Changes that a slow watcher may be behind.
 pub(super) const FEED: usize = 1024;
@@ -17,7 +18,8 @@ pub struct Memory(Arc<Mutex<Content>>);
 #[derive(Debug)]
 struct Content {
     revision: u64,
-    entries: Vec<Vec<u8>>,
+    entries: Vec<Entry>,
+    history: VecDeque<Entry>,
     objects: BTreeMap<String, (u64, Vec<u8>)>,
     feed: broadcast::Sender<Change>,
 }
@@ -28,6 +30,7 @@ impl Default for Memory {
         let content = Content {
             revision: 0,
             entries: Vec::new(),
+            history: VecDeque::new(),
             objects: BTreeMap::new(),
             feed,
         };
@@ -41,21 +44,70 @@ impl Memory {
     }
 }
 
+impl Content {
+    fn append(&mut self, entries: &[Entry]) -> u64 {
+        self.entries.extend_from_slice(entries);
+        self.revision += 1;
+        self.revision
+    }
+
+    fn rewrite(&mut self, entries: &[Entry]) -> u64 {
+        let mut snapshot = entries.to_vec();
+        let gone = replaced(&self.entries, &mut snapshot);
+        let gone = gone
+            .into_iter()
+            .map(|position| self.entries[position].clone());
+        self.history.extend(gone);
+        let sizes: Vec<_> = self.history.iter().map(|entry| entry.bytes.len()).collect();
+        self.history.drain(..surplus(&sizes));
+        self.entries = snapshot;
+        self.revision += 1;
+        self.revision
+    }
+
+    fn found(&self, swap: &Swap) -> Option<u64> {
+        self.objects.get(&swap.key).map(|(revision, _)| *revision)
+    }
+
+    fn swap(&mut self, swap: &Swap) -> Result<u64, Conflict> {
+        let found = self.found(swap);
+        if found != swap.expected {
+            return Err(Conflict { found });
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        match &swap.value {
+            Some(value) => {
+                let value = (revision, value.clone());
+                self.objects.insert(swap.key.clone(), value);
+            }
+            None => drop(self.objects.remove(&swap.key)),
+        }
+        // Err: nobody watches.
+        let _unwatched = self.feed.send(Change {
+            key: swap.key.clone(),
+            revision,
+            value: swap.value.clone(),
+        });
+        Ok(revision)
+    }
+}
+
 impl Journal for Memory {
-    fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
+    fn replay(&mut self) -> Result<Vec<Entry>, StoreError> {
         Ok(self.content().entries.clone())
     }
 
-    fn append(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError> {
-        let mut content = self.content();
-        content.entries.extend_from_slice(entries);
-        content.revision += 1;
-        Ok(content.revision)
+    fn append(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        Ok(self.content().append(entries))
     }
 
-    fn rewrite(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError> {
-        self.content().entries.clear();
-        self.append(entries)
+    fn rewrite(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        Ok(self.content().rewrite(entries))
+    }
+
+    fn history(&mut self) -> Result<Vec<Entry>, StoreError> {
+        Ok(self.content().history.iter().cloned().collect())
     }
 }
 
@@ -71,37 +123,33 @@ impl Objects for Memory {
 
     fn swap(&mut self, swaps: &[Swap]) -> Result<Vec<Result<u64, Conflict>>, StoreError> {
         let mut content = self.content();
-        let content = &mut *content;
-        let mut one = |swap: &Swap| {
-            let found = content
-                .objects
-                .get(&swap.key)
-                .map(|(revision, _)| *revision);
-            if found != swap.expected {
-                return Err(Conflict { found });
-            }
-            content.revision += 1;
-            let revision = content.revision;
-            match &swap.value {
-                Some(value) => drop(
-                    content
-                        .objects
-                        .insert(swap.key.clone(), (revision, value.clone())),
-                ),
-                None => drop(content.objects.remove(&swap.key)),
-            }
-            // Err: nobody watches.
-            let _unwatched = content.feed.send(Change {
-                key: swap.key.clone(),
-                revision,
-                value: swap.value.clone(),
-            });
-            Ok(revision)
-        };
-        Ok(swaps.iter().map(&mut one).collect())
+        Ok(swaps.iter().map(|swap| content.swap(swap)).collect())
     }
 
     fn watch(&mut self) -> broadcast::Receiver<Change> {
         self.content().feed.subscribe()
+    }
+}
+
+impl Store for Memory {
+    fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
+        let mut content = self.content();
+        for swap in &job.swaps {
+            let found = content.found(swap);
+            if found != swap.expected {
+                return Err(swap.fenced(found));
+            }
+        }
+        if !job.append.is_empty() {
+            content.append(&job.append);
+        }
+        if let Some(entries) = &job.rewrite {
+            content.rewrite(entries);
+        }
+        let revisions = job.swaps.iter().map(|swap| content.swap(swap));
+        revisions
+            .zip(&job.swaps)
+            .map(|(revision, swap)| revision.map_err(|conflict| swap.fenced(conflict.found)))
+            .collect()
     }
 }

@@ -4,6 +4,7 @@
 //! Engines are synchronous and owned by one writer thread.
 
 mod codec;
+mod history;
 mod memory;
 mod redb;
 mod shared;
@@ -12,7 +13,8 @@ mod tests;
 pub(crate) mod writer;
 
 pub use self::redb::Redb;
-pub use codec::{CodecError, decode, encode, object_key};
+pub use codec::{CodecError, decode, encode};
+pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
 pub use memory::Memory;
 pub use shared::{Candidate, Claim, Followed, Shared};
 
@@ -21,15 +23,30 @@ use std::path::PathBuf;
 /// Format of what is stored. A newer one is refused.
 pub const FORMAT: u64 = 1;
 
+/// By what the caller does next: stop and leave it to a human ([`Self::Open`],
+/// [`Self::Newer`], [`Self::Record`]), make room or permissions and start again
+/// ([`Self::Full`], [`Self::ReadOnly`]), load again ([`Self::Fenced`]), try the same again
+/// ([`Self::Unavailable`]), start again ([`Self::Read`], [`Self::Write`]).
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing to repair here: another process, permissions, a damaged file.
+    /// Nothing to repair here: another process, a damaged file.
     #[error("open the state file {path}: {reason}")]
     Open { path: PathBuf, reason: String },
     #[error(
-        "the state file has format {found}, this program reads {FORMAT}: it was written by a newer version"
+        "the state has format {found}, this program reads {FORMAT}: it was written by a newer version"
     )]
     Newer { found: u64 },
+    #[error("no space left for the state in {place}: {reason}")]
+    Full { place: String, reason: String },
+    #[error("the state in {place} may not be written: {reason}")]
+    ReadOnly { place: String, reason: String },
+    /// Somebody else wrote since this one loaded; nothing of the job was done.
+    #[error("another writer is at work: {by}")]
+    Fenced { by: String },
+    /// The store does not answer, or not as a whole. Whether the job was done is not known
+    /// yet: the same job, handed over again, finds out and is done once.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
     #[error("read the state: {0}")]
     Read(String),
     #[error("write the state: {0}")]
@@ -45,13 +62,19 @@ pub enum StoreError {
 /// An append-only list of entries with one revision, which a snapshot may replace.
 pub trait Journal: Send {
     /// Every entry in order.
-    fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError>;
+    fn replay(&mut self) -> Result<Vec<Entry>, StoreError>;
 
     /// Adds the entries, all or none, durably on return. The new revision.
-    fn append(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError>;
+    fn append(&mut self, entries: &[Entry]) -> Result<u64, StoreError>;
 
-    /// Replaces everything by these entries, all or none, durably on return.
-    fn rewrite(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError>;
+    /// Puts these entries in the place of all that stand there, all or none, durably on
+    /// return. An entry that stood there already keeps its time; what is replaced becomes
+    /// history.
+    fn rewrite(&mut self, entries: &[Entry]) -> Result<u64, StoreError>;
+
+    /// What rewrites replaced, in the order of its appending, within [`HISTORY_ENTRIES_MAX`]
+    /// and [`HISTORY_BYTES_MAX`].
+    fn history(&mut self) -> Result<Vec<Entry>, StoreError>;
 }
 
 /// A change of one object: what must stand there, what shall.
@@ -62,6 +85,16 @@ pub struct Swap {
     pub expected: Option<u64>,
     /// None removes the key.
     pub value: Option<Vec<u8>>,
+}
+
+impl Swap {
+    fn fenced(&self, found: Option<u64>) -> StoreError {
+        let by = format!(
+            "{} has revision {found:?} and not {:?}",
+            self.key, self.expected
+        );
+        StoreError::Fenced { by }
+    }
 }
 
 /// A swap that did not happen, and the revision that stands there.
@@ -96,6 +129,22 @@ pub trait Objects: Send {
     fn watch(&mut self) -> tokio::sync::broadcast::Receiver<Change>;
 }
 
+/// What one command, or several that shared the wait for the disk, leave to be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Job {
+    /// Chosen at random by the writer: says whether an earlier try of the same job got through.
+    pub id: u128,
+    pub append: Vec<Entry>,
+    /// A snapshot that takes the place of the whole journal, `append` included.
+    pub rewrite: Option<Vec<Entry>>,
+    /// At most one per key.
+    pub swaps: Vec<Swap>,
+}
+
 /// One engine that is both.
-pub trait Store: Journal + Objects {}
-impl<S: Journal + Objects> Store for S {}
+pub trait Store: Journal + Objects {
+    /// All of the job, durably on return, in one step: a crash leaves all or nothing of it.
+    /// The revisions of the swaps, in order. A swap that finds another revision than it
+    /// expects is [`StoreError::Fenced`], and nothing is done.
+    fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError>;
+}

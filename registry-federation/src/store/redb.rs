@@ -1,17 +1,28 @@
 //! The embedded engine: one redb file, every commit synced to the disk.
+//!
+//! Table `journal` holds entries by their number, `times` when they were appended (the layout
+//! of the first release had none), `history` what rewrites replaced, `objects` values with
+//! their revision, `meta` the format and the counters.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
+    TableDefinition, WriteTransaction,
 };
 use tokio::sync::broadcast;
+use vl3_core::Wall;
 
+use super::history::{replaced, surplus};
 use super::memory::FEED;
-use super::{Change, Conflict, FORMAT, Journal, Object, Objects, StoreError, Swap};
+use super::{
+    Change, Conflict, Entry, FORMAT, Job, Journal, Object, Objects, Store, StoreError, Swap,
+};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const JOURNAL: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("journal");
+const TIMES: TableDefinition<'_, u64, u64> = TableDefinition::new("times");
+const HISTORY: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("history");
 const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
 
 const KEY_FORMAT: &str = "format";
@@ -21,184 +32,295 @@ const KEY_NEXT: &str = "next";
 /// The state is small; redb's default cache is a gigabyte.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
+type Redbs<T> = Result<T, redb::Error>;
+
 /// One process at a time; a second one is refused.
 #[derive(Debug)]
 pub struct Redb {
     database: Database,
+    path: PathBuf,
     feed: broadcast::Sender<Change>,
 }
 
-fn read(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Read(error.into().to_string())
-}
-
-fn write(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Write(error.into().to_string())
-}
-
 impl Redb {
-    /// Opens or creates the file. Damage and newer formats are errors.
+    /// Opens or creates the file. Damage and newer formats are errors and change nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let database = builder().create(path);
+        Self::prepare(path, database)
+    }
+
+    /// As [`Self::open`] on something that behaves like a file; `path` is what errors name.
+    pub fn with_backend(path: &Path, backend: impl StorageBackend) -> Result<Self, StoreError> {
+        Self::prepare(path, builder().create_with_backend(backend))
+    }
+
+    fn prepare(
+        path: &Path,
+        database: Result<Database, redb::DatabaseError>,
+    ) -> Result<Self, StoreError> {
         let failed = |reason: String| StoreError::Open {
             path: path.to_owned(),
             reason,
         };
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder
-            .create(path)
-            .map_err(|error| failed(error.to_string()))?;
+        let failed =
+            |error: redb::Error| named(path, &error).unwrap_or_else(|| failed(error.to_string()));
         let engine = Self {
-            database,
+            database: database.map_err(|error| failed(error.into()))?,
+            path: path.to_owned(),
             feed: broadcast::Sender::new(FEED),
         };
-        let transaction = engine.begin()?;
-        {
-            let mut meta = transaction.open_table(META).map_err(write)?;
-            let found = meta
-                .get(KEY_FORMAT)
-                .map_err(read)?
-                .map(|format| format.value());
-            match found {
-                None => drop(meta.insert(KEY_FORMAT, FORMAT).map_err(write)?),
-                Some(found) if found > FORMAT => return Err(StoreError::Newer { found }),
-                Some(_) => {}
-            }
-            transaction.open_table(JOURNAL).map_err(write)?;
-            transaction.open_table(OBJECTS).map_err(write)?;
+        match engine.tables().map_err(failed)? {
+            Some(found) if found > FORMAT => Err(StoreError::Newer { found }),
+            _ => Ok(engine),
         }
-        transaction.commit().map_err(write)?;
-        Ok(engine)
+    }
+
+    /// The format that was found, None in a fresh file. Nothing is written into a file of
+    /// another one.
+    fn tables(&self) -> Redbs<Option<u64>> {
+        let transaction = self.begin()?;
+        let found;
+        {
+            let mut meta = transaction.open_table(META)?;
+            found = meta.get(KEY_FORMAT)?.map(|format| format.value());
+            if found.is_none() {
+                meta.insert(KEY_FORMAT, FORMAT)?;
+            }
+        }
+        if found.is_some_and(|found| found > FORMAT) {
+            transaction.abort()?;
+            return Ok(found);
+        }
+        transaction.open_table(JOURNAL)?;
+        transaction.open_table(TIMES)?;
+        transaction.open_table(HISTORY)?;
+        transaction.open_table(OBJECTS)?;
+        transaction.commit()?;
+        Ok(found)
     }
 
     /// As a later version would leave it.
     #[cfg(test)]
-    pub(super) fn set_format(&self, format: u64) -> Result<(), StoreError> {
-        let transaction = self.begin()?;
+    pub(super) fn set_format(&self, format: u64) {
+        let transaction = self.begin().unwrap();
         transaction
             .open_table(META)
-            .map_err(write)?
+            .unwrap()
             .insert(KEY_FORMAT, format)
-            .map_err(write)?;
-        transaction.commit().map_err(write)
+            .unwrap();
+        transaction.commit().unwrap();
     }
 
-    fn begin(&self) -> Result<WriteTransaction, StoreError> {
-        let mut transaction = self.database.begin_write().map_err(write)?;
+    fn begin(&self) -> Redbs<WriteTransaction> {
+        let mut transaction = self.database.begin_write()?;
         // A reply rests on what is written.
-        transaction
-            .set_durability(Durability::Immediate)
-            .map_err(|error| StoreError::Write(error.to_string()))?;
+        transaction.set_durability(Durability::Immediate)?;
         Ok(transaction)
     }
 
-    fn add(&self, entries: &[Vec<u8>], replace: bool) -> Result<u64, StoreError> {
-        let transaction = self.begin()?;
-        let revision;
-        {
-            let mut meta = transaction.open_table(META).map_err(write)?;
-            let mut journal = transaction.open_table(JOURNAL).map_err(write)?;
-            let mut next = meta
-                .get(KEY_NEXT)
-                .map_err(read)?
-                .map_or(0, |next| next.value());
-            if replace {
-                journal.retain(|_, _| false).map_err(write)?;
-            }
-            for entry in entries {
-                journal.insert(next, entry.as_slice()).map_err(write)?;
-                next += 1;
-            }
-            meta.insert(KEY_NEXT, next).map_err(write)?;
-            revision = step(&mut meta)?;
+    fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Redbs<T>) -> Result<T, StoreError> {
+        let done = self.begin().and_then(|transaction| {
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        });
+        done.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
+        let error = error.into();
+        named(&self.path, &error).unwrap_or_else(|| StoreError::Write(error.to_string()))
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&redb::ReadTransaction) -> Redbs<T>,
+    ) -> Result<T, StoreError> {
+        let done = self
+            .database
+            .begin_read()
+            .map_err(redb::Error::from)
+            .and_then(|transaction| work(&transaction));
+        done.map_err(|error| StoreError::Read(error.to_string()))
+    }
+
+    fn tell(&self, swap: &Swap, revision: u64) {
+        let change = Change {
+            key: swap.key.clone(),
+            revision,
+            value: swap.value.clone(),
+        };
+        // Err: nobody watches.
+        let _unwatched = self.feed.send(change);
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// An error that a human can do something about, with the directory to do it in.
+fn named(path: &Path, error: &redb::Error) -> Option<StoreError> {
+    let redb::Error::Io(io) = error else {
+        return None;
+    };
+    let place = path.parent().unwrap_or(path).display().to_string();
+    let reason = io.to_string();
+    match io.kind() {
+        std::io::ErrorKind::StorageFull
+        | std::io::ErrorKind::QuotaExceeded
+        | std::io::ErrorKind::FileTooLarge => Some(StoreError::Full { place, reason }),
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+            Some(StoreError::ReadOnly { place, reason })
         }
-        transaction.commit().map_err(write)?;
-        Ok(revision)
+        _ => None,
     }
 }
 
 /// The next revision of the whole store.
-fn step(meta: &mut redb::Table<'_, &'static str, u64>) -> Result<u64, StoreError> {
+fn step(transaction: &WriteTransaction) -> Redbs<u64> {
+    let mut meta = transaction.open_table(META)?;
     let revision = meta
-        .get(KEY_REVISION)
-        .map_err(read)?
+        .get(KEY_REVISION)?
         .map_or(0, |revision| revision.value())
         + 1;
-    meta.insert(KEY_REVISION, revision).map_err(write)?;
+    meta.insert(KEY_REVISION, revision)?;
     Ok(revision)
 }
 
+/// Journal entries with their numbers.
+fn entries(
+    journal: &impl ReadableTable<u64, &'static [u8]>,
+    times: &impl ReadableTable<u64, u64>,
+) -> Redbs<(Vec<u64>, Vec<Entry>)> {
+    let (mut numbers, mut entries) = (Vec::new(), Vec::new());
+    for row in journal.iter()? {
+        let (number, bytes) = row?;
+        let at = times.get(number.value())?.map_or(0, |at| at.value());
+        numbers.push(number.value());
+        entries.push(Entry {
+            at: Wall(at),
+            bytes: bytes.value().to_vec(),
+        });
+    }
+    Ok((numbers, entries))
+}
+
+fn append(transaction: &WriteTransaction, entries: &[Entry]) -> Redbs<u64> {
+    {
+        let mut meta = transaction.open_table(META)?;
+        let mut journal = transaction.open_table(JOURNAL)?;
+        let mut times = transaction.open_table(TIMES)?;
+        let mut next = meta.get(KEY_NEXT)?.map_or(0, |next| next.value());
+        for entry in entries {
+            journal.insert(next, entry.bytes.as_slice())?;
+            times.insert(next, entry.at.0)?;
+            next += 1;
+        }
+        meta.insert(KEY_NEXT, next)?;
+    }
+    step(transaction)
+}
+
+fn rewrite(transaction: &WriteTransaction, snapshot: &[Entry]) -> Redbs<u64> {
+    let mut snapshot = snapshot.to_vec();
+    {
+        let mut journal = transaction.open_table(JOURNAL)?;
+        let mut times = transaction.open_table(TIMES)?;
+        let mut history = transaction.open_table(HISTORY)?;
+        let (numbers, entries) = entries(&journal, &times)?;
+        for position in replaced(&entries, &mut snapshot) {
+            let entry = &entries[position];
+            history.insert(numbers[position], (entry.at.0, entry.bytes.as_slice()))?;
+        }
+        let sizes: Redbs<Vec<_>> = history
+            .iter()?
+            .map(|row| Ok(row?.1.value().1.len()))
+            .collect();
+        for _ in 0..surplus(&sizes?) {
+            history.pop_first()?;
+        }
+        journal.retain(|_, _| false)?;
+        times.retain(|_, _| false)?;
+    }
+    append(transaction, &snapshot)
+}
+
+fn swap(transaction: &WriteTransaction, swap: &Swap) -> Redbs<Result<u64, Conflict>> {
+    let mut objects = transaction.open_table(OBJECTS)?;
+    let key = swap.key.as_str();
+    let found = objects.get(key)?.map(|value| value.value().0);
+    if found != swap.expected {
+        return Ok(Err(Conflict { found }));
+    }
+    let revision = step(transaction)?;
+    match &swap.value {
+        Some(value) => drop(objects.insert(key, (revision, value.as_slice()))?),
+        None => drop(objects.remove(key)?),
+    }
+    Ok(Ok(revision))
+}
+
 impl Journal for Redb {
-    fn replay(&mut self) -> Result<Vec<Vec<u8>>, StoreError> {
-        let transaction = self.database.begin_read().map_err(read)?;
-        let journal = transaction.open_table(JOURNAL).map_err(read)?;
-        let entries = journal.iter().map_err(read)?;
-        entries
-            .map(|entry| entry.map(|(_, value)| value.value().to_vec()).map_err(read))
-            .collect()
+    fn replay(&mut self) -> Result<Vec<Entry>, StoreError> {
+        self.read(|transaction| {
+            let journal = transaction.open_table(JOURNAL)?;
+            let times = transaction.open_table(TIMES)?;
+            Ok(entries(&journal, &times)?.1)
+        })
     }
 
-    fn append(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError> {
-        self.add(entries, false)
+    fn append(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        self.write(|transaction| append(transaction, entries))
     }
 
-    fn rewrite(&mut self, entries: &[Vec<u8>]) -> Result<u64, StoreError> {
-        self.add(entries, true)
+    fn rewrite(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        self.write(|transaction| rewrite(transaction, entries))
+    }
+
+    fn history(&mut self) -> Result<Vec<Entry>, StoreError> {
+        self.read(|transaction| {
+            let history = transaction.open_table(HISTORY)?;
+            let mut entries = Vec::with_capacity(usize::try_from(history.len()?).unwrap_or(0));
+            for row in history.iter()? {
+                let (_, value) = row?;
+                let (at, bytes) = value.value();
+                entries.push(Entry {
+                    at: Wall(at),
+                    bytes: bytes.to_vec(),
+                });
+            }
+            Ok(entries)
+        })
     }
 }
 
 impl Objects for Redb {
     fn list(&mut self) -> Result<Vec<Object>, StoreError> {
-        let transaction = self.database.begin_read().map_err(read)?;
-        let objects = transaction.open_table(OBJECTS).map_err(read)?;
-        let rows = objects.iter().map_err(read)?;
-        rows.map(|row| {
-            let (key, value) = row.map_err(read)?;
-            let (revision, value) = value.value();
-            Ok(Object {
-                key: key.value().to_owned(),
-                revision,
-                value: value.to_vec(),
+        self.read(|transaction| {
+            let objects = transaction.open_table(OBJECTS)?;
+            let rows = objects.iter()?;
+            rows.map(|row| {
+                let (key, value) = row?;
+                let (revision, value) = value.value();
+                Ok(Object {
+                    key: key.value().to_owned(),
+                    revision,
+                    value: value.to_vec(),
+                })
             })
+            .collect()
         })
-        .collect()
     }
 
     fn swap(&mut self, swaps: &[Swap]) -> Result<Vec<Result<u64, Conflict>>, StoreError> {
-        let transaction = self.begin()?;
-        let mut results = Vec::with_capacity(swaps.len());
-        {
-            let mut meta = transaction.open_table(META).map_err(write)?;
-            let mut objects = transaction.open_table(OBJECTS).map_err(write)?;
-            for swap in swaps {
-                let key = swap.key.as_str();
-                let found = objects.get(key).map_err(read)?.map(|value| value.value().0);
-                if found != swap.expected {
-                    results.push(Err(Conflict { found }));
-                    continue;
-                }
-                let revision = step(&mut meta)?;
-                match &swap.value {
-                    Some(value) => drop(
-                        objects
-                            .insert(key, (revision, value.as_slice()))
-                            .map_err(write)?,
-                    ),
-                    None => drop(objects.remove(key).map_err(write)?),
-                }
-                results.push(Ok(revision));
-            }
-        }
-        transaction.commit().map_err(write)?;
+        let results: Vec<_> =
+            self.write(|transaction| swaps.iter().map(|one| swap(transaction, one)).collect())?;
         for (swap, result) in swaps.iter().zip(&results) {
             if let Ok(revision) = result {
-                let change = Change {
-                    key: swap.key.clone(),
-                    revision: *revision,
-                    value: swap.value.clone(),
-                };
-                // Err: nobody watches.
-                let _unwatched = self.feed.send(change);
+                self.tell(swap, *revision);
             }
         }
         Ok(results)
@@ -206,5 +328,29 @@ impl Objects for Redb {
 
     fn watch(&mut self) -> broadcast::Receiver<Change> {
         self.feed.subscribe()
+    }
+}
+
+impl Store for Redb {
+    fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
+        let fail = |error| self.failed(error);
+        let transaction = self.begin().map_err(fail)?;
+        let mut revisions = Vec::with_capacity(job.swaps.len());
+        for one in &job.swaps {
+            // Err: the transaction is dropped, which undoes it.
+            let revision = swap(&transaction, one).map_err(fail)?;
+            revisions.push(revision.map_err(|conflict| one.fenced(conflict.found))?);
+        }
+        if !job.append.is_empty() {
+            append(&transaction, &job.append).map_err(fail)?;
+        }
+        if let Some(entries) = &job.rewrite {
+            rewrite(&transaction, entries).map_err(fail)?;
+        }
+        transaction.commit().map_err(|error| self.failed(error))?;
+        for (swap, revision) in job.swaps.iter().zip(&revisions) {
+            self.tell(swap, *revision);
+        }
+        Ok(revisions)
     }
 }

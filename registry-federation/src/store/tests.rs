@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use vl3_core::Wall;
 use vl3_core::allocator::{Lease, LeaseRecord};
 use vl3_core::document::{AdminSecret, Chain, Document, Policy};
 use vl3_core::ids::{Generation, InstanceId, NetworkUid, RouterName, SpiffeId};
@@ -8,7 +9,8 @@ use vl3_proto::document::sign;
 
 use super::writer::Writer;
 use super::{
-    CodecError, Conflict, FORMAT, Journal, Memory, Redb, Store, StoreError, Swap, decode, encode,
+    CodecError, Conflict, Entry, FORMAT, Job, Journal, Memory, Objects as _, Redb, Store,
+    StoreError, Swap, decode, encode,
 };
 
 fn chain() -> Chain {
@@ -28,6 +30,13 @@ fn chain() -> Chain {
         policy: Policy::default(),
     };
     Chain::verify(vec![sign(document, &[&secret])]).unwrap()
+}
+
+fn entry(at: u64, bytes: &[u8]) -> Entry {
+    Entry {
+        at: Wall(at),
+        bytes: bytes.to_vec(),
+    }
 }
 
 /// One record of every kind that has bytes.
@@ -119,7 +128,7 @@ fn a_record_of_a_newer_version_is_named() {
     ));
     assert!(matches!(decode(&[0xff]), Err(CodecError::Decode(_))));
     let mut memory = Memory::default();
-    memory.append(&[newer.to_vec()]).unwrap();
+    memory.append(&[entry(1, &newer)]).unwrap();
     let error = Writer::start(Box::new(memory)).err().unwrap();
     let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
     assert!(
@@ -129,12 +138,15 @@ fn a_record_of_a_newer_version_is_named() {
 }
 
 fn behaves(mut store: impl Store) {
-    store.append(&[b"a".to_vec(), b"b".to_vec()]).unwrap();
-    let second = store.append(&[b"c".to_vec()]).unwrap();
-    assert_eq!(store.replay().unwrap(), [b"a", b"b", b"c"]);
-    assert!(store.rewrite(&[b"d".to_vec()]).unwrap() > second);
-    store.append(&[b"e".to_vec()]).unwrap();
-    assert_eq!(store.replay().unwrap(), [b"d", b"e"]);
+    let (a, b, c) = (entry(1, b"a"), entry(2, b"b"), entry(3, b"c"));
+    store.append(&[a.clone(), b.clone()]).unwrap();
+    let second = store.append(std::slice::from_ref(&c)).unwrap();
+    assert_eq!(store.replay().unwrap(), [a.clone(), b.clone(), c.clone()]);
+    assert!(store.rewrite(&[entry(9, b"b"), entry(9, b"d")]).unwrap() > second);
+    store.append(&[entry(10, b"e")]).unwrap();
+    let journal = [b, entry(9, b"d"), entry(10, b"e")];
+    assert_eq!(store.replay().unwrap(), journal);
+    assert_eq!(store.history().unwrap(), [a, c]);
 
     let mut watch = store.watch();
     let set = |expected, value: &[u8]| Swap {
@@ -161,6 +173,34 @@ fn behaves(mut store: impl Store) {
         .map(|change| change.value)
         .collect();
     assert_eq!(changes, [Some(b"1".to_vec()), Some(b"2".to_vec()), None]);
+
+    // A job is all or nothing.
+    let history = store.history().unwrap().len();
+    let mut job = Job {
+        id: 1,
+        append: vec![entry(11, b"f")],
+        rewrite: Some(vec![entry(11, b"g")]),
+        swaps: vec![
+            set(None, b"3"),
+            Swap {
+                key: "other".to_owned(),
+                expected: Some(1),
+                value: None,
+            },
+        ],
+    };
+    assert!(matches!(store.commit(&job), Err(StoreError::Fenced { .. })));
+    assert_eq!(store.replay().unwrap(), journal);
+    assert!(store.list().unwrap().is_empty());
+    job.swaps.truncate(1);
+    let revisions = store.commit(&job).unwrap();
+    assert_eq!(store.replay().unwrap(), [entry(11, b"g")]);
+    assert_eq!(store.history().unwrap().len(), history + 4);
+    let kept = store.list().unwrap();
+    assert_eq!(
+        (kept[0].revision, &kept[0].value[..]),
+        (revisions[0], &b"3"[..])
+    );
 }
 
 #[test]
@@ -189,11 +229,63 @@ async fn what_the_writer_kept_is_there_after_a_restart() {
         .filter(|record| !matches!(record, Record::Endpoint { .. }))
         .collect();
     assert_eq!(found, expected);
-    // A snapshot replaces objects, too.
-    expected.truncate(1);
-    writer.rewrite(expected.clone()).await.unwrap().unwrap();
+    // A snapshot replaces the journal, not the objects.
+    let snapshot = vec![expected[0].clone()];
+    expected.retain(|record| record.object_key().is_some() || *record == snapshot[0]);
+    writer.rewrite(Vec::new(), snapshot).await.unwrap().unwrap();
     drop(writer);
     assert_eq!(open().1, expected);
+    let history = Redb::open(&path).unwrap().history().unwrap();
+    let history: Vec<_> = history
+        .iter()
+        .map(|entry| decode(&entry.bytes).unwrap())
+        .collect();
+    assert_eq!(history, records()[1..8]);
+}
+
+/// As the first release wrote it: without times, without history.
+fn write_first_layout(path: &std::path::Path) {
+    let meta = redb::TableDefinition::<&str, u64>::new("meta");
+    let journal = redb::TableDefinition::<u64, &[u8]>::new("journal");
+    let objects = redb::TableDefinition::<&str, (u64, &[u8])>::new("objects");
+    let database = redb::Database::create(path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut meta = transaction.open_table(meta).unwrap();
+        for (key, value) in [("format", 1), ("next", 9), ("revision", 5)] {
+            meta.insert(key, value).unwrap();
+        }
+        let mut journal = transaction.open_table(journal).unwrap();
+        journal.insert(7, &b"a"[..]).unwrap();
+        journal.insert(8, &b"b"[..]).unwrap();
+        let mut objects = transaction.open_table(objects).unwrap();
+        objects.insert("k", (4, &b"v"[..])).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[test]
+fn a_file_of_the_first_release_opens_and_stays_readable_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.redb");
+    write_first_layout(&path);
+    let mut store = Redb::open(&path).unwrap();
+    assert_eq!(store.replay().unwrap(), [entry(0, b"a"), entry(0, b"b")]);
+    assert_eq!(store.list().unwrap()[0].revision, 4);
+    assert_eq!(store.append(&[entry(3, b"c")]).unwrap(), 6);
+    store.rewrite(&[entry(4, b"b"), entry(4, b"c")]).unwrap();
+    drop(store);
+    let mut store = Redb::open(&path).unwrap();
+    assert_eq!(store.replay().unwrap(), [entry(0, b"b"), entry(3, b"c")]);
+    assert_eq!(store.history().unwrap(), [entry(0, b"a")]);
+    drop(store);
+    let database = redb::Database::create(&path).unwrap();
+    let journal = redb::TableDefinition::<u64, &[u8]>::new("journal");
+    let transaction = redb::ReadableDatabase::begin_read(&database).unwrap();
+    let journal = transaction.open_table(journal).unwrap();
+    let rows = redb::ReadableTable::iter(&journal).unwrap();
+    let rows: Vec<_> = rows.map(|row| row.unwrap().1.value().to_vec()).collect();
+    assert_eq!(rows, [b"b", b"c"]);
 }
 
 #[test]
@@ -203,7 +295,7 @@ fn a_newer_format_a_damaged_file_and_a_second_process_are_clear_errors() {
     let store = Redb::open(&path).unwrap();
     let second = Redb::open(&path).err().unwrap().to_string();
     assert!(second.contains("x.redb"), "{second}");
-    store.set_format(FORMAT + 1).unwrap();
+    store.set_format(FORMAT + 1);
     drop(store);
     assert!(matches!(Redb::open(&path), Err(StoreError::Newer { found }) if found == FORMAT + 1));
     let torn = dir.path().join("torn.redb");

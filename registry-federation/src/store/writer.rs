@@ -2,91 +2,98 @@
 //! records while one is under way), so every job is a group commit.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use vl3_core::registry::Record;
+use vl3_runtime::clock;
 
-use super::codec::{decode, encode, object_key};
-use super::{Object, Store, StoreError, Swap};
+use super::codec::{decode, encode};
+use super::{Entry, Job, Object, Store, StoreError, Swap};
 
-/// A job and where its outcome goes.
-enum Job {
-    Append(Vec<Record>, oneshot::Sender<Result<(), StoreError>>),
-    Rewrite(Vec<Record>, oneshot::Sender<Result<(), StoreError>>),
+/// Between two tries of a job while the store is not available.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Records and where their outcome goes.
+struct Order {
+    records: Vec<Record>,
+    /// The snapshot that takes the place of the journal.
+    journal: Option<Vec<Record>>,
+    outcome: oneshot::Sender<Result<(), StoreError>>,
 }
 
-/// The way to the writer thread; it ends when this is dropped, after its last job.
+/// The way to the writer thread. Dropped, the thread ends after its last job; a store that
+/// does not answer is given up then.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    jobs: Option<mpsc::SyncSender<Job>>,
+    orders: Option<mpsc::SyncSender<Order>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
 }
 
-/// Reads everything that is kept: the journal in order, then the objects.
-fn load(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-) -> Result<Vec<Record>, StoreError> {
-    let mut records = Vec::new();
-    let mut push = |position: u64, bytes: &[u8]| {
-        records.push(decode(bytes).map_err(|source| StoreError::Record { position, source })?);
-        Ok::<_, StoreError>(())
-    };
-    for (position, entry) in (0..).zip(store.replay()?) {
-        push(position, &entry)?;
-    }
-    for Object {
-        key,
-        revision,
-        value,
-    } in store.list()?
-    {
-        push(revision, &value)?;
-        revisions.insert(key, revision);
-    }
-    Ok(records)
+/// The engine and what the thread knows about it.
+struct Keeper {
+    store: Box<dyn Store>,
+    /// What stands under each key.
+    revisions: BTreeMap<String, u64>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Writer {
     /// Loads the records and starts the thread.
-    pub(crate) fn start(mut store: Box<dyn Store>) -> Result<(Self, Vec<Record>), StoreError> {
-        let mut revisions = BTreeMap::new();
-        let records = load(&mut *store, &mut revisions)?;
-        let (jobs, inbox) = mpsc::sync_channel(4);
+    pub(crate) fn start(store: Box<dyn Store>) -> Result<(Self, Vec<Record>), StoreError> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut keeper = Keeper {
+            store,
+            revisions: BTreeMap::new(),
+            stopping: Arc::clone(&stopping),
+        };
+        let records = keeper.load()?;
+        let (orders, inbox) = mpsc::sync_channel(4);
         let thread = std::thread::Builder::new()
             .name("vl3-journal".to_owned())
-            .spawn(move || serve(&mut *store, &mut revisions, &inbox))
+            .spawn(move || keeper.serve(&inbox))
             .map_err(|error| StoreError::Write(error.to_string()))?;
         Ok((
             Self {
-                jobs: Some(jobs),
+                orders: Some(orders),
                 thread: Some(thread),
+                stopping,
             },
             records,
         ))
     }
 
     pub(crate) fn append(&self, records: Vec<Record>) -> oneshot::Receiver<Result<(), StoreError>> {
-        self.send(|outcome| Job::Append(records, outcome))
+        self.send(records, None)
     }
 
+    /// As [`Self::append`], and `journal` replaces the journal.
     pub(crate) fn rewrite(
         &self,
         records: Vec<Record>,
+        journal: Vec<Record>,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
-        self.send(|outcome| Job::Rewrite(records, outcome))
+        self.send(records, Some(journal))
     }
 
     /// A receiver that fails at once where the thread is gone.
     fn send(
         &self,
-        job: impl FnOnce(oneshot::Sender<Result<(), StoreError>>) -> Job,
+        records: Vec<Record>,
+        journal: Option<Vec<Record>>,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
-        let (sender, receiver) = oneshot::channel();
-        if let Some(jobs) = &self.jobs {
+        let (outcome, receiver) = oneshot::channel();
+        if let Some(orders) = &self.orders {
             // The machine has at most one job under way, the channel room for four: never full.
-            let _gone = jobs.try_send(job(sender));
+            let _gone = orders.try_send(Order {
+                records,
+                journal,
+                outcome,
+            });
         }
         receiver
     }
@@ -94,118 +101,120 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.orders = None;
+        self.stopping.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             // A panic was reported by the thread itself.
             let _panicked = thread.join();
         }
     }
 }
 
-fn serve(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-    inbox: &mpsc::Receiver<Job>,
-) {
-    while let Ok(job) = inbox.recv() {
-        let (outcome, result) = match job {
-            Job::Append(records, outcome) => (outcome, append(store, revisions, &records)),
-            Job::Rewrite(records, outcome) => (outcome, rewrite(store, revisions, &records)),
+impl Keeper {
+    /// Reads everything that is kept: the journal in order, then the objects.
+    fn load(&mut self) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::new();
+        let mut push = |position: u64, bytes: &[u8]| {
+            records.push(decode(bytes).map_err(|source| StoreError::Record { position, source })?);
+            Ok::<_, StoreError>(())
         };
-        // Err: the registry is stopping.
-        let _gone = outcome.send(result);
+        for (position, entry) in (0..).zip(self.store.replay()?) {
+            push(position, &entry.bytes)?;
+        }
+        for Object {
+            key,
+            revision,
+            value,
+        } in self.store.list()?
+        {
+            push(revision, &value)?;
+            self.revisions.insert(key, revision);
+        }
+        Ok(records)
     }
-}
 
-fn append(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-    records: &[Record],
-) -> Result<(), StoreError> {
-    let entries: Vec<_> = records
-        .iter()
-        .filter(|record| object_key(record).is_none())
-        .filter_map(encode)
-        .collect();
-    if !entries.is_empty() {
-        store.append(&entries)?;
-    }
-    swap(store, revisions, records)
-}
-
-fn rewrite(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-    records: &[Record],
-) -> Result<(), StoreError> {
-    let entries: Vec<_> = records
-        .iter()
-        .filter(|record| object_key(record).is_none())
-        .filter_map(encode)
-        .collect();
-    store.rewrite(&entries)?;
-    // What a snapshot does not name is gone.
-    let named: std::collections::BTreeSet<_> = records.iter().filter_map(object_key).collect();
-    let gone = revisions
-        .iter()
-        .filter(|(key, _)| !named.contains(key.as_str()));
-    let gone: Vec<_> = gone
-        .map(|(key, revision)| Swap {
-            key: key.clone(),
-            expected: Some(*revision),
-            value: None,
-        })
-        .collect();
-    carry_out(store, revisions, gone)?;
-    swap(store, revisions, records)
-}
-
-/// The last word on each key is the one that is written.
-fn swap(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-    records: &[Record],
-) -> Result<(), StoreError> {
-    let mut last = BTreeMap::new();
-    for record in records {
-        if let Some(key) = object_key(record) {
-            last.insert(key, encode(record));
+    fn serve(&mut self, inbox: &mpsc::Receiver<Order>) {
+        while let Ok(order) = inbox.recv() {
+            let result = self.carry_out(&order.records, order.journal.as_deref());
+            // Err: the registry is stopping.
+            let _gone = order.outcome.send(result);
         }
     }
-    let swaps = last.into_iter().map(|(key, value)| Swap {
-        expected: revisions.get(&key).copied(),
-        key,
-        value,
-    });
-    // Removing what was never written is nothing.
-    let swaps = swaps
-        .filter(|swap| swap.value.is_some() || swap.expected.is_some())
-        .collect();
-    carry_out(store, revisions, swaps)
-}
 
-fn carry_out(
-    store: &mut dyn Store,
-    revisions: &mut BTreeMap<String, u64>,
-    swaps: Vec<Swap>,
-) -> Result<(), StoreError> {
-    if swaps.is_empty() {
-        return Ok(());
+    fn carry_out(
+        &mut self,
+        records: &[Record],
+        journal: Option<&[Record]>,
+    ) -> Result<(), StoreError> {
+        let job = Job {
+            id: rand::random(),
+            append: entries(records),
+            rewrite: journal.map(entries),
+            swaps: self.swaps(records),
+        };
+        if job.append.is_empty() && job.rewrite.is_none() && job.swaps.is_empty() {
+            return Ok(());
+        }
+        let revisions = self.commit(&job)?;
+        for (swap, revision) in job.swaps.into_iter().zip(revisions) {
+            match swap.value {
+                Some(_) => drop(self.revisions.insert(swap.key, revision)),
+                None => drop(self.revisions.remove(&swap.key)),
+            }
+        }
+        Ok(())
     }
-    let results = store.swap(&swaps)?;
-    for (swap, result) in swaps.into_iter().zip(results) {
-        match result {
-            Ok(revision) if swap.value.is_some() => drop(revisions.insert(swap.key, revision)),
-            Ok(_) => drop(revisions.remove(&swap.key)),
-            // Nobody else writes to an embedded store.
-            Err(conflict) => {
-                let reason = format!(
-                    "{} has revision {:?}, another writer is at work",
-                    swap.key, conflict.found
-                );
-                return Err(StoreError::Write(reason));
+
+    /// Tries for as long as the store is not available: nobody can be told anything else.
+    fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
+        let mut told = false;
+        loop {
+            match self.store.commit(job) {
+                Err(StoreError::Unavailable(reason)) if !self.stopping.load(Ordering::Relaxed) => {
+                    if !told {
+                        tracing::warn!(reason, "the store is not available, trying on");
+                        told = true;
+                    }
+                    std::thread::park_timeout(RETRY_PAUSE);
+                }
+                done => {
+                    if told && done.is_ok() {
+                        tracing::info!("the store is available again");
+                    }
+                    return done;
+                }
             }
         }
     }
-    Ok(())
+
+    /// The last word on each key is the one that is written.
+    fn swaps(&self, records: &[Record]) -> Vec<Swap> {
+        let mut last = BTreeMap::new();
+        for record in records {
+            if let Some(key) = record.object_key() {
+                last.insert(key.to_string(), encode(record));
+            }
+        }
+        let swaps = last.into_iter().map(|(key, value)| Swap {
+            expected: self.revisions.get(&key).copied(),
+            key,
+            value,
+        });
+        // Removing what was never written is nothing.
+        swaps
+            .filter(|swap| swap.value.is_some() || swap.expected.is_some())
+            .collect()
+    }
+}
+
+/// The journal's part of the records.
+fn entries(records: &[Record]) -> Vec<Entry> {
+    let at = clock::wall();
+    records
+        .iter()
+        .filter(|record| record.object_key().is_none())
+        .filter_map(encode)
+        .map(|bytes| Entry { at, bytes })
+        .collect()
 }

@@ -9,6 +9,7 @@ use vl3_core::ids::SpiffeId;
 use vl3_core::machine::Ticket;
 use vl3_core::registry::{
     Boot, CallId, Command, Config, Effect, Input, Peer, Record, RegistryMachine, WatcherId,
+    rewritten,
 };
 use vl3_core::{Machine as _, Mono, Outbox};
 
@@ -23,6 +24,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(15);
 
 /// A name that nobody claims again is free after that.
 const NAME_LIFETIME: Duration = Duration::from_secs(20);
+
+const DISK_LONG: usize = 1000;
 
 #[derive(Debug)]
 pub struct Registry {
@@ -40,6 +43,8 @@ pub struct Registry {
     /// Nothing that was promised is on its way to the disk.
     pub idle: bool,
     pub documents: Vec<Chain>,
+    /// Records on the disk at which objects are looked at again.
+    disk_long: usize,
     streams: BTreeMap<StreamId, (u64, usize)>,
 }
 
@@ -70,8 +75,23 @@ impl Registry {
             lies: false,
             idle: true,
             documents,
+            disk_long: DISK_LONG,
             streams: BTreeMap::new(),
         }
+    }
+
+    /// Appends. As in a store, objects that were replaced do not add up.
+    fn keep(&mut self, records: Vec<Record>) {
+        let kept = self.disk.records();
+        if kept.len() < self.disk_long {
+            return self.disk.start_append(records);
+        }
+        let both = kept.iter().chain(&records);
+        let journal = both.filter(|record| record.object_key().is_none());
+        let journal = journal.cloned().collect();
+        let all = rewritten(kept, &records, journal);
+        self.disk_long = DISK_LONG.max(2 * all.len());
+        self.disk.start_rewrite(all);
     }
 }
 
@@ -160,11 +180,16 @@ impl World {
         let node = Node::Registry(index);
         match effect {
             Effect::Append { ticket, records } => {
-                self.registries[index].disk.start_append(records);
+                self.registries[index].keep(records);
                 self.registry_writes(index, ticket);
             }
-            Effect::Rewrite { ticket, records } => {
-                self.registries[index].disk.start_rewrite(records);
+            Effect::Rewrite {
+                ticket,
+                records,
+                journal,
+            } => {
+                let disk = &mut self.registries[index].disk;
+                disk.start_rewrite(rewritten(disk.records(), &records, journal));
                 self.registry_writes(index, ticket);
             }
             Effect::Reply { call, result } => {

@@ -218,15 +218,18 @@ pub enum Refusal {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Add these to the journal, durably, in this order; then [`Input::Appended`].
+    /// Keep these durably, all or none: journal records in this order, objects by their key;
+    /// then [`Input::Appended`].
     Append {
         ticket: Ticket,
         records: Vec<Record>,
     },
-    /// Replace the whole journal by these, durably and at once; then [`Input::Appended`].
+    /// As [`Effect::Append`], and in the same step `journal` takes the place of every journal
+    /// record, those of `records` included. Objects are not concerned.
     Rewrite {
         ticket: Ticket,
         records: Vec<Record>,
+        journal: Vec<Record>,
     },
     Reply {
         call: CallId,
@@ -321,7 +324,7 @@ pub struct Config {
     pub watchers_max: usize,
     /// Replies that wait for the disk; beyond that calls are refused at once.
     pub held_max: usize,
-    /// Records after which the journal is rewritten as a snapshot.
+    /// Journal records after which the journal is rewritten as a snapshot. Objects do not count.
     pub rewrite_after: usize,
 }
 

@@ -14,8 +14,8 @@ use crate::time::{Mono, Now, Wall};
 pub(super) struct Bench {
     pub(super) machine: RegistryMachine,
     pub(super) disk: Vec<Record>,
-    /// Handed over, not written yet.
-    pub(super) writing: Option<(Ticket, Vec<Record>, bool)>,
+    /// Handed over, not written yet, with the journal that shall stand after it.
+    pub(super) writing: Option<(Ticket, Vec<Record>, Option<Vec<Record>>)>,
     pub(super) effects: Vec<Effect>,
     pub(super) chain: Chain,
     pub(super) now: Now,
@@ -74,13 +74,19 @@ impl Bench {
             match effect {
                 Effect::Append { ticket, records } => {
                     assert!(
-                        self.writing.replace((ticket, records, false)).is_none(),
+                        self.writing.replace((ticket, records, None)).is_none(),
                         "one append at a time"
                     );
                 }
-                Effect::Rewrite { ticket, records } => {
+                Effect::Rewrite {
+                    ticket,
+                    records,
+                    journal,
+                } => {
                     assert!(
-                        self.writing.replace((ticket, records, true)).is_none(),
+                        self.writing
+                            .replace((ticket, records, Some(journal)))
+                            .is_none(),
                         "one append at a time"
                     );
                 }
@@ -103,11 +109,11 @@ impl Bench {
 
     /// Lets the disk finish everything.
     pub(super) fn write(&mut self) {
-        while let Some((ticket, records, replace)) = self.writing.take() {
-            if replace {
-                self.disk.clear();
+        while let Some((ticket, records, journal)) = self.writing.take() {
+            match journal {
+                Some(journal) => self.disk = rewritten(&self.disk, &records, journal),
+                None => self.disk.extend(records),
             }
-            self.disk.extend(records);
             self.handle(Input::Appended { ticket });
         }
     }

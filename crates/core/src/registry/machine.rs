@@ -50,7 +50,7 @@ struct Journal {
     inflight: Option<Ticket>,
     /// Rests on what is in flight.
     held: Vec<Effect>,
-    /// Records on disk since the last snapshot.
+    /// Journal records on disk; those of objects are kept by key and do not add up.
     length: usize,
 }
 
@@ -107,7 +107,11 @@ impl RegistryMachine {
             membership_check: Some(now.mono),
             live: BTreeSet::new(),
             journal: Journal {
-                length: boot.records.len(),
+                length: boot
+                    .records
+                    .iter()
+                    .filter(|record| record.is_journal())
+                    .count(),
                 ..Journal::default()
             },
             halted: None,
@@ -215,11 +219,15 @@ impl RegistryMachine {
     /// The records that bring an empty registry to this state. Equal to that of a machine
     /// that replays the journal, whenever nothing is in flight.
     pub fn snapshot(&self) -> Vec<Record> {
+        let mut records = self.journal_snapshot();
+        records.extend(self.objects.snapshot());
+        records
+    }
+
+    /// The part of [`Self::snapshot`] that the journal holds.
+    fn journal_snapshot(&self) -> Vec<Record> {
         let networks = self.networks.values().chain(self.dormant.values());
-        networks
-            .flat_map(Network::snapshot)
-            .chain(self.objects.snapshot())
-            .collect()
+        networks.flat_map(Network::snapshot).collect()
     }
 
     /// Applies decided records, announces them, and puts them up for the next append.
@@ -260,13 +268,17 @@ impl RegistryMachine {
         self.journal.held.append(&mut self.journal.held_next);
         let ticket = self.journal.tickets.issue();
         self.journal.inflight = Some(ticket);
-        self.journal.length += records.len();
+        self.journal.length += records.iter().filter(|record| record.is_journal()).count();
         if self.journal.length > self.config.rewrite_after {
-            let records = self.snapshot();
-            self.journal.length = records.len();
+            let journal = self.journal_snapshot();
+            self.journal.length = journal.len();
             // A state that is large in itself must not be rewritten with every command.
-            self.config.rewrite_after = self.config.rewrite_after.max(2 * records.len());
-            out.push(Effect::Rewrite { ticket, records });
+            self.config.rewrite_after = self.config.rewrite_after.max(2 * journal.len());
+            out.push(Effect::Rewrite {
+                ticket,
+                records,
+                journal,
+            });
         } else {
             out.push(Effect::Append { ticket, records });
         }

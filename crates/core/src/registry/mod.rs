@@ -37,4 +37,4 @@ pub use object::{
     Destination, Endpoint, LABEL_DIALS_ONLY, LABEL_DOMAIN, LABEL_GENERATION, LABEL_NAME,
     LABEL_PROTO, LABEL_ROLE, LABEL_UDP, LABEL_UID, Labels, Marks, Match, Service,
 };
-pub use record::{Claim, Record};
+pub use record::{Claim, ObjectKey, Record, rewritten};

@@ -296,6 +296,39 @@ fn a_long_journal_is_replaced_by_a_snapshot() {
 }
 
 #[test]
+fn objects_neither_lengthen_the_journal_nor_are_rewritten_with_it() {
+    let few = Config {
+        rewrite_after: 10,
+        ..config()
+    };
+    let mut bench = Bench::boot(few, chain(&["east", "west"]), Vec::new());
+    for generation in 1..40 {
+        bench.send(&router(), bench.register(generation));
+        let (_, _, journal) = bench.writing.as_ref().unwrap();
+        assert_eq!(*journal, None);
+        bench.write();
+    }
+    let mut rewrites = 0;
+    for instance in 1..40 {
+        bench.send(&router(), bench.acquire(instance));
+        if let Some((_, _, Some(journal))) = &bench.writing {
+            assert!(journal.iter().all(|record| record.object_key().is_none()));
+            rewrites += 1;
+        }
+        bench.write();
+    }
+    assert!(rewrites >= 4, "{rewrites}");
+    let before = bench.machine.snapshot();
+    assert!(
+        before
+            .iter()
+            .any(|record| matches!(record, Record::Endpoint { .. }))
+    );
+    bench.restart();
+    assert_eq!(bench.machine.snapshot(), before);
+}
+
+#[test]
 fn a_network_that_is_no_longer_configured_is_kept_but_not_served() {
     let mut bench = Bench::new();
     bench.call(&router(), bench.acquire(1)).unwrap();
