@@ -184,3 +184,39 @@ fn bad_pools_are_refused() {
         );
     }
 }
+
+#[test]
+fn an_exclusion_that_leaves_nothing_of_a_pool_is_refused() {
+    for (exclusion, pool) in [
+        ("10.0.0.0/8", "10.80.0.0/16"),
+        ("fd00::/8", "fd00:1:2:3::/64"),
+    ] {
+        let mut bad = document(&[]);
+        bad.policy.exclusions = vec![exclusion.parse().unwrap()];
+        let text = validate(&bad).unwrap_err().to_string();
+        let wanted = format!("policy.exclusions: {exclusion} leaves nothing of the pool {pool}");
+        assert!(text.contains(&wanted), "{text}");
+    }
+}
+
+/// Blocks of 250 domains come from one pool, and nobody waits for the check of each other.
+#[test]
+fn a_document_of_250_members_is_valid_and_two_owners_of_one_block_are_not() {
+    let mut big = document(&[]);
+    big.pool4 = Some("10.0.0.0/8".parse().unwrap());
+    for number in 1..=250_u16 {
+        let name = format!("d{number}");
+        let mut member = super::fixture::member(&name, 1);
+        member.block4 = Some(format!("10.{number}.0.0/22").parse().unwrap());
+        member.block6 = format!("fd00:1:2:3:{number:x}::/80").parse().unwrap();
+        big.members.insert(domain(&name), member);
+    }
+    assert_eq!(validate(&big), Ok(()));
+    let block4 = big.members[&domain("d7")].block4;
+    big.members.get_mut(&domain("d8")).unwrap().block4 = block4;
+    let text = validate(&big).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "members[d8].block4: 10.7.0.0/22 overlaps 10.7.0.0/22 of d7"
+    );
+}

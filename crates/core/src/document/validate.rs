@@ -353,6 +353,18 @@ fn check_policy(document: &Document, say: &mut Say<'_>) {
         if !seen.insert(exclusion) {
             say("policy.exclusions", format!("{exclusion} is given twice"));
         }
+        let pools = [
+            Some(IpNet::V6(document.pool6)),
+            document.pool4.map(IpNet::V4),
+        ];
+        for pool in pools.into_iter().flatten() {
+            if exclusion.trunc().contains(&pool) {
+                say(
+                    "policy.exclusions",
+                    format!("{exclusion} leaves nothing of the pool {pool}"),
+                );
+            }
+        }
     }
     for domain in &policy.shared_names {
         if !document.members.contains_key(domain) {
