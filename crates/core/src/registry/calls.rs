@@ -301,11 +301,26 @@ impl RegistryMachine {
         Ok(match network.store.decide(chain) {
             Offer::Newer(chain) => {
                 let version = chain.document().version;
+                // Taken all the same: other registries cannot know of it. Whoever wrote the
+                // version hears it at once.
+                let mut notes = self.excluded_leases(&chain).into_iter();
+                let reason = notes
+                    .next()
+                    .map(|(exclusion, range, router)| {
+                        let more = match notes.len() {
+                            0 => String::new(),
+                            more => format!(", {more} more"),
+                        };
+                        format!(
+                            "{exclusion} overlaps {range}, which {router} keeps as long as it renews{more}"
+                        )
+                    })
+                    .unwrap_or_default();
                 self.commit(vec![Record::Document { chain }], now, out);
                 Reply::Published {
                     version,
                     accepted: true,
-                    reason: String::new(),
+                    reason,
                 }
             }
             Offer::Same => Reply::Published {

@@ -3,13 +3,15 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ipnet::IpNet;
+
 use super::api::{Alarm, Effect, Peer, Query, Refusal, WatchEvent};
 use super::machine::RegistryMachine;
 use super::object::{Endpoint, Marks};
 use super::record::Record;
 use crate::document::{Chain, Offer, Role};
 use crate::federation::{Event, Federation, Membership, StreamId, believe};
-use crate::ids::{DomainName, NetworkUid};
+use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::Outbox;
 use crate::time::Now;
 
@@ -250,25 +252,31 @@ impl RegistryMachine {
     }
 
     fn alarm_exclusions(&self, chain: &Chain, out: Out<'_>) {
-        let uid = chain.uid();
-        let Some(network) = self.networks.get(&uid) else {
-            return;
+        for (exclusion, range, router) in self.excluded_leases(chain) {
+            out.push(Effect::Alarm(Alarm::ExclusionOverLease {
+                uid: chain.uid(),
+                exclusion,
+                range,
+                router,
+            }));
+        }
+    }
+
+    /// What a document excludes although it is leased here: it stays leased.
+    pub(super) fn excluded_leases(&self, chain: &Chain) -> Vec<(IpNet, IpNet, RouterName)> {
+        let mut found = Vec::new();
+        let Some(network) = self.networks.get(&chain.uid()) else {
+            return found;
         };
         for exclusion in &chain.document().policy.exclusions {
             for lease in network.allocator.leases() {
-                for range in lease.prefixes() {
-                    if exclusion.contains(&range) || range.contains(exclusion) {
-                        let (exclusion, router) = (*exclusion, lease.router.clone());
-                        out.push(Effect::Alarm(Alarm::ExclusionOverLease {
-                            uid,
-                            exclusion,
-                            range,
-                            router,
-                        }));
-                    }
-                }
+                let ranges = lease
+                    .prefixes()
+                    .filter(|range| exclusion.contains(range) || range.contains(exclusion));
+                found.extend(ranges.map(|range| (*exclusion, range, lease.router.clone())));
             }
         }
+        found
     }
 
     /// Brings streams and remote entries in line with who is a live member where.
