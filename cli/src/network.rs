@@ -3,6 +3,7 @@
 mod edit;
 mod key;
 mod publish;
+mod rotate;
 mod show;
 
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net};
 use vl3_core::Wall;
 use vl3_core::document::{Chain, Role};
 use vl3_core::ids::{DomainName, NetworkName};
+use vl3_identity::Bundle;
 use vl3_identity::token::parse_rfc3339;
 use vl3_proto::document::{read_armoured, write_armoured};
 
@@ -83,6 +85,32 @@ pub(crate) enum Verb {
         file: PathBuf,
         #[arg(long)]
         domain: DomainName,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Hand the network over to a new admin key; the old one signs for the last time
+    RotateKey {
+        /// The document, rewritten in place
+        file: PathBuf,
+        /// Ed25519 key that signs from now on, mode 0600 (made where it is absent)
+        #[arg(long, value_name = "FILE")]
+        new_key: PathBuf,
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Change the roots that a domain's identities are checked by
+    RotateBundle {
+        /// The document, rewritten in place
+        file: PathBuf,
+        #[arg(long)]
+        domain: DomainName,
+        /// PEM roots of the trust domain (`vl3 identity bundle`)
+        #[arg(long, value_name = "FILE")]
+        bundle: PathBuf,
+        /// The old roots count beside the new ones, while identities change over; the same
+        /// verb without this ends it
+        #[arg(long)]
+        keep_old: bool,
         #[command(flatten)]
         admin: Admin,
     },
@@ -220,10 +248,7 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
         } => {
             let chain = open(&file)?;
             let secret = key::load(&admin.admin_key)?;
-            let pem =
-                std::fs::read(&bundle).with_context(|| format!("read {}", bundle.display()))?;
-            let roots = vl3_identity::Bundle::from_pem(&pem)
-                .map_err(|error| anyhow!("{}: {error}", bundle.display()))?;
+            let (pem, roots) = read_bundle(&bundle)?;
             let named = roots.trust_domains();
             if let Some(other) = named.iter().find(|named| **named != trust_domain) {
                 return Err(anyhow!(
@@ -268,10 +293,7 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
                     "warning: {domain} has neither --contact nor --dials-only: no other registry finds its own"
                 ));
             }
-            out.line(&format!(
-                "next: vl3 network publish {} --to HOST:PORT --identity DIR",
-                file.display()
-            ));
+            out.line(&publish_next(&file));
         }
         Verb::RemoveMember {
             file,
@@ -286,10 +308,53 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
                 "version {}: {domain} is revoked",
                 chain.document().version
             ));
+            out.line(&publish_next(&file));
+        }
+        Verb::RotateKey {
+            file,
+            new_key,
+            admin,
+        } => {
+            let chain = open(&file)?;
+            let old = key::load(&admin.admin_key)?;
+            let new = key::load_or_make(&new_key)?;
+            let chain = rotate::rotate_key(&chain, &old, &new)?;
+            write(&file, &chain)?;
             out.line(&format!(
-                "next: vl3 network publish {} --to HOST:PORT --identity DIR",
-                file.display()
+                "version {}: {} is an admin key, {} is not any more",
+                chain.document().version,
+                new.public(),
+                old.public()
             ));
+            out.line(&format!(
+                "from now on: --admin-key {}; keep the old key until this version is published",
+                new_key.display()
+            ));
+            out.line(&publish_next(&file));
+        }
+        Verb::RotateBundle {
+            file,
+            domain,
+            bundle,
+            keep_old,
+            admin,
+        } => {
+            let chain = open(&file)?;
+            let secret = key::load(&admin.admin_key)?;
+            let (_, roots) = read_bundle(&bundle)?;
+            let rotated = rotate::rotate_bundle(&chain, &domain, &roots, keep_old, &secret)?;
+            write(&file, &rotated.chain)?;
+            out.line(&format!(
+                "version {}: {domain} is checked by {} root(s)",
+                rotated.chain.document().version,
+                rotated.roots
+            ));
+            if rotated.abrupt {
+                out.line(&format!(
+                    "warning: no root stays, what {domain} holds today is refused once this is published (--keep-old first, to change over)"
+                ));
+            }
+            out.line(&publish_next(&file));
         }
         Verb::Show { file, output } => {
             let chain = open(&file)?;
@@ -323,6 +388,20 @@ pub(crate) async fn run(verb: Verb, out: &Output) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn publish_next(file: &Path) -> String {
+    format!(
+        "next: vl3 network publish {} --to HOST:PORT --identity DIR",
+        file.display()
+    )
+}
+
+/// A bundle's bytes and its roots.
+fn read_bundle(file: &Path) -> anyhow::Result<(Vec<u8>, Bundle)> {
+    let pem = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let roots = Bundle::from_pem(&pem).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    Ok((pem, roots))
 }
 
 /// Reads and verifies a document file.

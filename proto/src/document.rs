@@ -25,6 +25,9 @@ const END: &str = "-----END VL3 NETWORK DOCUMENT-----";
 const LINE: usize = 64;
 /// Bytes of one version. A thousand members with their bundles fit.
 pub const DOCUMENT_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// Bytes of a chain with its signatures. Every program on its way reads messages of 4 MiB, of
+/// which some are the message's own.
+pub const CHAIN_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 
 /// Why bytes are no document chain.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,10 @@ pub enum DocumentError {
         "a version of the network document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} are allowed"
     )]
     TooBig { bytes: usize },
+    #[error(
+        "the chain of versions has {bytes} bytes, at most {CHAIN_BYTES_MAX} are allowed (every version in which admin keys changed stays in it)"
+    )]
+    ChainTooBig { bytes: usize },
     #[error(transparent)]
     Chain(#[from] ChainError),
 }
@@ -59,6 +66,10 @@ pub fn decode_chain(chain: &wire::DocumentChain) -> Result<Chain, DocumentError>
         }
         .into());
     }
+    let bytes = chain.encoded_len();
+    if bytes > CHAIN_BYTES_MAX {
+        return Err(DocumentError::ChainTooBig { bytes });
+    }
     let links = chain
         .links
         .iter()
@@ -71,6 +82,19 @@ pub fn encode_chain(chain: &Chain) -> wire::DocumentChain {
     wire::DocumentChain {
         links: chain.links().iter().map(encode_signed).collect(),
     }
+}
+
+/// Whether everybody can read the chain: its newest version and the whole.
+pub fn check_size(chain: &Chain) -> Result<(), DocumentError> {
+    let bytes = chain.newest().bytes.len();
+    if bytes > DOCUMENT_BYTES_MAX {
+        return Err(DocumentError::TooBig { bytes });
+    }
+    let bytes = encode_chain(chain).encoded_len();
+    if bytes > CHAIN_BYTES_MAX {
+        return Err(DocumentError::ChainTooBig { bytes });
+    }
+    Ok(())
 }
 
 /// Encodes a version and signs the bytes.

@@ -10,7 +10,7 @@ use vl3_core::Wall;
 use vl3_core::allocator::first_free;
 use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, Role, RoleIds};
 use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid};
-use vl3_proto::document::sign;
+use vl3_proto::document::{check_size, sign};
 
 /// What a network starts with.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ pub(crate) fn init(new: NewNetwork, secret: &AdminSecret) -> anyhow::Result<Chai
             stale_limit_seconds: new.stale_limit_seconds,
         },
     };
-    Chain::verify(vec![sign(document, &[secret])]).context("make the document")
+    checked(Chain::verify(vec![sign(document, &[secret])]).context("make the document")?)
 }
 
 /// A unique local /64 (RFC 4193): 40 random bits of global ID, 16 of subnet.
@@ -184,7 +184,7 @@ pub(crate) fn remove_member(
     extend(chain, document, secret)
 }
 
-fn next_version(chain: &Chain) -> Document {
+pub(super) fn next_version(chain: &Chain) -> Document {
     let document = Document::clone(chain.document());
     Document {
         version: document.version + 1,
@@ -192,17 +192,32 @@ fn next_version(chain: &Chain) -> Document {
     }
 }
 
-fn extend(chain: &Chain, document: Document, secret: &AdminSecret) -> anyhow::Result<Chain> {
-    if !chain.document().admin_keys.contains(&secret.public()) {
+pub(super) fn extend(
+    chain: &Chain,
+    document: Document,
+    secret: &AdminSecret,
+) -> anyhow::Result<Chain> {
+    check_admin(chain, secret)?;
+    let version = sign(document, &[secret]);
+    checked(chain.extend(version).context("write the next version")?)
+}
+
+pub(super) fn check_admin(chain: &Chain, secret: &AdminSecret) -> anyhow::Result<()> {
+    let document = chain.document();
+    if !document.admin_keys.contains(&secret.public()) {
         bail!(
             "{} is no admin key of network {}",
             secret.public(),
             document.name
         );
     }
-    chain
-        .extend(sign(document, &[secret]))
-        .context("write the next version")
+    Ok(())
+}
+
+/// What is too big to travel is not written.
+pub(super) fn checked(chain: Chain) -> anyhow::Result<Chain> {
+    check_size(&chain).context("write the next version")?;
+    Ok(chain)
 }
 
 fn block4(document: &Document, wanted: Block4) -> anyhow::Result<Option<Ipv4Net>> {
@@ -236,10 +251,10 @@ fn taken(document: &Document) -> Vec<IpNet> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn network() -> (Chain, AdminSecret) {
+    pub(crate) fn network() -> (Chain, AdminSecret) {
         let secret = AdminSecret::from_bytes(&[3; 32]);
         let new = NewNetwork {
             name: NetworkName::new("red").unwrap(),
@@ -251,7 +266,7 @@ mod tests {
         (init(new, &secret).unwrap(), secret)
     }
 
-    fn member(domain: &str, block4: &str) -> NewMember {
+    pub(crate) fn member(domain: &str, block4: &str) -> NewMember {
         NewMember {
             domain: DomainName::new(domain).unwrap(),
             trust_domain: format!("{domain}.test"),

@@ -1,5 +1,6 @@
 //! Registries on loopback, over real gRPC with mutual TLS.
 
+mod documents;
 mod federation;
 mod hostile;
 mod leases;

@@ -47,7 +47,7 @@ pub(crate) struct Registry {
 }
 
 /// The number of a domain decides its blocks.
-fn member(domain: &str, number: u16, bundle: String) -> Member {
+pub(crate) fn member(domain: &str, number: u16, bundle: String) -> Member {
     Member {
         domain: DomainName::new(domain).expect("test set-up"),
         trust_domain: format!("{domain}.test"),
