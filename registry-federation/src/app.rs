@@ -74,6 +74,7 @@ pub async fn start(
             .collect(),
         records,
         restored: config.restored,
+        ..Boot::default()
     };
     let machine = RegistryMachine::boot(core_config(&config, &ctx), boot, clock::now())?;
 

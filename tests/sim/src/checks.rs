@@ -107,7 +107,7 @@ impl World {
         let boot = Boot {
             documents: registry.documents.clone(),
             records: registry.disk.records().to_vec(),
-            restored: false,
+            ..Boot::default()
         };
         let config =
             vl3_core::registry::Config::new(domain_name(index), registry_id(index), [0; 16], 1);

@@ -114,6 +114,7 @@ impl World {
             documents: registry.documents.clone(),
             records: registry.disk.records().to_vec(),
             restored: registry.restored,
+            ..Boot::default()
         };
         let mut config = Config::new(domain_name(index), registry_id(index), epoch, seed);
         config.allocator.renew_after = RENEW_AFTER;

@@ -43,6 +43,9 @@ pub struct Config {
     /// Endpoints believed of one domain; what is above is not taken.
     pub endpoints_max: usize,
     pub endpoint_bytes_max: usize,
+    /// Numbers of dialled streams start above: what is said late of the streams of another
+    /// machine in the same process means none of these.
+    pub streams_above: u64,
 }
 
 impl Default for Config {
@@ -56,6 +59,7 @@ impl Default for Config {
             stale_grace: Duration::from_secs(3600),
             endpoints_max: 1024,
             endpoint_bytes_max: 8 * 1024,
+            streams_above: 0,
         }
     }
 }

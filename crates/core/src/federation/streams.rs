@@ -22,12 +22,12 @@ impl Federation {
         Self {
             domain,
             epoch,
+            next_stream: config.streams_above,
             config,
             rng,
             dials_only: false,
             remotes: BTreeMap::new(),
             streams: BTreeMap::new(),
-            next_stream: 0,
         }
     }
 

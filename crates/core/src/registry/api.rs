@@ -90,6 +90,23 @@ pub enum Input {
         stream: StreamId,
         reason: String,
     },
+    /// What the active replica wrote, in the order of the store.
+    Followed {
+        records: Vec<Record>,
+    },
+    /// The whole content of the store: the first one, or after a gap.
+    Reload {
+        records: Vec<Record>,
+    },
+    /// This replica is the active one from now on; the whole content of the store, which
+    /// nobody else changes any more.
+    Promoted {
+        records: Vec<Record>,
+    },
+    /// This replica is no longer the active one. The machine is of no use afterwards.
+    Deposed {
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -147,6 +164,13 @@ pub enum Command {
     Publish {
         chain: Chain,
     },
+}
+
+impl Command {
+    /// Whether a replica that follows can answer it.
+    pub(super) const fn only_reads(&self) -> bool {
+        matches!(self, Self::FindServices { .. } | Self::FindEndpoints { .. })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -51,7 +51,7 @@ impl Bench {
         let boot = Boot {
             documents: vec![chain.clone()],
             records: disk.clone(),
-            restored: false,
+            ..Boot::default()
         };
         let machine = RegistryMachine::boot(config, boot, now).unwrap();
         let mut bench = Self {

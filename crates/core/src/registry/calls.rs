@@ -203,17 +203,20 @@ impl RegistryMachine {
     fn find_endpoints(&self, query: &EndpointQuery, peer: &Peer, now: Now) -> Vec<FoundEndpoint> {
         let own = self.objects.owns().filter_map(|own| {
             let endpoint = self.show_own(&own.endpoint, peer, now.wall)?;
-            Some(FoundEndpoint {
-                endpoint,
-                expires: wall_of(own.deadline, now),
-            })
+            // Refreshes are known to the active replica alone.
+            let expires = if self.is_following() {
+                now.wall + self.config.endpoint_lifetime
+            } else {
+                wall_of(own.deadline, now)
+            };
+            Some(FoundEndpoint { endpoint, expires })
         });
         let remote = self.objects.remotes().filter_map(|(domain, remote)| {
             let endpoint =
                 self.show_remote(domain, remote.uid, &remote.endpoint, peer, now.wall, false)?;
             let expires = match remote.deadline {
-                Some(deadline) => wall_of(deadline, now),
-                None => now.wall + self.config.endpoint_lifetime,
+                Some(deadline) if !self.is_following() => wall_of(deadline, now),
+                Some(_) | None => now.wall + self.config.endpoint_lifetime,
             };
             Some(FoundEndpoint { endpoint, expires })
         });

@@ -3,7 +3,8 @@
 use core::mem;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::api::{Alarm, Config, Effect, Input, Peer, Refusal};
+use super::api::{Alarm, Command, Config, Effect, Input, Peer, Refusal};
+use super::follow::Following;
 use super::names::Names;
 use super::network::Network;
 use super::object::Endpoint;
@@ -17,6 +18,9 @@ use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
 use crate::time::{Mono, Now};
+
+/// What only the active replica does.
+const FOLLOWS: &str = "this replica follows another one, which is active";
 
 /// One domain's registry.
 #[derive(Debug)]
@@ -34,9 +38,11 @@ pub struct RegistryMachine {
     pub(super) membership_check: Option<Mono>,
     /// Who is a live member of what.
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
+    /// Set while another replica decides.
+    pub(super) following: Option<Following>,
     journal: Journal,
     /// Set when the journal failed: nothing is promised any more.
-    halted: Option<String>,
+    pub(super) halted: Option<String>,
 }
 
 /// Records on their way to the disk, and what waits for them.
@@ -63,6 +69,8 @@ pub struct Boot {
     pub records: Vec<Record>,
     /// The journal was restored from a backup and may be older than what was granted.
     pub restored: bool,
+    /// Another replica may be active: nothing is written before [`Input::Promoted`].
+    pub following: bool,
 }
 
 /// How much a registry holds.
@@ -106,6 +114,7 @@ impl RegistryMachine {
             speakers: BTreeMap::new(),
             membership_check: Some(now.mono),
             live: BTreeSet::new(),
+            following: boot.following.then(|| Following::new(&boot)),
             journal: Journal {
                 length: boot
                     .records
@@ -128,7 +137,7 @@ impl RegistryMachine {
             if let Some(network) = journalled.remove(&uid) {
                 let newer = matches!(network.store.decide(&chain), Offer::Newer(_));
                 machine.networks.insert(uid, network);
-                if newer {
+                if newer && !boot.following {
                     let record = Record::Document { chain };
                     machine.apply(&record, now.mono);
                     machine.journal.pending.push(record);
@@ -136,7 +145,10 @@ impl RegistryMachine {
             } else if !machine.networks.contains_key(&uid) {
                 let record = Record::Document { chain };
                 machine.apply(&record, now.mono);
-                machine.journal.pending.push(record);
+                match &mut machine.following {
+                    Some(following) => following.unrecorded(uid),
+                    None => machine.journal.pending.push(record),
+                }
             }
         }
         machine.dormant = journalled;
@@ -171,34 +183,26 @@ impl RegistryMachine {
         Ok(())
     }
 
-    /// Takes one record: when it is decided and when it is replayed.
-    fn apply(&mut self, record: &Record, now: Mono) {
+    /// Takes one record: when it is decided, replayed or followed.
+    pub(super) fn apply(&mut self, record: &Record, now: Mono) {
         match record {
             Record::Document { chain } => {
-                if let Some(network) = self.networks.get_mut(&chain.uid()) {
+                if let Some(network) = self.network_mut(chain.uid()) {
                     network.store.apply(chain.clone());
                 } else {
-                    let (uid, domain) = (chain.uid(), self.config.domain.clone());
-                    let allocator = Allocator::new(uid, domain, self.config.allocator.clone());
-                    let store = DocumentStore::new(chain.clone());
-                    self.networks.insert(
-                        uid,
-                        Network {
-                            store,
-                            allocator,
-                            names: Names::default(),
-                        },
-                    );
+                    let network = self.new_network(chain);
+                    self.networks.insert(chain.uid(), network);
                 }
             }
             Record::Lease { uid, record } => {
-                if let Some(network) = self.networks.get_mut(uid) {
+                if let Some(network) = self.network_mut(*uid) {
                     network.allocator.apply(record.clone(), now);
                 }
             }
             Record::Name { uid, .. } | Record::NameReleased { uid, .. } => {
-                if let Some(network) = self.networks.get_mut(uid) {
-                    network.names.apply(record, self.config.name_lifetime, now);
+                let lifetime = self.config.name_lifetime;
+                if let Some(network) = self.network_mut(*uid) {
+                    network.names.apply(record, lifetime, now);
                 }
             }
             Record::Service { .. }
@@ -216,6 +220,29 @@ impl RegistryMachine {
         }
     }
 
+    /// Also one that is not served.
+    fn network_mut(&mut self, uid: NetworkUid) -> Option<&mut Network> {
+        self.networks
+            .get_mut(&uid)
+            .or_else(|| self.dormant.get_mut(&uid))
+    }
+
+    fn new_network(&self, chain: &Chain) -> Network {
+        let (uid, domain) = (chain.uid(), self.config.domain.clone());
+        Network {
+            store: DocumentStore::new(chain.clone()),
+            allocator: Allocator::new(uid, domain, self.config.allocator.clone()),
+            names: Names::default(),
+        }
+    }
+
+    /// A network of the journal that is not served: kept for those who serve it.
+    pub(super) fn keep_dormant(&mut self, chain: &Chain) {
+        let new = self.new_network(chain);
+        let kept = self.dormant.entry(chain.uid()).or_insert(new);
+        kept.store.apply(chain.clone());
+    }
+
     /// The records that bring an empty registry to this state. Equal to that of a machine
     /// that replays the journal, whenever nothing is in flight.
     pub fn snapshot(&self) -> Vec<Record> {
@@ -230,8 +257,12 @@ impl RegistryMachine {
         networks.flat_map(Network::snapshot).collect()
     }
 
-    /// Applies decided records, announces them, and puts them up for the next append.
+    /// Applies decided records, announces them, and puts them up for the next append. Not
+    /// where another replica decides.
     pub(super) fn commit(&mut self, records: Vec<Record>, now: Now, out: &mut Outbox<Effect>) {
+        if self.is_following() {
+            return;
+        }
         for record in records {
             let before = self.last_known(&record);
             self.apply(&record, now.mono);
@@ -254,6 +285,17 @@ impl RegistryMachine {
     /// Whether too much waits for the disk already.
     pub(super) fn is_congested(&self) -> bool {
         self.journal.held.len() + self.journal.held_next.len() >= self.config.held_max
+    }
+
+    /// Why a command is not even looked at.
+    fn refuses(&self, command: &Command) -> Option<&'static str> {
+        if self.halted.is_some() || self.is_congested() {
+            Some("too much waits for the journal")
+        } else if self.is_following() && !command.only_reads() {
+            Some(FOLLOWS)
+        } else {
+            None
+        }
     }
 
     /// Hands pending records over, unless an append is on its way already.
@@ -294,17 +336,26 @@ impl RegistryMachine {
             .for_each(|effect| out.push(effect));
     }
 
-    fn append_failed(&mut self, reason: String, out: &mut Outbox<Effect>) {
+    /// The journal starts from what the store holds.
+    pub(super) fn start_journal(&mut self) {
+        self.journal.length = self.journal_snapshot().len();
+    }
+
+    /// What waits for the disk is not going to be promised.
+    pub(super) fn refuse_held(&mut self, reason: &str, out: &mut Outbox<Effect>) {
         let held = mem::take(&mut self.journal.held);
         let next = mem::take(&mut self.journal.held_next);
         for effect in held.into_iter().chain(next) {
             if let Effect::Reply { call, .. } = effect {
-                let result = Err(Refusal::Unavailable {
-                    reason: "the journal failed".to_owned(),
-                });
+                let reason = reason.to_owned();
+                let result = Err(Refusal::Unavailable { reason });
                 out.push(Effect::Reply { call, result });
             }
         }
+    }
+
+    fn append_failed(&mut self, reason: String, out: &mut Outbox<Effect>) {
+        self.refuse_held("the journal failed", out);
         self.halted = Some(reason.clone());
         out.push(Effect::Alarm(Alarm::JournalFailed { reason }));
     }
@@ -400,8 +451,8 @@ impl Machine for RegistryMachine {
                 peer,
                 command,
             } => {
-                if self.halted.is_some() || self.is_congested() {
-                    let reason = "too much waits for the journal".to_owned();
+                if let Some(reason) = self.refuses(&command) {
+                    let reason = reason.to_owned();
                     out.push(Effect::Reply {
                         call,
                         result: Err(Refusal::Unavailable { reason }),
@@ -414,6 +465,10 @@ impl Machine for RegistryMachine {
             // Whoever restarts the process finds the state that is on disk.
             Input::SyncOpened { .. } | Input::SyncReceived { .. } | Input::SyncClosed { .. }
                 if self.halted.is_some() => {}
+            Input::SyncOpened { stream, .. } if self.is_following() => {
+                let reason = FOLLOWS.to_owned();
+                out.push(Effect::CloseStream { stream, reason });
+            }
             Input::Watch {
                 watcher,
                 peer,
@@ -433,12 +488,23 @@ impl Machine for RegistryMachine {
                     federation.closed(stream, now.mono, events)
                 });
             }
+            Input::Followed { records } => self.followed(records, now, out),
+            Input::Reload { records } => self.reload(records, now, out),
+            Input::Promoted { records } => self.promoted(records, now, out),
+            Input::Deposed { reason } => self.deposed(reason, out),
         }
         self.flush(out);
     }
 
     fn wake(&mut self, now: Now, out: &mut Outbox<Effect>) {
         if self.halted.is_some() {
+            return;
+        }
+        if self.is_following() {
+            // Time ends nothing here but whom the documents trust.
+            if self.membership_check.is_some_and(|at| at <= now.mono) {
+                self.reconcile(now, out);
+            }
             return;
         }
         let silent = self.networks.iter().flat_map(|(uid, network)| {
@@ -470,6 +536,9 @@ impl Machine for RegistryMachine {
     fn next_wake(&self) -> Option<(Mono, &'static str)> {
         if self.halted.is_some() {
             return None;
+        }
+        if self.is_following() {
+            return self.membership_check.map(|at| (at, "membership"));
         }
         let leases = self
             .networks

@@ -11,6 +11,7 @@ mod api;
 #[cfg(test)]
 mod bench;
 mod calls;
+mod follow;
 mod machine;
 mod matching;
 mod names;
@@ -21,6 +22,10 @@ mod objects;
 mod ownership_tests;
 mod record;
 mod registrations;
+#[cfg(test)]
+mod replica_model;
+#[cfg(test)]
+mod replica_tests;
 mod sync;
 mod watch;
 

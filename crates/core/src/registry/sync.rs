@@ -62,6 +62,10 @@ impl RegistryMachine {
         out: Out<'_>,
         call: impl FnOnce(&mut Federation, &mut Outbox<Event>),
     ) {
+        if self.is_following() {
+            // The active replica speaks for the domain.
+            return;
+        }
         let mut events = Outbox::default();
         call(&mut self.federation, &mut events);
         let mut events: VecDeque<_> = events.take().into();

@@ -335,7 +335,7 @@ fn a_network_that_is_no_longer_configured_is_kept_but_not_served() {
     let boot = Boot {
         documents: Vec::new(),
         records: bench.disk.clone(),
-        restored: false,
+        ..Boot::default()
     };
     let machine = RegistryMachine::boot(config(), boot, at(1)).unwrap();
     assert_eq!(

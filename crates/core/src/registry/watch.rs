@@ -38,6 +38,11 @@ impl Watchers {
         self.watchers.remove(&id);
     }
 
+    /// Ends all of them; their ids.
+    pub(super) fn clear(&mut self) -> Vec<WatcherId> {
+        core::mem::take(&mut self.watchers).into_keys().collect()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (WatcherId, &Watcher)> + '_ {
         self.watchers.iter().map(|(id, watcher)| (*id, watcher))
     }
