@@ -136,6 +136,10 @@ struct Remote {
     stream: Option<Stream>,
     dial: Dial,
     backoff: Backoff,
+    /// When its registry was heard last, on whatever stream.
+    heard: Option<Mono>,
+    /// Why the last stream ended or could not be dialled, and when.
+    error: Option<(Mono, String)>,
 }
 
 /// When a remote domain is dialled that has no stream.
@@ -168,4 +172,8 @@ pub struct RemoteStatus {
     pub connected: bool,
     pub synced: bool,
     pub dialled_by_us: bool,
+    /// When its registry was heard last, on whatever stream.
+    pub heard: Option<Mono>,
+    /// Why the last stream ended or could not be dialled, and when.
+    pub last_error: Option<(Mono, String)>,
 }

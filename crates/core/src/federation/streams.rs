@@ -17,6 +17,9 @@ use crate::time::Mono;
 
 type Out<'a> = &'a mut Outbox<Event>;
 
+/// What is kept of a stream's last error.
+const ERROR_CHARS_MAX: usize = 512;
+
 impl Federation {
     pub fn new(domain: DomainName, epoch: [u8; 16], config: Config, rng: Rng) -> Self {
         Self {
@@ -81,11 +84,12 @@ impl Federation {
                     .filter(|_| other_networks)
                 {
                     // In which networks the other end counts was settled in its handshake.
+                    let reason = "the common networks changed";
                     out.push(Event::Close {
                         stream,
-                        reason: "the common networks changed".to_owned(),
+                        reason: reason.to_owned(),
                     });
-                    self.closed(stream, now, out);
+                    self.closed(stream, reason, now, out);
                 } else if idle {
                     self.schedule(&domain, Duration::ZERO, now);
                 }
@@ -96,6 +100,8 @@ impl Federation {
                     stream: None,
                     dial: Dial::Never,
                     backoff,
+                    heard: None,
+                    error: None,
                 };
                 self.remotes.insert(domain.clone(), remote);
                 self.schedule(&domain, Duration::ZERO, now);
@@ -141,6 +147,7 @@ impl Federation {
             if matches!(remote.dial, Dial::At(_)) || remote.dial == Dial::Dialling(id) {
                 remote.dial = Dial::Never;
             }
+            remote.heard = Some(now);
             remote.stream = Some(Stream {
                 id,
                 sent: 0,
@@ -264,6 +271,7 @@ impl Federation {
             return;
         };
         stream.heard = now;
+        remote.heard = Some(now);
         let limit = self.config.endpoints_max;
         match stream.take(&domain, message, limit) {
             Ok(Some(event)) => {
@@ -274,20 +282,22 @@ impl Federation {
             }
             Ok(None) => {}
             Err(reason) => {
+                let said = reason.clone();
                 out.push(Event::Close { stream: id, reason });
-                self.closed(id, now, out);
+                self.closed(id, &said, now, out);
             }
         }
     }
 
     /// The stream ended, broke, or could not be dialled.
-    pub fn closed(&mut self, id: StreamId, now: Mono, out: Out<'_>) {
+    pub fn closed(&mut self, id: StreamId, reason: &str, now: Mono, out: Out<'_>) {
         let Some(domain) = self.streams.remove(&id) else {
             return;
         };
         let Some(remote) = self.remotes.get_mut(&domain) else {
             return;
         };
+        remote.error = Some((now, reason.chars().take(ERROR_CHARS_MAX).collect()));
         if remote.dial == Dial::Dialling(id) {
             remote.dial = Dial::Never;
         }
@@ -316,12 +326,12 @@ impl Federation {
         };
         if let Some(stream) = &mut remote.stream {
             if now >= stream.heard + self.config.silence {
-                let id = stream.id;
+                let (id, reason) = (stream.id, "silent for too long");
                 out.push(Event::Close {
                     stream: id,
-                    reason: "silent for too long".to_owned(),
+                    reason: reason.to_owned(),
                 });
-                return self.closed(id, now, out);
+                return self.closed(id, reason, now, out);
             }
             if now >= stream.next_keep_alive {
                 stream.next_keep_alive = now + self.config.keep_alive;
@@ -370,6 +380,8 @@ impl Federation {
                 remote.stream.as_ref().map(|s| s.id),
                 Some(StreamId::Dialled(_))
             ),
+            heard: remote.heard,
+            last_error: remote.error.clone(),
         };
         self.remotes.iter().map(of).collect()
     }

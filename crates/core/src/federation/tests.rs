@@ -333,6 +333,13 @@ fn a_partition_leaves_stale_entries_and_the_heal_brings_the_truth() {
             .iter()
             .all(|remote| !remote.connected)
     );
+    let held = pair.sides[0].machine.held_domains();
+    let west = held.first().unwrap();
+    let (failed, reason) = west.status.last_error.clone().unwrap();
+    assert!(west.status.heard.unwrap() < failed, "{west:?}");
+    assert!(!reason.is_empty());
+    assert_eq!(west.entries, 1);
+    assert!(west.bytes > 100, "{}", west.bytes);
     pair.reachable = true;
     pair.run(20);
     assert_eq!(pair.remote(0), vec![], "west's router expired meanwhile");

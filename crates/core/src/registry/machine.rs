@@ -483,9 +483,9 @@ impl Machine for RegistryMachine {
                     federation.received(stream, message, now.mono, events)
                 });
             }
-            Input::SyncClosed { stream, .. } => {
+            Input::SyncClosed { stream, reason } => {
                 self.federate(now, out, |federation, events| {
-                    federation.closed(stream, now.mono, events)
+                    federation.closed(stream, &reason, now.mono, events)
                 });
             }
             Input::Followed { records } => self.followed(records, now, out),

@@ -12,6 +12,7 @@ mod api;
 mod bench;
 mod calls;
 mod follow;
+mod inspect;
 mod machine;
 mod matching;
 mod names;
@@ -36,6 +37,7 @@ pub use api::{
     Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, Reply,
     WatchEvent, WatcherId,
 };
+pub use inspect::{HeldDomain, HeldLease, HeldName, Origin};
 pub use machine::{Boot, BootError, Counts, RegistryMachine};
 pub use matching::{EndpointQuery, ServiceQuery};
 pub use object::{

@@ -25,7 +25,7 @@ pub(super) struct Held {
     /// The router's identity, which alone may release.
     pub(super) by: SpiffeId,
     /// When it is free without another claim. Not durable: starts anew with every restart.
-    deadline: Mono,
+    pub(super) deadline: Mono,
 }
 
 /// What a claim comes to.
@@ -145,6 +145,10 @@ impl Names {
 
     pub(super) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    pub(super) fn holders(&self) -> impl Iterator<Item = &Held> + '_ {
+        self.held.values()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Claim> + '_ {

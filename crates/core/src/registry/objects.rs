@@ -122,6 +122,12 @@ impl Objects {
         self.services.values().map(|(service, _)| service)
     }
 
+    pub(super) fn services_owned(&self) -> impl Iterator<Item = (&Service, &SpiffeId)> + '_ {
+        self.services
+            .values()
+            .map(|(service, owner)| (service, owner))
+    }
+
     pub(super) fn own(&self, name: &str) -> Option<&Own> {
         self.own.get(name)
     }
@@ -156,6 +162,13 @@ impl Objects {
         self.remote
             .iter()
             .flat_map(|(domain, entries)| entries.values().map(move |entry| (domain, entry)))
+    }
+
+    pub(super) fn remotes_of(&self, domain: &DomainName) -> impl Iterator<Item = &Remote> + '_ {
+        self.remote
+            .get(domain)
+            .into_iter()
+            .flat_map(BTreeMap::values)
     }
 
     pub(super) fn remotes_count(&self) -> usize {

@@ -44,9 +44,10 @@ impl RegistryMachine {
                 "{} is not the registry of a member of a common network",
                 peer.id
             );
+            let said = reason.clone();
             out.push(Effect::CloseStream { stream, reason });
             return self.federate(now, out, |federation, events| {
-                federation.closed(stream, now.mono, events)
+                federation.closed(stream, &said, now.mono, events)
             });
         };
         self.speakers.insert(domain.clone(), peer);
