@@ -16,6 +16,7 @@ use crate::dialler::Dialler;
 use crate::driver::Driver;
 use crate::handle::Handle;
 use crate::metrics::RegistryMetrics;
+use crate::operator;
 use crate::services::{self, Shared};
 use crate::store::writer::Writer;
 use crate::store::{Memory, Redb, Store};
@@ -96,6 +97,7 @@ pub async fn start(
         async move { handle.status().await }
     });
     commands::register(&ctx, &handle);
+    operator::register(&ctx, &handle);
     let driver = Driver::new(
         machine,
         writer,

@@ -13,6 +13,7 @@ use vl3_runtime::{CancellationToken, clock};
 use crate::dialler::Dialler;
 use crate::handle::{Handle, Message, Outgoing};
 use crate::metrics::RegistryMetrics;
+use crate::operator;
 use crate::status::status;
 use crate::store::StoreError;
 use crate::store::writer::Writer;
@@ -161,6 +162,11 @@ impl Driver {
                 self.close(id);
                 tracing::debug!(stream = ?id, reason, "sync stream ended");
                 Input::SyncClosed { stream: id, reason }
+            }
+            Message::Ask { question, reply } => {
+                // Err: whoever asked is gone.
+                let _gone = reply.send(operator::answer(&self.machine, &question, now));
+                return;
             }
             Message::Status { reply } => {
                 // Err: whoever asked is gone.

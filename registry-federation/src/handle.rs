@@ -9,6 +9,8 @@ use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::registry::{Command, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
 use vl3_runtime::CancellationToken;
 
+use crate::operator::Question;
+
 /// Batches of events that a watcher may be behind before it is cut.
 pub(crate) const WATCH_BATCHES: usize = 1024;
 
@@ -48,6 +50,11 @@ pub(crate) enum Message {
     },
     Status {
         reply: oneshot::Sender<serde_json::Value>,
+    },
+    /// An operator's.
+    Ask {
+        question: Question,
+        reply: oneshot::Sender<Result<serde_json::Value, String>>,
     },
 }
 
@@ -144,6 +151,13 @@ impl Handle {
             return serde_json::Value::Null;
         }
         answer.await.unwrap_or_default()
+    }
+
+    pub(crate) async fn ask(&self, question: Question) -> Result<serde_json::Value, String> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.send(Message::Ask { question, reply }).await;
+        sent.map_err(|_| stopped().to_string())?;
+        answer.await.map_err(|_| stopped().to_string())?
     }
 
     pub(crate) async fn sync_accepted(&self, peer: Peer, stream: Outgoing) -> Option<StreamId> {

@@ -12,6 +12,7 @@ mod dialler;
 mod driver;
 mod handle;
 mod metrics;
+mod operator;
 mod services;
 mod status;
 pub mod store;

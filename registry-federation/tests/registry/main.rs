@@ -5,5 +5,6 @@ mod federation;
 mod hostile;
 mod leases;
 mod objects;
+mod operator;
 mod renewal;
 mod world;

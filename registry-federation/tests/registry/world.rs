@@ -42,6 +42,7 @@ pub(crate) struct World {
 pub(crate) struct Registry {
     pub(crate) listen: Listen,
     pub(crate) metrics: Metrics,
+    pub(crate) ctx: RoleContext,
     shutdown: CancellationToken,
     running: Running,
 }
@@ -194,11 +195,14 @@ impl World {
         };
         edit(&mut config);
         let (shutdown, metrics) = (ctx.shutdown.clone(), ctx.metrics.clone());
-        let running = start(config, ctx, store).await.expect("test set-up");
+        let running = start(config, ctx.clone(), store)
+            .await
+            .expect("test set-up");
         let listen = running.addresses[0].clone();
         Registry {
             listen,
             metrics,
+            ctx,
             shutdown,
             running,
         }
