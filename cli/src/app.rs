@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
 use vl3_net::privileges::{Capability, keep_only};
 use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, check, load};
 use vl3_runtime::{RoleContext, run_role};
 
 use crate::output::{Output, report};
+use crate::registry::{self, RegistryArgs};
 use crate::{demo, identity, network, status, wg};
 
 /// The control plane of one process; packets have threads of their own.
@@ -44,8 +46,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a domain's registry: who offers what, leases, names, the network document
-    Registry(RoleArgs),
+    /// Run a domain's registry (who offers what, leases, names, the network document), or ask one
+    Registry(RegistryArgs),
     /// Run the router of one network in one domain, or tell a running one to leave
     Router(RouterArgs),
     /// Run the DNS server beside a router
@@ -144,7 +146,14 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Output::stdout();
     let result = match cli.verb {
-        Verb::Registry(args) => role(&args, &out, &[], registry_federation::run),
+        Verb::Registry(RegistryArgs {
+            action: Some(action),
+            ..
+        }) => block_on(registry::run(action, &out)),
+        Verb::Registry(RegistryArgs {
+            role: args,
+            action: None,
+        }) => role(&args, &out, &[], registry_federation::run),
         Verb::Router(RouterArgs {
             action: Some(RouterAction::Leave { target }),
             ..
@@ -198,7 +207,7 @@ where
 }
 
 async fn leave(target: Option<String>, out: &Output) -> Result<(), Failure> {
-    status::command(target.as_deref(), "router", "leave").await?;
+    status::command(target.as_deref(), "router", "leave", &Value::Null).await?;
     out.line("the router has left its network");
     Ok(())
 }

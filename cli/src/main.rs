@@ -5,6 +5,7 @@ mod demo;
 mod identity;
 mod network;
 mod output;
+mod registry;
 mod status;
 mod wg;
 

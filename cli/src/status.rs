@@ -39,7 +39,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     Table,
     Json,
 }
@@ -49,7 +49,9 @@ pub(crate) async fn run(args: Args, out: &Output) -> Result<(), Failure> {
         let sockets = sockets(args.target.as_deref())?;
         let mut shown = Vec::new();
         for socket in &sockets {
-            let body = call(socket, "GET", "/status").await.map_err(refused)?;
+            let body = call(socket, "GET", "/status", &Value::Null)
+                .await
+                .map_err(refused)?;
             shown.push(body);
         }
         if args.watch && args.output == Format::Table {
@@ -72,20 +74,26 @@ pub(crate) async fn command(
     target: Option<&str>,
     role: &str,
     name: &str,
+    arguments: &Value,
 ) -> Result<Value, Failure> {
     let mut sockets = sockets(target)?;
-    if target.is_none() {
+    if sockets.len() > 1 || target.is_none() {
         sockets.retain(|socket| is_of(socket, role));
     }
     let socket = match sockets.as_slice() {
         [socket] => socket,
-        [] => return Err(anyhow!("no {role} runs below {RUN_DIR}").into()),
+        [] => {
+            return Err(Failure::with_next(
+                anyhow!("no {role} runs below {RUN_DIR}"),
+                "the same with its run directory, or vl3 status for what runs",
+            ));
+        }
         several => {
             let names: Vec<_> = several.iter().map(|socket| run_name(socket)).collect();
             return Err(anyhow!("several run here, say which: {}", names.join(", ")).into());
         }
     };
-    call(socket, "POST", &format!("/command/{name}"))
+    call(socket, "POST", &format!("/command/{name}"), arguments)
         .await
         .map_err(refused)
 }
@@ -165,13 +173,21 @@ fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// One HTTP/1.0 exchange: the answer ends with the connection.
-async fn call(socket: &Path, method: &str, path: &str) -> anyhow::Result<Value> {
+async fn call(socket: &Path, method: &str, path: &str, arguments: &Value) -> anyhow::Result<Value> {
+    let body = match arguments {
+        Value::Null => String::new(),
+        arguments => arguments.to_string(),
+    };
+    let length = body.len();
     let exchange = async {
         let mut stream = UnixStream::connect(socket)
             .await
             .with_context(|| format!("connect to {}", socket.display()))?;
         stream
-            .write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .write_all(
+                format!("{method} {path} HTTP/1.0\r\ncontent-length: {length}\r\n\r\n{body}")
+                    .as_bytes(),
+            )
             .await?;
         let mut answer = Vec::new();
         stream
@@ -252,7 +268,7 @@ fn show_details(details: &Map<String, Value>, wide: bool, out: &Output) {
 }
 
 /// Breaks a line that no screen shows whole, at its spaces.
-fn wrap(line: &str, out: &Output) {
+pub(crate) fn wrap(line: &str, out: &Output) {
     let mut shown = String::new();
     for word in line.split_inclusive(' ') {
         if shown.chars().count() + word.chars().count() > WIDTH_MAX && !shown.trim().is_empty() {
@@ -265,7 +281,7 @@ fn wrap(line: &str, out: &Output) {
 }
 
 /// A table; rows too wide for a screen are written one field per line.
-fn render(rows: &[Map<String, Value>], all: bool) -> Vec<String> {
+pub(crate) fn render(rows: &[Map<String, Value>], all: bool) -> Vec<String> {
     let mut columns = columns(rows);
     columns.retain(|column| all || !INTERNAL.contains(&column.as_str()));
     let mut wide = table(&columns);
@@ -334,7 +350,7 @@ fn columns(rows: &[Map<String, Value>]) -> Vec<String> {
     columns
 }
 
-fn cell(value: &Value) -> String {
+pub(crate) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

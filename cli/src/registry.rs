@@ -1,0 +1,253 @@
+//! `vl3 registry`: runs the role, or asks and orders what an operator wants of a running one.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::app::{Failure, RoleArgs};
+use crate::output::{Output, span};
+use crate::status::{self, Format};
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct RegistryArgs {
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Who owns an address, a prefix or a name, and since when
+    WhoOwns {
+        /// An address, a prefix, or the name of a workload, router, endpoint, service or domain
+        #[arg(value_name = "ADDRESS|PREFIX|NAME")]
+        what: String,
+        #[command(flatten)]
+        view: View,
+    },
+    /// Prefixes of this domain's routers
+    Leases(View),
+    /// Network services
+    Services(View),
+    /// Endpoints of this domain and of others
+    Endpoints(View),
+    /// Other domains: whether they are reached, what is held of what they said
+    Domains(View),
+    /// End a lease: the router loses its prefix, and asks for another if it runs
+    Release {
+        #[arg(value_name = "PREFIX|ROUTER")]
+        what: String,
+        /// Do it; without, only what it would end is shown
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        view: Shown,
+    },
+}
+
+/// Which registry, and how its answer is printed.
+#[derive(Debug, Args)]
+pub(crate) struct Shown {
+    /// Name or run directory of the registry; the one that runs on this machine when absent
+    target: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct View {
+    #[command(flatten)]
+    shown: Shown,
+    /// Print again every second; with `-o json` one line each time that something changed
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
+    match action {
+        Action::WhoOwns { what, view } => {
+            view.print("who-owns", json!({ "what": what }), out, who_owns)
+                .await
+        }
+        Action::Leases(view) => view.print("leases", Value::Null, out, list).await,
+        Action::Services(view) => view.print("services", Value::Null, out, list).await,
+        Action::Endpoints(view) => view.print("endpoints", Value::Null, out, list).await,
+        Action::Domains(view) => view.print("domains", Value::Null, out, list).await,
+        Action::Release { what, yes, view } => release(&what, yes, &view, out).await,
+    }
+}
+
+impl View {
+    async fn print(
+        &self,
+        name: &str,
+        arguments: Value,
+        out: &Output,
+        show: fn(&Value, &Output),
+    ) -> Result<(), Failure> {
+        let mut last = None;
+        loop {
+            let answer = self.shown.ask(name, &arguments).await?;
+            match self.shown.output {
+                // Ages run on; what stands still is told once.
+                Format::Json if last.as_ref() != Some(&timeless(&answer)) => {
+                    out.line(&answer.to_string());
+                    last = Some(timeless(&answer));
+                }
+                Format::Json => {}
+                Format::Table => {
+                    if self.watch {
+                        out.clear();
+                    }
+                    show(&answer, out);
+                }
+            }
+            if !self.watch || out.is_closed() {
+                return Ok(());
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+}
+
+impl Shown {
+    async fn ask(&self, name: &str, arguments: &Value) -> Result<Value, Failure> {
+        status::command(self.target.as_deref(), "registry", name, arguments).await
+    }
+}
+
+/// An answer without what changes with every second.
+fn timeless(answer: &Value) -> Value {
+    match answer {
+        Value::Array(elements) => elements.iter().map(timeless).collect(),
+        Value::Object(fields) => {
+            let lasting = fields.iter().filter(|(key, _)| !is_running(key));
+            Value::Object(
+                lasting
+                    .map(|(key, value)| (key.clone(), timeless(value)))
+                    .collect(),
+            )
+        }
+        other => other.clone(),
+    }
+}
+
+fn is_running(key: &str) -> bool {
+    key.ends_with("_in_seconds") || key.ends_with("_seconds_ago")
+}
+
+/// The table of an answer that is one list.
+fn list(answer: &Value, out: &Output) {
+    let Some((name, rows)) = answer
+        .as_object()
+        .and_then(|answer| answer.iter().find(|(_, value)| value.is_array()))
+    else {
+        return out.line(&answer.to_string());
+    };
+    let rows = readable(rows, &["uid", "instance"]);
+    if rows.is_empty() {
+        return out.line(&format!("no {name}"));
+    }
+    for line in status::render(&rows, true) {
+        out.line(&line);
+    }
+}
+
+fn who_owns(answer: &Value, out: &Output) {
+    let said = answer.get("said").and_then(Value::as_str);
+    out.heading(said.unwrap_or_default());
+    let found = readable(answer.get("found").unwrap_or(&Value::Null), &["uid"]);
+    for entry in found {
+        let what = entry.get("what").map(status::cell).unwrap_or_default();
+        let fields = entry
+            .iter()
+            .filter(|(key, value)| *key != "what" && !value.is_null())
+            .map(|(key, value)| format!("{} {}", key.replace('_', " "), status::cell(value)));
+        status::wrap(
+            &format!("  {what}: {}", fields.collect::<Vec<_>>().join(", ")),
+            out,
+        );
+    }
+}
+
+/// Rows with time spans as people say them, without what only programs need.
+fn readable(rows: &Value, hidden: &[&str]) -> Vec<Map<String, Value>> {
+    let row = |row: &Map<String, Value>| {
+        let shown = row
+            .iter()
+            .filter(|(key, _)| !hidden.contains(&key.as_str()));
+        shown
+            .map(|(key, value)| match value.as_u64() {
+                Some(seconds) if is_running(key) => {
+                    (key.replace("_seconds", ""), Value::from(span(seconds)))
+                }
+                _ => (key.replace("_seconds", ""), value.clone()),
+            })
+            .collect()
+    };
+    let rows = rows.as_array().into_iter().flatten();
+    rows.filter_map(Value::as_object).map(row).collect()
+}
+
+async fn release(what: &str, yes: bool, view: &Shown, out: &Output) -> Result<(), Failure> {
+    let answer = view
+        .ask("release", &json!({ "what": what, "yes": yes }))
+        .await?;
+    if view.output == Format::Json {
+        out.line(&answer.to_string());
+    } else {
+        let text = |key: &str| answer.get(key).map(status::cell).unwrap_or_default();
+        let verb = if yes { "ended" } else { "would end" };
+        out.line(&format!(
+            "{verb}: the lease of router {} in network {}: {} (generation {}, held by {})",
+            text("router"),
+            text("network"),
+            text("prefixes"),
+            text("generation"),
+            text("holder"),
+        ));
+        let names = text("names");
+        if !names.is_empty() {
+            out.line(&format!("{verb} with it: the names {names}"));
+        }
+    }
+    if yes {
+        return Ok(());
+    }
+    let target = view.target.as_ref().map(|target| format!(" {target}"));
+    Err(Failure::with_next(
+        anyhow!("nothing was ended: --yes is missing"),
+        format!(
+            "vl3 registry release {what}{} --yes",
+            target.unwrap_or_default()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_with_the_clock_is_no_change() {
+        let answer = |seconds: u64, router: &str| json!({ "leases": [{ "router": router, "expires_in_seconds": seconds, "heard_seconds_ago": seconds }] });
+        assert_eq!(timeless(&answer(7, "a")), timeless(&answer(6, "a")));
+        assert_ne!(timeless(&answer(7, "a")), timeless(&answer(7, "b")));
+    }
+
+    #[test]
+    fn people_read_spans_and_no_uids() {
+        let rows = json!([{ "uid": "00", "expires_in_seconds": 90, "generation": 90 }]);
+        let rows = readable(&rows, &["uid"]);
+        assert_eq!(rows[0]["expires_in"], "1 min 30 s");
+        assert_eq!(rows[0]["generation"], 90);
+        assert_eq!(rows[0].len(), 2);
+    }
+}
