@@ -1,5 +1,6 @@
 //! Registry objects, queries and sync messages between the wire and the core.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost_types::Timestamp;
@@ -67,31 +68,30 @@ fn decode_match(rule: nsm::Match) -> Match {
 
 /// Without an expiry.
 pub fn encode_endpoint(endpoint: &Endpoint) -> nsm::NetworkServiceEndpoint {
-    let labels = endpoint.labels.iter();
+    into_message(endpoint.clone())
+}
+
+/// Moves the texts.
+fn into_message(endpoint: Endpoint) -> nsm::NetworkServiceEndpoint {
+    let labels = endpoint.labels.into_iter();
     nsm::NetworkServiceEndpoint {
-        name: endpoint.name.clone(),
-        network_service_names: endpoint.services.clone(),
+        name: endpoint.name,
+        network_service_names: endpoint.services,
         network_service_labels: labels
-            .map(|(service, labels)| {
-                (
-                    service.clone(),
-                    nsm::NetworkServiceLabels {
-                        labels: labels.clone(),
-                    },
-                )
-            })
+            .map(|(service, labels)| (service, nsm::NetworkServiceLabels { labels }))
             .collect(),
-        url: endpoint.url.clone(),
+        url: endpoint.url,
         expiration_time: None,
         initial_registration_time: endpoint.registered.map(timestamp),
-        path_ids: endpoint.path_ids.clone(),
+        path_ids: endpoint.path_ids,
     }
 }
 
-pub fn encode_found(found: &FoundEndpoint) -> nsm::NetworkServiceEndpoint {
+/// Copies only what somebody else still holds.
+pub fn encode_found(found: FoundEndpoint) -> nsm::NetworkServiceEndpoint {
     nsm::NetworkServiceEndpoint {
         expiration_time: Some(timestamp(found.expires)),
-        ..encode_endpoint(&found.endpoint)
+        ..into_message(Arc::unwrap_or_clone(found.endpoint))
     }
 }
 
@@ -181,7 +181,7 @@ pub fn encode_sync(message: &SyncMessage) -> sync::SyncMessage {
         } => Body::Remove(sync::Remove {
             sequence: *sequence,
             uid: uid.0.to_vec(),
-            name: name.clone(),
+            name: name.to_string(),
         }),
         SyncMessage::EndOfSnapshot { sequence } => Body::End(sync::EndOfSnapshot {
             sequence: *sequence,
@@ -225,17 +225,17 @@ pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, Do
         Body::Upsert(upsert) => SyncMessage::Upsert {
             sequence: upsert.sequence,
             uid: network_uid("upsert.uid", &upsert.uid)?,
-            endpoint: decode_endpoint(
+            endpoint: Arc::new(decode_endpoint(
                 upsert
                     .endpoint
                     .ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?,
-            )?,
+            )?),
             lifetime: Duration::from_secs(upsert.lifetime_seconds.into()),
         },
         Body::Remove(remove) => SyncMessage::Remove {
             sequence: remove.sequence,
             uid: network_uid("remove.uid", &remove.uid)?,
-            name: remove.name,
+            name: remove.name.into(),
         },
         Body::End(end) => SyncMessage::EndOfSnapshot {
             sequence: end.sequence,

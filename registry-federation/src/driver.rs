@@ -289,7 +289,7 @@ impl Driver {
     fn alarm(&self, alarm: &Alarm) {
         self.metrics.alarms.inc();
         match alarm {
-            Alarm::NotBelieved { .. } => tracing::warn!("{alarm}"),
+            Alarm::NotBelieved { .. } | Alarm::DomainLimited { .. } => tracing::warn!("{alarm}"),
             Alarm::DocumentConflict { .. }
             | Alarm::ExclusionOverLease { .. }
             | Alarm::JournalFailed { .. } => {

@@ -18,6 +18,8 @@ pub(crate) struct RegistryMetrics {
     leases: Gauge,
     names: Gauge,
     endpoints: Gauge,
+    remote_bytes: Gauge,
+    remote_refused: Gauge,
     watches: Gauge,
     domains_connected: Gauge,
 }
@@ -62,6 +64,16 @@ impl RegistryMetrics {
                 "Endpoints known, those of other domains included",
                 registered.endpoints,
             );
+            registry.register(
+                "remote_endpoint_bytes",
+                "Memory that endpoints of other domains take",
+                registered.remote_bytes,
+            );
+            registry.register(
+                "remote_endpoints_refused",
+                "Endpoints of other domains not taken for want of room, since the start",
+                registered.remote_refused,
+            );
             registry.register("watches", "Watches open", registered.watches);
             registry.register(
                 "domains_connected",
@@ -94,6 +106,9 @@ impl RegistryMetrics {
         self.leases.set(count(counts.leases));
         self.names.set(count(counts.names));
         self.endpoints.set(count(counts.endpoints));
+        self.remote_bytes.set(count(counts.remote_bytes));
+        self.remote_refused
+            .set(i64::try_from(counts.remote_refused).unwrap_or(i64::MAX));
         self.watches.set(count(counts.watchers));
         self.domains_connected.set(count(counts.domains_connected));
     }

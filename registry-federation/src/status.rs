@@ -64,7 +64,7 @@ pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
     let endpoints: Vec<_> = machine
         .endpoints()
         .map(|(domain, endpoint)| {
-            let marks = Marks::of(endpoint);
+            let marks = Marks::of(&endpoint);
             json!({
                 "name": domain.map_or_else(|| endpoint.name.clone(), |domain| format!("{}@{domain}", endpoint.name)),
                 "services": endpoint.services,

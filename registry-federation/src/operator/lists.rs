@@ -67,7 +67,7 @@ pub(super) fn services(machine: &RegistryMachine) -> Value {
 
 pub(super) fn endpoints(machine: &RegistryMachine, now: Now) -> Value {
     let shown = machine.endpoints_by_origin().map(|(endpoint, origin)| {
-        let generation = Marks::of(endpoint).map(|marks| marks.generation.0);
+        let generation = Marks::of(&endpoint).map(|marks| marks.generation.0);
         let (domain, owner, deadline, stale) = match origin {
             Origin::Own { owner, deadline } => (
                 machine.domain(),

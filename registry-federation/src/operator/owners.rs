@@ -227,7 +227,7 @@ fn of_endpoints(machine: &RegistryMachine, name: &str, now: Now) -> Vec<Value> {
                 } => (domain, None, deadline, deadline.is_some()),
             };
             let meant = endpoint.name == wanted && at.is_none_or(|at| at == domain.as_str());
-            let marks = Marks::of(endpoint);
+            let marks = Marks::of(&endpoint);
             meant.then(|| {
                 json!({
                     "what": "endpoint",

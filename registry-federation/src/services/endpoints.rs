@@ -51,7 +51,7 @@ const fn end_age(end: Wall, now: Wall) -> u64 {
 fn response(event: WatchEvent) -> Option<NetworkServiceEndpointResponse> {
     match event {
         WatchEvent::Endpoint { found, deleted } => Some(NetworkServiceEndpointResponse {
-            network_service_endpoint: Some(encode_found(&found)),
+            network_service_endpoint: Some(encode_found(found)),
             deleted,
         }),
         WatchEvent::Service { .. } | WatchEvent::Document(_) => None,
@@ -93,7 +93,7 @@ impl NetworkServiceEndpointRegistry for Endpoints {
         call.set_ids(&mut endpoint.path_ids);
         let command = Command::RegisterEndpoint { endpoint, lifetime };
         match self.0.handle.call(call.peer.clone(), command).await {
-            Ok(Reply::Endpoint(found)) => Ok(call.answer(encode_found(&found))),
+            Ok(Reply::Endpoint(found)) => Ok(call.answer(encode_found(found))),
             Ok(other) => Err(unexpected(&other)),
             Err(refusal) => Err(status(&refusal)),
         }
@@ -120,7 +120,7 @@ impl NetworkServiceEndpointRegistry for Endpoints {
         {
             Ok(Reply::Endpoints(found)) => {
                 let found = found.into_iter().map(|found| {
-                    let network_service_endpoint = Some(encode_found(&found));
+                    let network_service_endpoint = Some(encode_found(found));
                     Ok(NetworkServiceEndpointResponse {
                         network_service_endpoint,
                         deleted: false,

@@ -4,7 +4,7 @@
 use prost::Message;
 use vl3_core::allocator::LeaseRecord;
 use vl3_core::ids::{DomainName, Generation, RouterName, SpiffeId, WorkloadName};
-use vl3_core::registry::Record;
+use vl3_core::registry::{Packed, Record};
 use vl3_proto::vl3::{ipam, network, registry};
 use vl3_proto::{document, lease, objects};
 
@@ -164,7 +164,7 @@ pub fn encode(record: &Record) -> Option<Vec<u8>> {
             let body = RemoteBody {
                 uid: uid.0.to_vec(),
                 domain: domain.to_string(),
-                endpoint: Some(objects::encode_endpoint(endpoint)),
+                endpoint: Some(objects::encode_endpoint(&endpoint.endpoint())),
             };
             (REMOTE, body.encode_to_vec())
         }
@@ -253,7 +253,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             let endpoint =
                 vl3_proto::registry::NetworkServiceEndpoint::decode(body.object.as_slice())?;
             Record::Endpoint {
-                endpoint: objects::decode_endpoint(endpoint)?,
+                endpoint: objects::decode_endpoint(endpoint)?.into(),
                 owner: SpiffeId::new(&body.owner)?,
             }
         }
@@ -263,7 +263,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             Record::Remote {
                 uid: uid(&body.uid)?,
                 domain: DomainName::new(&body.domain)?,
-                endpoint,
+                endpoint: Packed::new(&endpoint),
             }
         }
         NAME => {

@@ -4,7 +4,7 @@ use vl3_core::Wall;
 use vl3_core::allocator::{Lease, LeaseRecord};
 use vl3_core::document::{AdminSecret, Chain, Document, Policy};
 use vl3_core::ids::{Generation, InstanceId, NetworkUid, RouterName, SpiffeId};
-use vl3_core::registry::{Claim, Endpoint, Record, Service};
+use vl3_core::registry::{Claim, Endpoint, Packed, Record, Service};
 use vl3_proto::document::sign;
 
 use super::writer::Writer;
@@ -89,13 +89,13 @@ fn records() -> Vec<Record> {
             name: "web".parse().unwrap(),
         },
         Record::Endpoint {
-            endpoint: endpoint.clone(),
+            endpoint: endpoint.clone().into(),
             owner: id.clone(),
         },
         Record::Remote {
             uid,
             domain: "west".parse().unwrap(),
-            endpoint,
+            endpoint: Packed::new(&endpoint),
         },
         Record::Service {
             service: Service {

@@ -80,7 +80,7 @@ impl World {
             }
         }
         for (domain, endpoint) in machine.endpoints() {
-            let (Some(domain), Some(marks)) = (domain, Marks::of(endpoint)) else {
+            let (Some(domain), Some(marks)) = (domain, Marks::of(&endpoint)) else {
                 continue;
             };
             if marks.domain != *domain {

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vl3_core::document::Chain;
 use vl3_core::federation::StreamId;
@@ -401,13 +402,14 @@ impl World {
         let SyncMessage::Upsert {
             sequence,
             uid,
-            mut endpoint,
+            endpoint,
             lifetime,
         } = message
         else {
             return message;
         };
         let victim = domain_name((index + 1) % self.cast.domains).to_string();
+        let mut endpoint = Arc::unwrap_or_clone(endpoint);
         for labels in endpoint.labels.values_mut() {
             labels.insert(LABEL_DOMAIN.to_owned(), victim.clone());
         }
@@ -415,7 +417,7 @@ impl World {
         SyncMessage::Upsert {
             sequence,
             uid,
-            endpoint,
+            endpoint: Arc::new(endpoint),
             lifetime,
         }
     }

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use crate::deadlines::Deadlines;
 use crate::ids::{DomainName, Generation, NetworkUid, RouterName, SpiffeId};
 use crate::time::Mono;
 
@@ -30,6 +31,7 @@ pub struct Allocator {
     domain: DomainName,
     config: Config,
     leases: BTreeMap<RouterName, Entry>,
+    deadlines: Deadlines<RouterName>,
     /// Ranges that an operator excluded while running.
     exclusions: BTreeSet<IpNet>,
     /// The highest generation of any lease that ended: a name that returns starts above it,
@@ -52,12 +54,13 @@ struct Entry {
 }
 
 impl Allocator {
-    pub const fn new(uid: NetworkUid, domain: DomainName, config: Config) -> Self {
+    pub fn new(uid: NetworkUid, domain: DomainName, config: Config) -> Self {
         Self {
             uid,
             domain,
             config,
             leases: BTreeMap::new(),
+            deadlines: Deadlines::default(),
             exclusions: BTreeSet::new(),
             floor: Generation(0),
             readopt_only_until: None,
@@ -85,10 +88,14 @@ impl Allocator {
                     exclusions,
                     deadline,
                 };
-                self.leases.insert(entry.lease.router.clone(), entry);
+                let router = entry.lease.router.clone();
+                let before = self.leases.insert(router.clone(), entry);
+                let before = before.map(|entry| entry.deadline);
+                self.deadlines.set(&router, before, Some(deadline));
             }
             LeaseRecord::Ended { router } => {
                 if let Some(entry) = self.leases.remove(&router) {
+                    self.deadlines.set(&router, Some(entry.deadline), None);
                     self.floor = self.floor.max(entry.lease.generation);
                 }
             }
@@ -105,7 +112,10 @@ impl Allocator {
     /// A sign of life of the holder: one full lifetime from now.
     pub fn touch(&mut self, router: &RouterName, now: Mono) {
         if let Some(entry) = self.leases.get_mut(router) {
-            entry.deadline = now + self.config.lifetime;
+            let deadline = now + self.config.lifetime;
+            self.deadlines
+                .set(router, Some(entry.deadline), Some(deadline));
+            entry.deadline = deadline;
         }
     }
 
@@ -130,6 +140,10 @@ impl Allocator {
         self.leases.values().map(|entry| &entry.lease)
     }
 
+    pub fn lease_count(&self) -> usize {
+        self.leases.len()
+    }
+
     pub fn lease(&self, router: &RouterName) -> Option<&Lease> {
         self.leases.get(router).map(|entry| &entry.lease)
     }
@@ -147,15 +161,11 @@ impl Allocator {
 
     /// Leases whose holder was silent for a lifetime.
     pub fn expired(&self, now: Mono) -> Vec<RouterName> {
-        let silent = self
-            .leases
-            .iter()
-            .filter(|(_, entry)| entry.deadline <= now);
-        silent.map(|(router, _)| router.clone()).collect()
+        self.deadlines.due(now).cloned().collect()
     }
 
     pub fn next_expiry(&self) -> Option<Mono> {
-        self.leases.values().map(|entry| entry.deadline).min()
+        self.deadlines.next()
     }
 
     pub const fn uid(&self) -> NetworkUid {

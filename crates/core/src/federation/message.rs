@@ -1,6 +1,7 @@
 //! What two registries tell each other.
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid};
@@ -28,13 +29,14 @@ pub enum SyncMessage {
     Upsert {
         sequence: u64,
         uid: NetworkUid,
-        endpoint: Endpoint,
+        /// One for all streams that it goes to.
+        endpoint: Arc<Endpoint>,
         lifetime: Duration,
     },
     Remove {
         sequence: u64,
         uid: NetworkUid,
-        name: String,
+        name: Arc<str>,
     },
     /// What was not named since `Open` is gone.
     EndOfSnapshot {

@@ -16,8 +16,10 @@ pub use message::{StreamId, SyncMessage};
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::backoff::Backoff;
+use crate::deadlines::Deadlines;
 use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid};
 use crate::registry::Endpoint;
@@ -46,6 +48,10 @@ pub struct Config {
     /// Numbers of dialled streams start above: what is said late of the streams of another
     /// machine in the same process means none of these.
     pub streams_above: u64,
+    /// What the endpoints of one domain, and of all, may cost in memory; what is above is
+    /// not taken.
+    pub domain_bytes_max: usize,
+    pub total_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -60,6 +66,8 @@ impl Default for Config {
             endpoints_max: 1024,
             endpoint_bytes_max: 8 * 1024,
             streams_above: 0,
+            domain_bytes_max: 1024 * 1024,
+            total_bytes_max: 256 * 1024 * 1024,
         }
     }
 }
@@ -95,11 +103,11 @@ pub enum Event {
     Upsert {
         domain: DomainName,
         uid: NetworkUid,
-        endpoint: Endpoint,
+        endpoint: Arc<Endpoint>,
     },
     Remove {
         domain: DomainName,
-        name: String,
+        name: Arc<str>,
     },
     /// The domain's snapshot is complete: whatever is not in `named` is gone.
     Synced {
@@ -128,6 +136,9 @@ pub struct Federation {
     remotes: BTreeMap<DomainName, Remote>,
     streams: BTreeMap<StreamId, DomainName>,
     next_stream: u64,
+    /// When which domain's timers are due.
+    timers: Deadlines<DomainName>,
+    connected: usize,
 }
 
 #[derive(Debug)]
@@ -140,6 +151,9 @@ struct Remote {
     heard: Option<Mono>,
     /// Why the last stream ended or could not be dialled, and when.
     error: Option<(Mono, String)>,
+    /// As [`Federation::timers`] and [`Federation::connected`] have it.
+    armed: Option<Mono>,
+    counted: bool,
 }
 
 /// When a remote domain is dialled that has no stream.

@@ -1,13 +1,16 @@
 //! The life of streams: dial preference, greeting, sequences, silence.
 
+use core::mem;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{
     Config, Dial, Event, Federation, Membership, Remote, RemoteStatus, SYNC_VERSION, Stream,
     StreamId, SyncMessage,
 };
 use crate::backoff::Backoff;
+use crate::deadlines::Deadlines;
 use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
@@ -31,6 +34,8 @@ impl Federation {
             dials_only: false,
             remotes: BTreeMap::new(),
             streams: BTreeMap::new(),
+            timers: Deadlines::default(),
+            connected: 0,
         }
     }
 
@@ -52,6 +57,8 @@ impl Federation {
             .collect();
         for domain in gone {
             if let Some(remote) = self.remotes.remove(&domain) {
+                self.timers.set(&domain, remote.armed, None);
+                self.connected -= usize::from(remote.counted);
                 let dialling = if let Dial::Dialling(id) = remote.dial {
                     Some(id)
                 } else {
@@ -102,15 +109,23 @@ impl Federation {
                     backoff,
                     heard: None,
                     error: None,
+                    armed: None,
+                    counted: false,
                 };
                 self.remotes.insert(domain.clone(), remote);
                 self.schedule(&domain, Duration::ZERO, now);
             }
+            self.rearm(&domain);
         }
     }
 
     /// A stream stands whose other end is the registry of `domain`.
     pub fn opened(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
+        self.open(id, domain, now, out);
+        self.rearm(domain);
+    }
+
+    fn open(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
         let Some(remote) = self.remotes.get(domain) else {
             return out.push(Event::Close {
                 stream: id,
@@ -168,7 +183,7 @@ impl Federation {
         &mut self,
         domain: &DomainName,
         documents: Vec<Chain>,
-        snapshot: Vec<(NetworkUid, Endpoint, Duration)>,
+        snapshot: Vec<(NetworkUid, Arc<Endpoint>, Duration)>,
         out: Out<'_>,
     ) {
         let (own, epoch) = (self.domain.clone(), self.epoch);
@@ -207,7 +222,7 @@ impl Federation {
     pub fn upsert(
         &mut self,
         uid: NetworkUid,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         lifetime: Duration,
         out: Out<'_>,
     ) {
@@ -220,10 +235,11 @@ impl Federation {
     }
 
     pub fn remove(&mut self, uid: NetworkUid, name: &str, out: Out<'_>) {
+        let name: Arc<str> = name.into();
         self.tell(uid, out, |sequence| SyncMessage::Remove {
             sequence,
             uid,
-            name: name.to_owned(),
+            name: name.clone(),
         });
     }
 
@@ -287,6 +303,7 @@ impl Federation {
                 self.closed(id, &said, now, out);
             }
         }
+        self.rearm(&domain);
     }
 
     /// The stream ended, broke, or could not be dialled.
@@ -311,12 +328,14 @@ impl Federation {
             let delay = remote.backoff.next(&mut self.rng);
             self.schedule(&domain, delay, now);
         }
+        self.rearm(&domain);
     }
 
     pub fn wake(&mut self, now: Mono, out: Out<'_>) {
-        let domains: Vec<_> = self.remotes.keys().cloned().collect();
-        for domain in domains {
+        let due: Vec<_> = self.timers.due(now).cloned().collect();
+        for domain in due {
             self.wake_remote(&domain, now, out);
+            self.rearm(&domain);
         }
     }
 
@@ -360,15 +379,21 @@ impl Federation {
     }
 
     pub fn next_wake(&self) -> Option<(Mono, &'static str)> {
-        let of = |remote: &Remote| match (&remote.stream, remote.dial) {
-            (Some(stream), _) => {
-                let silence = (stream.heard + self.config.silence, "sync silence");
-                Some(silence.min((stream.next_keep_alive, "sync keep-alive")))
-            }
-            (None, Dial::At(at)) => Some((at, "sync dial")),
-            (None, Dial::Never | Dial::Dialling(_)) => None,
+        let (_, domain) = self.timers.first()?;
+        self.remotes.get(domain)?.next_wake(&self.config)
+    }
+
+    /// Brings what is kept about all domains in line with one that may have changed.
+    fn rearm(&mut self, domain: &DomainName) {
+        let Some(remote) = self.remotes.get_mut(domain) else {
+            return;
         };
-        self.remotes.values().filter_map(of).min()
+        let next = remote.next_wake(&self.config).map(|(at, _)| at);
+        let before = mem::replace(&mut remote.armed, next);
+        self.timers.set(domain, before, next);
+        let connected = remote.stream.is_some();
+        self.connected += usize::from(connected);
+        self.connected -= usize::from(mem::replace(&mut remote.counted, connected));
     }
 
     pub fn status(&self) -> Vec<RemoteStatus> {
@@ -399,11 +424,8 @@ impl Federation {
             .unwrap_or_default()
     }
 
-    pub fn connected_count(&self) -> usize {
-        self.remotes
-            .values()
-            .filter(|remote| remote.stream.is_some())
-            .count()
+    pub const fn connected_count(&self) -> usize {
+        self.connected
     }
 
     /// A domain that only dials dials at once, else the lower name.
@@ -439,6 +461,19 @@ impl Federation {
     fn set_dial(&mut self, domain: &DomainName, dial: Dial) {
         if let Some(remote) = self.remotes.get_mut(domain) {
             remote.dial = dial;
+        }
+    }
+}
+
+impl Remote {
+    fn next_wake(&self, config: &Config) -> Option<(Mono, &'static str)> {
+        match (&self.stream, self.dial) {
+            (Some(stream), _) => {
+                let silence = (stream.heard + config.silence, "sync silence");
+                Some(silence.min((stream.next_keep_alive, "sync keep-alive")))
+            }
+            (None, Dial::At(at)) => Some((at, "sync dial")),
+            (None, Dial::Never | Dial::Dialling(_)) => None,
         }
     }
 }
@@ -495,7 +530,7 @@ impl Stream {
             SyncMessage::Remove { sequence, name, .. } => {
                 self.expect(sequence)?;
                 if let Some(named) = &mut self.snapshot {
-                    named.remove(&name);
+                    named.remove(&*name);
                 }
                 Ok(Some(Event::Remove { domain, name }))
             }

@@ -1,6 +1,7 @@
 //! Two registries' machines with streams between them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::StreamId;
 use crate::document::Chain;
@@ -259,7 +260,7 @@ impl Pair {
 
     /// Names of remote endpoints that this side believes.
     fn remote(&self, at: usize) -> Vec<(String, String)> {
-        let of_remote = |(domain, endpoint): (Option<&DomainName>, &Endpoint)| {
+        let of_remote = |(domain, endpoint): (Option<&DomainName>, Arc<Endpoint>)| {
             domain.map(|domain| (domain.to_string(), endpoint.name.clone()))
         };
         self.sides[at]

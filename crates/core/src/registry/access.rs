@@ -5,7 +5,7 @@ use super::machine::RegistryMachine;
 use super::network::Network;
 use super::object::{Endpoint, Marks};
 use crate::document::{Document, Member, Role};
-use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId};
+use crate::ids::{NetworkUid, RouterName, SpiffeId};
 use crate::time::Wall;
 
 /// Endpoint labels of our own kind start with this.
@@ -137,7 +137,7 @@ impl RegistryMachine {
             .any(|(_, member)| member.grants(Role::Intermediary, id))
     }
 
-    fn is_router(&self, id: &SpiffeId, wall: Wall) -> bool {
+    pub(super) fn is_router(&self, id: &SpiffeId, wall: Wall) -> bool {
         self.own_members(wall)
             .any(|(_, member)| member.grants(Role::Router, id))
     }
@@ -279,58 +279,19 @@ impl RegistryMachine {
         self.may_take(Takes::Endpoint, &endpoint.name, id, wall)
     }
 
-    /// An own endpoint, as `peer` may see it. Members of another domain see what belongs to
-    /// networks they are in.
-    pub(super) fn show_own(
-        &self,
-        endpoint: &Endpoint,
-        peer: &Peer,
-        wall: Wall,
-    ) -> Option<Endpoint> {
-        let visible = self.is_own(&peer.id)
-            || Marks::of(endpoint).is_some_and(|marks| {
+    /// Whether `peer` may see an own endpoint, which has marks of network `uid`. Members of
+    /// another domain see what belongs to networks they are in.
+    pub(super) fn sees_own(&self, uid: Option<NetworkUid>, peer: &Peer, wall: Wall) -> bool {
+        self.is_own(&peer.id)
+            || uid.is_some_and(|uid| {
                 let trust_domain = peer.id.trust_domain();
-                self.counts_in(peer, marks.uid)
-                    && self.network(marks.uid, wall).is_ok_and(|(_, document, _)| {
+                self.counts_in(peer, uid)
+                    && self.network(uid, wall).is_ok_and(|(_, document, _)| {
                         document
                             .live_members(wall)
                             .any(|member| member.trust_domain == trust_domain)
                     })
-            });
-        visible.then(|| endpoint.clone())
-    }
-
-    /// A remote domain's endpoint as `peer` may see it: `<name>@D`. Routers find it under the
-    /// network's own name, everybody else of the domain under `<network>@D`, so that a stock
-    /// client does not take it for one of its own domain.
-    pub(super) fn show_remote(
-        &self,
-        domain: &DomainName,
-        uid: NetworkUid,
-        endpoint: &Endpoint,
-        peer: &Peer,
-        wall: Wall,
-        deleted: bool,
-    ) -> Option<Endpoint> {
-        // A removal is told even when it is due to the network's end.
-        if !self.is_own(&peer.id) || !(deleted || self.network(uid, wall).is_ok()) {
-            return None;
-        }
-        let mut shown = endpoint.clone();
-        shown.name = format!("{}@{domain}", shown.name);
-        if !self.is_router(&peer.id, wall) {
-            shown.services = shown
-                .services
-                .iter()
-                .map(|service| format!("{service}@{domain}"))
-                .collect();
-            let labels = core::mem::take(&mut shown.labels);
-            shown.labels = labels
-                .into_iter()
-                .map(|(service, map)| (format!("{service}@{domain}"), map))
-                .collect();
-        }
-        Some(shown)
+            })
     }
 
     /// Documents are for members.

@@ -1,8 +1,13 @@
 //! Telling watchers and other registries what a record changed.
 
-use super::api::{Effect, FoundEndpoint, Query, WatchEvent};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::api::{Effect, FoundEndpoint, Peer, Query, WatchEvent, WatcherId};
+use super::find::View;
 use super::machine::RegistryMachine;
-use super::object::{Endpoint, Marks, Service};
+use super::object::{Endpoint, Service};
+use super::packed::Packed;
 use super::record::Record;
 use crate::allocator::LeaseRecord;
 use crate::ids::{DomainName, NetworkUid};
@@ -13,8 +18,9 @@ use crate::time::{Now, Wall};
 #[derive(Debug)]
 pub(super) enum LastKnown {
     Service(Service),
-    /// With its network.
-    Endpoint(Endpoint, Option<NetworkUid>),
+    /// With the network in which other domains see it.
+    Own(Arc<Endpoint>, Option<NetworkUid>),
+    Remote(Packed),
 }
 
 impl RegistryMachine {
@@ -25,20 +31,21 @@ impl RegistryMachine {
                 let (service, _) = self.objects.service(name)?;
                 Some(LastKnown::Service(service.clone()))
             }
+            Record::Endpoint { endpoint, .. } => {
+                let own = self.objects.own(&endpoint.name)?;
+                Some(LastKnown::Own(own.endpoint.clone(), own.uid))
+            }
             Record::EndpointRemoved { name } => {
                 let own = self.objects.own(name)?;
-                let uid = Marks::of(&own.endpoint).map(|marks| marks.uid);
-                Some(LastKnown::Endpoint(own.endpoint.clone(), uid))
+                Some(LastKnown::Own(own.endpoint.clone(), own.uid))
             }
             Record::RemoteRemoved { domain, name } => {
-                let remote = self.objects.remote(domain, name)?;
-                let uid = Some(remote.uid);
-                Some(LastKnown::Endpoint(remote.endpoint.clone(), uid))
+                let remote = self.objects.remotes.get(domain, name)?;
+                Some(LastKnown::Remote(remote.packed.clone()))
             }
             Record::Document { .. }
             | Record::Lease { .. }
             | Record::Service { .. }
-            | Record::Endpoint { .. }
             | Record::Remote { .. }
             | Record::Name { .. }
             | Record::NameReleased { .. } => None,
@@ -73,20 +80,28 @@ impl RegistryMachine {
                 }
             }
             Record::Endpoint { endpoint, .. } => {
+                let uid = self.objects.own(&endpoint.name).and_then(|own| own.uid);
                 let expires = now.wall + self.config.endpoint_lifetime;
-                self.tell_endpoint(None, None, endpoint, expires, false, now.wall, out);
-                if let Some(marks) = Marks::of(endpoint) {
-                    let lifetime = self.config.endpoint_lifetime;
-                    self.federate(now, out, |federation, events| {
-                        federation.upsert(marks.uid, endpoint, lifetime, events);
-                    });
-                }
+                self.tell_own(endpoint, uid, expires, false, now.wall, out);
+                let left = match before {
+                    Some(LastKnown::Own(_, before)) => before.filter(|before| uid != Some(*before)),
+                    _ => None,
+                };
+                let lifetime = self.config.endpoint_lifetime;
+                self.federate(now, out, |federation, events| {
+                    if let Some(left) = left {
+                        federation.remove(left, &endpoint.name, events);
+                    }
+                    if let Some(uid) = uid {
+                        federation.upsert(uid, endpoint, lifetime, events);
+                    }
+                });
             }
             Record::EndpointRemoved { .. } => {
-                let Some(LastKnown::Endpoint(endpoint, uid)) = before else {
+                let Some(LastKnown::Own(endpoint, uid)) = before else {
                     return;
                 };
-                self.tell_endpoint(None, None, &endpoint, now.wall, true, now.wall, out);
+                self.tell_own(&endpoint, uid, now.wall, true, now.wall, out);
                 if let Some(uid) = uid {
                     self.federate(now, out, |federation, events| {
                         federation.remove(uid, &endpoint.name, events)
@@ -98,28 +113,23 @@ impl RegistryMachine {
                 domain,
                 endpoint,
             } => {
-                let expires = now.wall + self.config.endpoint_lifetime;
-                self.tell_endpoint(
-                    Some(domain),
-                    Some(*uid),
-                    endpoint,
-                    expires,
-                    false,
-                    now.wall,
-                    out,
-                );
+                // A removal is told even when it is due to the network's end.
+                if self.network(*uid, now.wall).is_ok() {
+                    let expires = now.wall + self.config.endpoint_lifetime;
+                    self.tell_remote(domain, endpoint, expires, false, now.wall, out);
+                }
             }
             Record::RemoteRemoved { domain, .. } => {
-                let Some(LastKnown::Endpoint(endpoint, uid)) = before else {
+                let Some(LastKnown::Remote(packed)) = before else {
                     return;
                 };
-                self.tell_endpoint(Some(domain), uid, &endpoint, now.wall, true, now.wall, out);
+                self.tell_remote(domain, &packed, now.wall, true, now.wall, out);
             }
         }
     }
 
     fn tell_service(&mut self, service: &Service, deleted: bool, out: &mut Outbox<Effect>) {
-        let matching = self.watchers.iter().filter(|(_, watcher)| {
+        let matching = self.watchers.of_services().filter(|(_, watcher)| {
             self.is_own(&watcher.peer.id)
                 && matches!(&watcher.query, Query::Services(query) if query.matches(service))
         });
@@ -138,38 +148,76 @@ impl RegistryMachine {
         effects.into_iter().for_each(|effect| self.say(effect, out));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one event in its parts")]
-    fn tell_endpoint(
+    fn tell_own(
         &mut self,
-        domain: Option<&DomainName>,
+        endpoint: &Arc<Endpoint>,
         uid: Option<NetworkUid>,
-        endpoint: &Endpoint,
         expires: Wall,
         deleted: bool,
         wall: Wall,
         out: &mut Outbox<Effect>,
     ) {
-        let mut effects = Vec::new();
-        for (watcher, watch) in self.watchers.iter() {
+        if self.watchers.of_endpoints_is_empty() {
+            return;
+        }
+        let services = endpoint.services.iter().map(String::as_str);
+        let watchers = self.watchers.of_endpoint(&endpoint.name, services);
+        self.tell(watchers, expires, deleted, out, |machine, peer| {
+            let seen = machine.sees_own(uid, peer, wall);
+            seen.then(|| endpoint.clone())
+        });
+    }
+
+    /// Each of the two ways to see the endpoint is made once, for all who see it so.
+    fn tell_remote(
+        &mut self,
+        domain: &DomainName,
+        packed: &Packed,
+        expires: Wall,
+        deleted: bool,
+        wall: Wall,
+        out: &mut Outbox<Effect>,
+    ) {
+        if self.watchers.of_endpoints_is_empty() {
+            return;
+        }
+        let views = [View::Router, View::Other].map(|view| view.of(packed, domain));
+        let [router, other] = &views;
+        let services = router.services.iter().chain(&other.services);
+        let watchers = self
+            .watchers
+            .of_endpoint(&router.name, services.map(String::as_str));
+        self.tell(watchers, expires, deleted, out, |machine, peer| {
+            Some(match machine.view(peer, wall)? {
+                View::Router => router.clone(),
+                View::Other => other.clone(),
+            })
+        });
+    }
+
+    fn tell(
+        &mut self,
+        watchers: BTreeSet<WatcherId>,
+        expires: Wall,
+        deleted: bool,
+        out: &mut Outbox<Effect>,
+        shown: impl Fn(&Self, &Peer) -> Option<Arc<Endpoint>>,
+    ) {
+        for watcher in watchers {
+            let Some(watch) = self.watchers.get(watcher) else {
+                continue;
+            };
             let Query::Endpoints(query) = &watch.query else {
                 continue;
             };
-            let shown = match (domain, uid) {
-                (Some(domain), Some(uid)) => {
-                    self.show_remote(domain, uid, endpoint, &watch.peer, wall, deleted)
-                }
-                _ => self.show_own(endpoint, &watch.peer, wall),
-            };
-            let Some(endpoint) = shown.filter(|shown| query.matches(shown, expires.unix_secs()))
+            let Some(endpoint) =
+                shown(self, &watch.peer).filter(|shown| query.matches(shown, expires.unix_secs()))
             else {
                 continue;
             };
             let found = FoundEndpoint { endpoint, expires };
-            effects.push(Effect::Deliver {
-                watcher,
-                events: vec![WatchEvent::Endpoint { found, deleted }],
-            });
+            let events = vec![WatchEvent::Endpoint { found, deleted }];
+            self.say(Effect::Deliver { watcher, events }, out);
         }
-        effects.into_iter().for_each(|effect| self.say(effect, out));
     }
 }

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::object::{Endpoint, Service};
@@ -204,7 +205,7 @@ pub enum Reply {
 /// An endpoint as a Find shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundEndpoint {
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     pub expires: Wall,
 }
 
@@ -316,6 +317,13 @@ pub enum Alarm {
         name: String,
         reason: String,
     },
+    /// Told once, until a whole snapshot of the domain fits again.
+    #[error("domain {domain}: at most {limit} {what} are kept, others are not taken")]
+    DomainLimited {
+        domain: DomainName,
+        what: &'static str,
+        limit: usize,
+    },
     #[error("the journal failed, nothing more is promised: {reason}")]
     JournalFailed { reason: String },
 }
@@ -346,8 +354,12 @@ pub struct Config {
     pub object_bytes_max: usize,
     pub names_max: usize,
     pub watchers_max: usize,
+    /// Watches of one identity: nobody takes all the room.
+    pub watchers_per_identity_max: usize,
     /// Replies that wait for the disk; beyond that calls are refused at once.
     pub held_max: usize,
+    /// Events and sync messages that wait for the disk; beyond that likewise.
+    pub held_messages_max: usize,
     /// Journal records after which the journal is rewritten as a snapshot. Objects do not count.
     pub rewrite_after: usize,
 }
@@ -369,7 +381,9 @@ impl Config {
             object_bytes_max: 16 * 1024,
             names_max: 65_536,
             watchers_max: 16_384,
+            watchers_per_identity_max: 4096,
             held_max: 16_384,
+            held_messages_max: 1_048_576,
             rewrite_after: 20_000,
         }
     }

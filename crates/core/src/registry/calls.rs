@@ -2,25 +2,20 @@
 
 use ipnet::IpNet;
 
-use super::api::{
-    Alarm, Command, Effect, FoundEndpoint, Peer, Query, Refusal, Reply, WatchEvent, WatcherId,
-};
+use super::api::{Alarm, Command, Effect, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
 use super::machine::RegistryMachine;
-use super::matching::{EndpointQuery, ServiceQuery};
 use super::names::Claimed;
-use super::object::{Marks, Service};
+use super::object::Marks;
 use super::record::{Claim, Record};
 use super::watch::Watcher;
 use crate::allocator::{self, Acquire, Lease, LeaseRecord};
 use crate::document::{Chain, Member, Offer};
 use crate::ids::{NetworkUid, RouterName, SpiffeId, WorkloadName};
 use crate::machine::Outbox;
-use crate::time::{Mono, Now, Wall};
+use crate::time::Now;
 
 type Out<'a> = &'a mut Outbox<Effect>;
 
-/// Payload of a service that states none (nsm-wire 4.1).
-pub(super) const PAYLOAD_DEFAULT: &str = "IP";
 const ADDRESSES_MAX: usize = 16;
 
 impl RegistryMachine {
@@ -178,53 +173,6 @@ impl RegistryMachine {
         Ok(Reply::Done)
     }
 
-    /// Registered services, and the networks themselves unless somebody registered them.
-    fn find_services(&self, query: &ServiceQuery, peer: &Peer) -> Vec<Service> {
-        if !self.is_own(&peer.id) {
-            return Vec::new();
-        }
-        let of_network = |name: &str| Service {
-            name: name.to_owned(),
-            payload: PAYLOAD_DEFAULT.to_owned(),
-            path_ids: vec![self.config.identity.to_string()],
-            ..Service::default()
-        };
-        let networks = self
-            .networks
-            .values()
-            .map(|network| network.store.document().name.as_str());
-        let implied = networks
-            .filter(|name| self.objects.service(name).is_none())
-            .map(of_network);
-        let all = self.objects.services().cloned().chain(implied);
-        all.filter(|service| query.matches(service)).collect()
-    }
-
-    fn find_endpoints(&self, query: &EndpointQuery, peer: &Peer, now: Now) -> Vec<FoundEndpoint> {
-        let own = self.objects.owns().filter_map(|own| {
-            let endpoint = self.show_own(&own.endpoint, peer, now.wall)?;
-            // Refreshes are known to the active replica alone.
-            let expires = if self.is_following() {
-                now.wall + self.config.endpoint_lifetime
-            } else {
-                wall_of(own.deadline, now)
-            };
-            Some(FoundEndpoint { endpoint, expires })
-        });
-        let remote = self.objects.remotes().filter_map(|(domain, remote)| {
-            let endpoint =
-                self.show_remote(domain, remote.uid, &remote.endpoint, peer, now.wall, false)?;
-            let expires = match remote.deadline {
-                Some(deadline) if !self.is_following() => wall_of(deadline, now),
-                Some(_) | None => now.wall + self.config.endpoint_lifetime,
-            };
-            Some(FoundEndpoint { endpoint, expires })
-        });
-        own.chain(remote)
-            .filter(|found| query.matches(&found.endpoint, found.expires.unix_secs()))
-            .collect()
-    }
-
     fn claim_name(
         &mut self,
         uid: NetworkUid,
@@ -361,6 +309,9 @@ impl RegistryMachine {
             };
             return out.push(Effect::EndWatch { watcher, refusal });
         }
+        if let Err(refusal) = self.watchers.room(&peer, &self.config) {
+            return self.say(Effect::EndWatch { watcher, refusal }, out);
+        }
         let endpoints = |found| WatchEvent::Endpoint {
             found,
             deleted: false,
@@ -388,14 +339,10 @@ impl RegistryMachine {
             }),
         };
         match snapshot {
-            Ok(_) if !self.watchers.insert(watcher, Watcher { peer, query }) => {
-                let refusal = Refusal::Limit {
-                    what: "watches",
-                    limit: self.config.watchers_max,
-                };
-                self.say(Effect::EndWatch { watcher, refusal }, out);
+            Ok(events) => {
+                self.watchers.insert(watcher, Watcher { peer, query });
+                self.say(Effect::Deliver { watcher, events }, out);
             }
-            Ok(events) => self.say(Effect::Deliver { watcher, events }, out),
             Err(refusal) => self.say(Effect::EndWatch { watcher, refusal }, out),
         }
     }
@@ -433,9 +380,4 @@ fn check_addresses(claim: &Claim, lease: &Lease, member: &Member) -> Result<(), 
             lease.router
         ),
     )
-}
-
-/// A deadline as a wire shows it.
-fn wall_of(deadline: Mono, now: Now) -> Wall {
-    now.wall + deadline.saturating_since(now.mono)
 }

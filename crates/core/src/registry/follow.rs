@@ -69,7 +69,7 @@ impl About {
             Record::EndpointRemoved { name } => Self::Endpoint(name.clone()),
             Record::Remote {
                 domain, endpoint, ..
-            } => Self::Remote(domain.clone(), endpoint.name.clone()),
+            } => Self::Remote(domain.clone(), endpoint.name().to_owned()),
             Record::RemoteRemoved { domain, name } => Self::Remote(domain.clone(), name.clone()),
         }
     }

@@ -1,5 +1,7 @@
 //! What an operator may see of the machine: everything with its owner, and until when.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
 use super::machine::RegistryMachine;
@@ -48,8 +50,10 @@ pub enum Origin<'a> {
 pub struct HeldDomain {
     pub status: RemoteStatus,
     pub entries: usize,
-    /// As the size limit measures them.
+    /// What they cost in memory, as the size limits measure it.
     pub bytes: usize,
+    /// Endpoints not taken for want of room, ever.
+    pub refused: u64,
 }
 
 impl RegistryMachine {
@@ -88,21 +92,21 @@ impl RegistryMachine {
         self.objects.services_owned()
     }
 
-    pub fn endpoints_by_origin(&self) -> impl Iterator<Item = (&Endpoint, Origin<'_>)> + '_ {
+    pub fn endpoints_by_origin(&self) -> impl Iterator<Item = (Arc<Endpoint>, Origin<'_>)> + '_ {
         let own = self.objects.owns().map(|own| {
             let origin = Origin::Own {
                 owner: &own.owner,
                 deadline: own.deadline,
             };
-            (&own.endpoint, origin)
+            (own.endpoint.clone(), origin)
         });
-        let remote = self.objects.remotes().map(|(domain, remote)| {
+        let remote = self.objects.remotes.iter().map(|(domain, remote)| {
             let origin = Origin::Remote {
                 domain,
                 uid: remote.uid,
                 deadline: remote.deadline,
             };
-            (&remote.endpoint, origin)
+            (Arc::new(remote.packed.endpoint()), origin)
         });
         own.chain(remote)
     }
@@ -115,10 +119,11 @@ impl RegistryMachine {
 
     pub fn held_domains(&self) -> Vec<HeldDomain> {
         let of = |status: RemoteStatus| {
-            let entries = || self.objects.remotes_of(&status.domain);
+            let size = self.objects.remotes.size(&status.domain);
             HeldDomain {
-                entries: entries().count(),
-                bytes: entries().map(|remote| remote.endpoint.size()).sum(),
+                entries: size.endpoints,
+                bytes: size.bytes,
+                refused: size.refused,
                 status,
             }
         };

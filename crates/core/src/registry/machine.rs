@@ -2,14 +2,17 @@
 
 use core::mem;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::api::{Alarm, Command, Config, Effect, Input, Peer, Refusal};
 use super::follow::Following;
+use super::held::Held;
 use super::names::Names;
 use super::network::Network;
 use super::object::Endpoint;
 use super::objects::Objects;
 use super::record::Record;
+use super::remotes::RemoteSize;
 use super::watch::Watchers;
 use crate::allocator::{Allocator, Lease, LeaseRecord};
 use crate::document::{Chain, DocumentStore, Offer};
@@ -52,10 +55,10 @@ struct Journal {
     /// Applied, not handed over yet.
     pending: Vec<Record>,
     /// Rests on `pending`.
-    held_next: Vec<Effect>,
+    held_next: Held,
     inflight: Option<Ticket>,
     /// Rests on what is in flight.
-    held: Vec<Effect>,
+    held: Held,
     /// Journal records on disk; those of objects are kept by key and do not add up.
     length: usize,
 }
@@ -80,6 +83,10 @@ pub struct Counts {
     pub names: usize,
     /// Own ones and those of other domains.
     pub endpoints: usize,
+    /// What those of other domains cost in memory.
+    pub remote_bytes: usize,
+    /// Endpoints of other domains not taken for want of room, ever.
+    pub remote_refused: u64,
     pub watchers: usize,
     pub domains_connected: usize,
 }
@@ -109,7 +116,7 @@ impl RegistryMachine {
             networks: BTreeMap::new(),
             dormant: BTreeMap::new(),
             objects: Objects::default(),
-            watchers: Watchers::new(config.watchers_max),
+            watchers: Watchers::default(),
             federation,
             speakers: BTreeMap::new(),
             membership_check: Some(now.mono),
@@ -284,7 +291,10 @@ impl RegistryMachine {
 
     /// Whether too much waits for the disk already.
     pub(super) fn is_congested(&self) -> bool {
-        self.journal.held.len() + self.journal.held_next.len() >= self.config.held_max
+        let held = [&self.journal.held, &self.journal.held_next];
+        held.iter().map(|held| held.len()).sum::<usize>() >= self.config.held_max
+            || held.iter().map(|held| held.messages()).sum::<usize>()
+                >= self.config.held_messages_max
     }
 
     /// Why a command is not even looked at.
@@ -307,7 +317,8 @@ impl RegistryMachine {
             return;
         }
         let records = mem::take(&mut self.journal.pending);
-        self.journal.held.append(&mut self.journal.held_next);
+        // Nothing is in flight, so nothing rests on it.
+        self.journal.held = mem::take(&mut self.journal.held_next);
         let ticket = self.journal.tickets.issue();
         self.journal.inflight = Some(ticket);
         self.journal.length += records.iter().filter(|record| record.is_journal()).count();
@@ -331,9 +342,8 @@ impl RegistryMachine {
             return;
         }
         self.journal.inflight = None;
-        mem::take(&mut self.journal.held)
-            .into_iter()
-            .for_each(|effect| out.push(effect));
+        let held = self.journal.held.take().into_iter();
+        held.for_each(|effect| out.push(effect));
     }
 
     /// The journal starts from what the store holds.
@@ -343,8 +353,8 @@ impl RegistryMachine {
 
     /// What waits for the disk is not going to be promised.
     pub(super) fn refuse_held(&mut self, reason: &str, out: &mut Outbox<Effect>) {
-        let held = mem::take(&mut self.journal.held);
-        let next = mem::take(&mut self.journal.held_next);
+        let held = self.journal.held.take();
+        let next = self.journal.held_next.take();
         for effect in held.into_iter().chain(next) {
             if let Effect::Reply { call, .. } = effect {
                 let reason = reason.to_owned();
@@ -386,13 +396,18 @@ impl RegistryMachine {
     }
 
     /// Every endpoint: of the own domain (None) or said by another one.
-    pub fn endpoints(&self) -> impl Iterator<Item = (Option<&DomainName>, &Endpoint)> + '_ {
-        let own = self.objects.owns().map(|own| (None, &own.endpoint));
+    pub fn endpoints(&self) -> impl Iterator<Item = (Option<&DomainName>, Arc<Endpoint>)> + '_ {
+        let own = self.objects.owns();
+        let own = own.map(|own| (None, own.endpoint.clone()));
+        let remotes = self.objects.remotes.iter();
         own.chain(
-            self.objects
-                .remotes()
-                .map(|(domain, remote)| (Some(domain), &remote.endpoint)),
+            remotes.map(|(domain, remote)| (Some(domain), Arc::new(remote.packed.endpoint()))),
         )
+    }
+
+    /// How much a remote domain takes.
+    pub fn remote_size(&self, domain: &DomainName) -> RemoteSize {
+        self.objects.remotes.size(domain)
     }
 
     pub fn remotes(&self) -> Vec<RemoteStatus> {
@@ -405,14 +420,16 @@ impl RegistryMachine {
             leases: self
                 .networks
                 .values()
-                .map(|network| network.allocator.leases().count())
+                .map(|network| network.allocator.lease_count())
                 .sum(),
             names: self
                 .networks
                 .values()
                 .map(|network| network.names.len())
                 .sum(),
-            endpoints: self.objects.own_count() + self.objects.remotes_count(),
+            endpoints: self.objects.own_count() + self.objects.remotes.count(),
+            remote_bytes: self.objects.remotes.bytes(),
+            remote_refused: self.objects.remotes.refused(),
             watchers: self.watchers.len(),
             domains_connected: self.federation.connected_count(),
         }

@@ -11,7 +11,10 @@ mod api;
 #[cfg(test)]
 mod bench;
 mod calls;
+mod find;
 mod follow;
+mod held;
+mod index;
 mod inspect;
 mod machine;
 mod matching;
@@ -21,12 +24,16 @@ mod object;
 mod objects;
 #[cfg(test)]
 mod ownership_tests;
+mod packed;
 mod record;
 mod registrations;
+mod remotes;
 #[cfg(test)]
 mod replica_model;
 #[cfg(test)]
 mod replica_tests;
+#[cfg(test)]
+mod scale_tests;
 mod sync;
 mod watch;
 
@@ -44,4 +51,6 @@ pub use object::{
     Destination, Endpoint, LABEL_DIALS_ONLY, LABEL_DOMAIN, LABEL_GENERATION, LABEL_NAME,
     LABEL_PROTO, LABEL_ROLE, LABEL_UDP, LABEL_UID, Labels, Marks, Match, Service,
 };
+pub use packed::Packed;
 pub use record::{Claim, ObjectKey, Record, rewritten};
+pub use remotes::RemoteSize;

@@ -11,12 +11,14 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use super::record::{Claim, Record};
+use crate::deadlines::Deadlines;
 use crate::ids::{NetworkUid, RouterName, SpiffeId, WorkloadName};
 use crate::time::Mono;
 
 #[derive(Debug, Default)]
 pub(super) struct Names {
     held: BTreeMap<WorkloadName, Held>,
+    deadlines: Deadlines<WorkloadName>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,10 +101,14 @@ impl Names {
                     by: by.clone(),
                     deadline,
                 };
-                self.held.insert(claim.name.clone(), held);
+                let before = self.held.insert(claim.name.clone(), held);
+                let before = before.map(|held| held.deadline);
+                self.deadlines.set(&claim.name, before, Some(deadline));
             }
             Record::NameReleased { name, .. } => {
-                self.held.remove(name);
+                if let Some(held) = self.held.remove(name) {
+                    self.deadlines.set(name, Some(held.deadline), None);
+                }
             }
             Record::Document { .. }
             | Record::Lease { .. }
@@ -126,21 +132,23 @@ impl Names {
     /// A claim of the holder: one full lifetime from now.
     pub(super) fn touch(&mut self, name: &WorkloadName, deadline: Mono) {
         if let Some(held) = self.held.get_mut(name) {
+            self.deadlines
+                .set(name, Some(held.deadline), Some(deadline));
             held.deadline = deadline;
         }
     }
 
     /// Names that nobody claimed for a lifetime.
     pub(super) fn expired(&self, uid: NetworkUid, now: Mono) -> impl Iterator<Item = Record> + '_ {
-        let silent = self.held.values().filter(move |held| held.deadline <= now);
-        silent.map(move |held| Record::NameReleased {
+        let silent = self.deadlines.due(now);
+        silent.map(move |name| Record::NameReleased {
             uid,
-            name: held.claim.name.clone(),
+            name: name.clone(),
         })
     }
 
     pub(super) fn next_expiry(&self) -> Option<Mono> {
-        self.held.values().map(|held| held.deadline).min()
+        self.deadlines.next()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,37 +1,39 @@
 //! Services and endpoints: own ones with owners and lifetimes, and what remote domains say.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::object::{Endpoint, Service};
+use super::index::{ByService, Tally};
+use super::matching::EndpointQuery;
+use super::object::{Endpoint, Marks, Service};
 use super::record::Record;
-use crate::ids::{DomainName, NetworkUid, SpiffeId};
+use super::remotes::Remotes;
+use crate::deadlines::Deadlines;
+use crate::ids::{NetworkUid, SpiffeId};
 use crate::time::Mono;
 
 /// Everything that can be found.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     services: BTreeMap<String, (Service, SpiffeId)>,
-    own: BTreeMap<String, Own>,
-    remote: BTreeMap<DomainName, BTreeMap<String, Remote>>,
+    own: BTreeMap<Arc<str>, Own>,
+    by_service: ByService,
+    deadlines: Deadlines<Arc<str>>,
+    service_owners: Tally<SpiffeId>,
+    endpoint_owners: Tally<SpiffeId>,
+    pub(super) remotes: Remotes,
 }
 
 /// An endpoint of the own domain.
 #[derive(Debug)]
 pub(super) struct Own {
-    pub(super) endpoint: Endpoint,
+    pub(super) endpoint: Arc<Endpoint>,
+    /// Of its marks: the network in which other domains see it.
+    pub(super) uid: Option<NetworkUid>,
     pub(super) owner: SpiffeId,
     /// Not durable: starts anew with every restart.
     pub(super) deadline: Mono,
-}
-
-/// An endpoint of another domain, under its own name there.
-#[derive(Debug)]
-pub(super) struct Remote {
-    pub(super) uid: NetworkUid,
-    pub(super) endpoint: Endpoint,
-    /// When it goes; None while its domain's stream vouches for it.
-    pub(super) deadline: Option<Mono>,
 }
 
 impl Objects {
@@ -46,52 +48,62 @@ impl Objects {
     ) {
         match record {
             Record::Service { service, owner } => {
+                self.remove_service(&service.name);
+                self.service_owners.add(owner);
                 self.services
                     .insert(service.name.clone(), (service.clone(), owner.clone()));
             }
-            Record::ServiceRemoved { name } => {
-                self.services.remove(name);
-            }
+            Record::ServiceRemoved { name } => self.remove_service(name),
             Record::Endpoint { endpoint, owner } => {
-                let own = Own {
-                    endpoint: endpoint.clone(),
-                    owner: owner.clone(),
-                    deadline: now + lifetime,
-                };
-                self.own.insert(endpoint.name.clone(), own);
+                self.insert(endpoint.clone(), owner.clone(), now + lifetime);
             }
-            Record::EndpointRemoved { name } => {
-                self.own.remove(name);
-            }
+            Record::EndpointRemoved { name } => self.remove(name),
             Record::Remote {
                 uid,
                 domain,
                 endpoint,
-            } => {
-                let deadline = Some(now + grace);
-                let remote = Remote {
-                    uid: *uid,
-                    endpoint: endpoint.clone(),
-                    deadline,
-                };
-                self.remote
-                    .entry(domain.clone())
-                    .or_default()
-                    .insert(endpoint.name.clone(), remote);
-            }
-            Record::RemoteRemoved { domain, name } => {
-                if let Some(entries) = self.remote.get_mut(domain) {
-                    entries.remove(name);
-                    if entries.is_empty() {
-                        self.remote.remove(domain);
-                    }
-                }
-            }
+            } => self
+                .remotes
+                .insert(domain, *uid, endpoint.clone(), now + grace),
+            Record::RemoteRemoved { domain, name } => self.remotes.remove(domain, name),
             Record::Document { .. }
             | Record::Lease { .. }
             | Record::Name { .. }
             | Record::NameReleased { .. } => {}
         }
+    }
+
+    fn remove_service(&mut self, name: &str) {
+        if let Some((_, owner)) = self.services.remove(name) {
+            self.service_owners.subtract(&owner);
+        }
+    }
+
+    fn insert(&mut self, endpoint: Arc<Endpoint>, owner: SpiffeId, deadline: Mono) {
+        self.remove(&endpoint.name);
+        let name: Arc<str> = endpoint.name.as_str().into();
+        let services = endpoint.services.iter().map(String::as_str);
+        self.by_service.insert(&name, services);
+        self.deadlines.set(&name, None, Some(deadline));
+        self.endpoint_owners.add(&owner);
+        let uid = Marks::of(&endpoint).map(|marks| marks.uid);
+        let own = Own {
+            endpoint,
+            uid,
+            owner,
+            deadline,
+        };
+        self.own.insert(name, own);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let Some((name, own)) = self.own.remove_entry(name) else {
+            return;
+        };
+        let services = own.endpoint.services.iter().map(String::as_str);
+        self.by_service.remove(&name, services);
+        self.deadlines.set(&name, Some(own.deadline), None);
+        self.endpoint_owners.subtract(&own.owner);
     }
 
     pub(super) fn snapshot(&self) -> Vec<Record> {
@@ -106,10 +118,10 @@ impl Objects {
             endpoint: own.endpoint.clone(),
             owner: own.owner.clone(),
         });
-        let remote = self.remotes().map(|(domain, remote)| Record::Remote {
+        let remote = self.remotes.iter().map(|(domain, remote)| Record::Remote {
             uid: remote.uid,
             domain: domain.clone(),
-            endpoint: remote.endpoint.clone(),
+            endpoint: remote.packed.clone(),
         });
         services.chain(own).chain(remote).collect()
     }
@@ -136,6 +148,21 @@ impl Objects {
         self.own.values()
     }
 
+    /// The own endpoints among which all that match are, in the order of their names.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        query: &'a EndpointQuery,
+    ) -> Box<dyn Iterator<Item = &'a Own> + 'a> {
+        match (query.name.as_str(), query.services.first()) {
+            ("", None) => Box::new(self.own.values()),
+            ("", Some(service)) => {
+                let names = self.by_service.names(service);
+                Box::new(names.filter_map(|name| self.own.get(name)))
+            }
+            (name, _) => Box::new(self.own.get(name).into_iter()),
+        }
+    }
+
     pub(super) fn own_count(&self) -> usize {
         self.own.len()
     }
@@ -145,102 +172,33 @@ impl Objects {
     }
 
     pub(super) fn services_of(&self, owner: &SpiffeId) -> usize {
-        let owners = self.services.values().map(|(_, owner)| owner);
-        owners.filter(|other| *other == owner).count()
+        self.service_owners.of(owner)
     }
 
     pub(super) fn endpoints_of(&self, owner: &SpiffeId) -> usize {
-        let owners = self.own.values().map(|own| &own.owner);
-        owners.filter(|other| *other == owner).count()
-    }
-
-    pub(super) fn remote(&self, domain: &DomainName, name: &str) -> Option<&Remote> {
-        self.remote.get(domain)?.get(name)
-    }
-
-    pub(super) fn remotes(&self) -> impl Iterator<Item = (&DomainName, &Remote)> + '_ {
-        self.remote
-            .iter()
-            .flat_map(|(domain, entries)| entries.values().map(move |entry| (domain, entry)))
-    }
-
-    pub(super) fn remotes_of(&self, domain: &DomainName) -> impl Iterator<Item = &Remote> + '_ {
-        self.remote
-            .get(domain)
-            .into_iter()
-            .flat_map(BTreeMap::values)
-    }
-
-    pub(super) fn remotes_count(&self) -> usize {
-        self.remote.values().map(BTreeMap::len).sum()
-    }
-
-    pub(super) fn remote_count(&self, domain: &DomainName) -> usize {
-        self.remote.get(domain).map_or(0, BTreeMap::len)
+        self.endpoint_owners.of(owner)
     }
 
     /// A refresh: no record, the deadline moves.
     pub(super) fn touch(&mut self, name: &str, deadline: Mono) {
-        if let Some(own) = self.own.get_mut(name) {
+        let key = self.own.get_key_value(name).map(|(key, _)| key.clone());
+        if let Some((key, own)) = key.zip(self.own.get_mut(name)) {
+            self.deadlines.set(&key, Some(own.deadline), Some(deadline));
             own.deadline = deadline;
         }
     }
 
-    /// The domain's stream vouches for this entry.
-    pub(super) fn vouch(&mut self, domain: &DomainName, name: &str) {
-        if let Some(entry) = self
-            .remote
-            .get_mut(domain)
-            .and_then(|entries| entries.get_mut(name))
-        {
-            entry.deadline = None;
-        }
-    }
-
-    /// The domain's stream is lost: what it vouched for goes at `deadline`.
-    pub(super) fn stale(&mut self, domain: &DomainName, deadline: Mono) {
-        for entry in self
-            .remote
-            .get_mut(domain)
-            .into_iter()
-            .flat_map(BTreeMap::values_mut)
-        {
-            entry.deadline.get_or_insert(deadline);
-        }
-    }
-
-    /// The domain's entries that its complete snapshot did not name.
-    pub(super) fn unnamed(&self, domain: &DomainName, named: &BTreeSet<String>) -> Vec<Record> {
-        let entries = self.remote.get(domain).into_iter().flat_map(BTreeMap::keys);
-        let removed = |name: &String| Record::RemoteRemoved {
-            domain: domain.clone(),
-            name: name.clone(),
-        };
-        entries
-            .filter(|name| !named.contains(*name))
-            .map(removed)
-            .collect()
-    }
-
     /// What is due to go.
     pub(super) fn expired(&self, now: Mono) -> Vec<Record> {
-        let own = self.own.values().filter(|own| own.deadline <= now);
-        let own = own.map(|own| Record::EndpointRemoved {
-            name: own.endpoint.name.clone(),
+        let own = self.deadlines.due(now);
+        let own = own.map(|name| Record::EndpointRemoved {
+            name: name.to_string(),
         });
-        let remote = self
-            .remotes()
-            .filter(|(_, entry)| entry.deadline.is_some_and(|at| at <= now));
-        let remote = remote.map(|(domain, entry)| Record::RemoteRemoved {
-            domain: domain.clone(),
-            name: entry.endpoint.name.clone(),
-        });
-        own.chain(remote).collect()
+        own.chain(self.remotes.expired(now)).collect()
     }
 
     pub(super) fn next_expiry(&self) -> Option<Mono> {
-        let own = self.own.values().map(|own| own.deadline);
-        own.chain(self.remotes().filter_map(|(_, entry)| entry.deadline))
-            .min()
+        let of_both = [self.deadlines.next(), self.remotes.next_expiry()];
+        of_both.into_iter().flatten().min()
     }
 }

@@ -4,8 +4,10 @@
 use core::fmt;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::object::{Endpoint, Service};
+use super::packed::Packed;
 use crate::allocator::LeaseRecord;
 use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid, RouterName, SpiffeId, WorkloadName};
@@ -28,7 +30,7 @@ pub enum Record {
         name: String,
     },
     Endpoint {
-        endpoint: Endpoint,
+        endpoint: Arc<Endpoint>,
         owner: SpiffeId,
     },
     EndpointRemoved {
@@ -38,7 +40,7 @@ pub enum Record {
     Remote {
         uid: NetworkUid,
         domain: DomainName,
-        endpoint: Endpoint,
+        endpoint: Packed,
     },
     RemoteRemoved {
         domain: DomainName,
@@ -84,7 +86,10 @@ impl Record {
             Self::EndpointRemoved { name } => Some(ObjectKey::Endpoint(name.clone())),
             Self::Remote {
                 domain, endpoint, ..
-            } => Some(ObjectKey::Remote(domain.clone(), endpoint.name.clone())),
+            } => Some(ObjectKey::Remote(
+                domain.clone(),
+                endpoint.name().to_owned(),
+            )),
             Self::RemoteRemoved { domain, name } => {
                 Some(ObjectKey::Remote(domain.clone(), name.clone()))
             }

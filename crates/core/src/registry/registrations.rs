@@ -1,15 +1,16 @@
 //! Services and endpoints: registered, refreshed, unregistered, by their owners only.
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use super::access::Takes;
 use super::api::{Effect, FoundEndpoint, Peer, Refusal, Reply};
-use super::calls::PAYLOAD_DEFAULT;
+use super::find::PAYLOAD_DEFAULT;
 use super::machine::RegistryMachine;
 use super::object::{Endpoint, Marks, Service};
 use super::record::Record;
 use crate::allocator;
-use crate::ids::SpiffeId;
+use crate::ids::{RouterName, SpiffeId};
 use crate::machine::Outbox;
 use crate::time::{Now, Wall};
 
@@ -111,16 +112,18 @@ impl RegistryMachine {
         endpoint.registered = first.or(endpoint.registered).or(Some(now.wall));
         let longest = self.config.endpoint_lifetime;
         let lifetime = lifetime.unwrap_or(longest).min(longest);
-        if known.is_none_or(|known| known.endpoint != endpoint) {
-            self.commit(
-                vec![Record::Endpoint {
+        let endpoint = match known.filter(|known| *known.endpoint == endpoint) {
+            Some(known) => known.endpoint.clone(),
+            None => {
+                let endpoint = Arc::new(endpoint);
+                let record = Record::Endpoint {
                     endpoint: endpoint.clone(),
                     owner,
-                }],
-                now,
-                out,
-            );
-        }
+                };
+                self.commit(vec![record], now, out);
+                endpoint
+            }
+        };
         self.objects.touch(&endpoint.name, now.mono + lifetime);
         Ok(Reply::Endpoint(FoundEndpoint {
             endpoint,
@@ -134,10 +137,10 @@ impl RegistryMachine {
             return Ok(());
         };
         let lease = self.networks.get(&marks.uid).and_then(|network| {
-            network
+            let lease = network
                 .allocator
-                .leases()
-                .find(|lease| lease.router.as_str() == marks.name)
+                .lease(&RouterName::new(&marks.name).ok()?)?;
+            (lease.router.as_str() == marks.name).then_some(lease)
         });
         let known = self
             .objects

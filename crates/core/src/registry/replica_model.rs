@@ -161,7 +161,8 @@ impl Model {
                             let WatchEvent::Endpoint { found, deleted } = event else {
                                 continue;
                             };
-                            let (name, url) = (found.endpoint.name, found.endpoint.url);
+                            let (name, url) =
+                                (found.endpoint.name.clone(), found.endpoint.url.clone());
                             if deleted {
                                 watcher.seen.remove(&name);
                             } else {

@@ -205,7 +205,7 @@ fn removed(name: &str) -> Record {
 
 fn endpoint(name: &str, url: u64) -> Record {
     Record::Endpoint {
-        endpoint: plain(name, url),
+        endpoint: plain(name, url).into(),
         owner: id("east", "workload/a"),
     }
 }

@@ -2,12 +2,14 @@
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::api::{Alarm, Effect, Peer, Query, Refusal, WatchEvent};
+use super::api::{Alarm, Effect, Peer, Refusal, WatchEvent};
 use super::machine::RegistryMachine;
-use super::object::{Endpoint, Marks};
+use super::object::Endpoint;
+use super::packed::Packed;
 use super::record::Record;
 use crate::document::{Chain, Offer, Role};
 use crate::federation::{Event, Federation, Membership, StreamId, believe};
@@ -16,6 +18,7 @@ use crate::machine::Outbox;
 use crate::time::Now;
 
 type Out<'a> = &'a mut Outbox<Effect>;
+type Offered = (NetworkUid, Arc<Endpoint>, Duration);
 
 impl RegistryMachine {
     /// A stream is believed to be of the member whose registry its identity is.
@@ -98,17 +101,16 @@ impl RegistryMachine {
                     endpoint,
                 } => self.believe_endpoint(domain, uid, endpoint, now, out),
                 Event::Remove { domain, name } => {
-                    if self.objects.remote(&domain, &name).is_some() {
-                        self.commit(vec![Record::RemoteRemoved { domain, name }], now, out);
-                    }
+                    self.forget(&domain, &name, now, out);
                 }
                 Event::Synced { domain, named } => {
-                    let gone = self.objects.unnamed(&domain, &named);
+                    let gone = self.objects.remotes.unnamed(&domain, &named);
+                    self.objects.remotes.synced(&domain);
                     self.commit(gone, now, out);
                 }
                 Event::Lost { domain } => {
                     let deadline = now.mono + self.config.federation.stale_grace;
-                    self.objects.stale(&domain, deadline);
+                    self.objects.remotes.stale(&domain, deadline);
                 }
                 Event::Offered { domain, chain } => self.offered(&domain, chain, now, out),
             }
@@ -116,7 +118,7 @@ impl RegistryMachine {
     }
 
     /// Documents of the common networks, and the own endpoints in them.
-    fn offer_to(&self, domain: &DomainName) -> (Vec<Chain>, Vec<(NetworkUid, Endpoint, Duration)>) {
+    fn offer_to(&self, domain: &DomainName) -> (Vec<Chain>, Vec<Offered>) {
         let uids = self.federation.uids(domain);
         let documents = uids
             .iter()
@@ -124,7 +126,7 @@ impl RegistryMachine {
             .collect();
         let lifetime = self.config.endpoint_lifetime;
         let offered = self.objects.owns().filter_map(|own| {
-            let uid = Marks::of(&own.endpoint)?.uid;
+            let uid = own.uid?;
             uids.contains(&uid)
                 .then(|| (uid, own.endpoint.clone(), lifetime))
         });
@@ -135,7 +137,7 @@ impl RegistryMachine {
         &mut self,
         domain: DomainName,
         uid: NetworkUid,
-        endpoint: Endpoint,
+        endpoint: Arc<Endpoint>,
         now: Now,
         out: Out<'_>,
     ) {
@@ -156,47 +158,48 @@ impl RegistryMachine {
             },
             _ => Err(format!("network {uid} is not common")),
         };
-        let known = self.objects.remote(&domain, &endpoint.name);
-        let verdict = verdict.and_then(|()| {
-            let full =
-                known.is_none() && self.objects.remote_count(&domain) >= limits.endpoints_max;
-            if full {
-                Err(format!("more than {} endpoints", limits.endpoints_max))
-            } else {
-                Ok(())
-            }
-        });
-        let name = endpoint.name.clone();
-        match verdict {
-            Ok(()) => {
-                if known.is_none_or(|known| known.endpoint != endpoint || known.uid != uid) {
-                    self.commit(
-                        vec![Record::Remote {
-                            uid,
-                            domain: domain.clone(),
-                            endpoint,
-                        }],
-                        now,
-                        out,
-                    );
-                }
-                self.objects.vouch(&domain, &name);
-            }
-            Err(reason) => {
-                if known.is_some() {
-                    let record = Record::RemoteRemoved {
-                        domain: domain.clone(),
-                        name: name.clone(),
-                    };
-                    self.commit(vec![record], now, out);
-                }
-                let name = name.chars().take(64).collect();
-                out.push(Effect::Alarm(Alarm::NotBelieved {
+        if let Err(reason) = verdict {
+            let name = endpoint.name.clone();
+            self.forget(&domain, &name, now, out);
+            let name = name.chars().take(64).collect();
+            return out.push(Effect::Alarm(Alarm::NotBelieved {
+                domain,
+                name,
+                reason,
+            }));
+        }
+        let packed = Packed::new(&endpoint);
+        if let Err(full) = self.objects.remotes.room(&domain, &packed, limits) {
+            self.forget(&domain, &endpoint.name, now, out);
+            if self.objects.remotes.refuse(&domain) {
+                out.push(Effect::Alarm(Alarm::DomainLimited {
                     domain,
-                    name,
-                    reason,
+                    what: full.what,
+                    limit: full.limit,
                 }));
             }
+            return;
+        }
+        let known = self.objects.remotes.get(&domain, &endpoint.name);
+        if known.is_none_or(|known| known.packed != packed || known.uid != uid) {
+            let record = Record::Remote {
+                uid,
+                domain: domain.clone(),
+                endpoint: packed,
+            };
+            self.commit(vec![record], now, out);
+        }
+        self.objects.remotes.vouch(&domain, &endpoint.name);
+    }
+
+    /// What the domain says of this name now is not taken: what it said before ends.
+    fn forget(&mut self, domain: &DomainName, name: &str, now: Now, out: Out<'_>) {
+        if self.objects.remotes.get(domain, name).is_some() {
+            let record = Record::RemoteRemoved {
+                domain: domain.clone(),
+                name: name.to_owned(),
+            };
+            self.commit(vec![record], now, out);
         }
     }
 
@@ -229,12 +232,10 @@ impl RegistryMachine {
             out,
         );
         let (mut told, mut ended) = (Vec::new(), Vec::new());
-        for (id, watcher) in self.watchers.iter() {
-            if watcher.query == Query::Document(uid) {
-                match self.may_read_document(uid, &watcher.peer, now.wall) {
-                    Ok(()) => told.push(id),
-                    Err(refusal) => ended.push((id, refusal)),
-                }
+        for (id, watcher) in self.watchers.of_document(uid) {
+            match self.may_read_document(uid, &watcher.peer, now.wall) {
+                Ok(()) => told.push(id),
+                Err(refusal) => ended.push((id, refusal)),
             }
         }
         for watcher in told {
@@ -334,19 +335,10 @@ impl RegistryMachine {
                     .remaining(now.wall)
                     .clamp(Duration::from_secs(1), Duration::from_secs(3600))
         });
-        let gone: Vec<_> = self
-            .objects
-            .remotes()
-            .filter(|(domain, entry)| {
-                !members
-                    .get(*domain)
-                    .is_some_and(|common| common.uids.contains(&entry.uid))
-            })
-            .map(|(domain, entry)| Record::RemoteRemoved {
-                domain: domain.clone(),
-                name: entry.endpoint.name.clone(),
-            })
-            .collect();
+        let gone = self.objects.remotes.not_common(|domain, uid| {
+            let common = members.get(domain);
+            common.is_some_and(|common| common.uids.contains(uid))
+        });
         self.commit(gone, now, out);
         self.federate(now, out, |federation, events| {
             federation.reconcile(dials_only, members, now.mono, events)

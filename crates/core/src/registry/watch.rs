@@ -1,14 +1,23 @@
-//! Who watches what.
+//! Who watches what, by what a change can match.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::api::{Peer, Query, WatcherId};
+use super::api::{Config, Peer, Query, Refusal, WatcherId};
+use super::index::Tally;
+use crate::ids::{NetworkUid, SpiffeId};
 
-/// The watchers of one registry, bounded.
-#[derive(Debug)]
+/// The watchers of one registry, bounded in all and for each identity.
+#[derive(Debug, Default)]
 pub(super) struct Watchers {
     watchers: BTreeMap<WatcherId, Watcher>,
-    limit: usize,
+    /// Watches of endpoints: by the queried name, else by the first queried service.
+    by_name: BTreeMap<String, BTreeSet<WatcherId>>,
+    by_service: BTreeMap<String, BTreeSet<WatcherId>>,
+    /// Watches of endpoints that neither can serve.
+    rest: BTreeSet<WatcherId>,
+    services: BTreeSet<WatcherId>,
+    documents: BTreeMap<NetworkUid, BTreeSet<WatcherId>>,
+    identities: Tally<SpiffeId>,
 }
 
 #[derive(Clone, Debug)]
@@ -18,36 +27,110 @@ pub(super) struct Watcher {
 }
 
 impl Watchers {
-    pub(super) const fn new(limit: usize) -> Self {
-        Self {
-            watchers: BTreeMap::new(),
-            limit,
+    /// Whether there is room for one more of this identity.
+    pub(super) fn room(&self, peer: &Peer, config: &Config) -> Result<(), Refusal> {
+        let full = |what, limit| Err(Refusal::Limit { what, limit });
+        if self.watchers.len() >= config.watchers_max {
+            return full("watches", config.watchers_max);
         }
+        if self.identities.of(&peer.id) >= config.watchers_per_identity_max {
+            return full("watches of one identity", config.watchers_per_identity_max);
+        }
+        Ok(())
     }
 
-    /// False when there are too many.
-    pub(super) fn insert(&mut self, id: WatcherId, watcher: Watcher) -> bool {
-        if self.watchers.len() >= self.limit {
-            return false;
-        }
+    pub(super) fn insert(&mut self, id: WatcherId, watcher: Watcher) {
+        self.remove(id);
+        self.identities.add(&watcher.peer.id);
+        self.class(&watcher.query, |ids| {
+            ids.insert(id);
+        });
         self.watchers.insert(id, watcher);
-        true
     }
 
     pub(super) fn remove(&mut self, id: WatcherId) {
-        self.watchers.remove(&id);
+        if let Some(watcher) = self.watchers.remove(&id) {
+            self.identities.subtract(&watcher.peer.id);
+            self.class(&watcher.query, |ids| {
+                ids.remove(&id);
+            });
+        }
     }
 
     /// Ends all of them; their ids.
     pub(super) fn clear(&mut self) -> Vec<WatcherId> {
-        core::mem::take(&mut self.watchers).into_keys().collect()
+        core::mem::take(self).watchers.into_keys().collect()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (WatcherId, &Watcher)> + '_ {
-        self.watchers.iter().map(|(id, watcher)| (*id, watcher))
+    /// Changes the set that a query belongs to; an empty one is not kept.
+    fn class(&mut self, query: &Query, change: impl FnOnce(&mut BTreeSet<WatcherId>)) {
+        match query {
+            Query::Services(_) => change(&mut self.services),
+            Query::Document(uid) => keyed(&mut self.documents, uid, change),
+            Query::Endpoints(query) => match (query.name.as_str(), query.services.first()) {
+                ("", None) => change(&mut self.rest),
+                ("", Some(service)) => keyed(&mut self.by_service, service, change),
+                _ => keyed(&mut self.by_name, &query.name, change),
+            },
+        }
+    }
+
+    /// Those among whom all are whose query an endpoint of this name with these services can
+    /// match, in order.
+    pub(super) fn of_endpoint<'a>(
+        &self,
+        name: &str,
+        services: impl IntoIterator<Item = &'a str>,
+    ) -> BTreeSet<WatcherId> {
+        let mut of = self.rest.clone();
+        of.extend(self.by_name.get(name).into_iter().flatten());
+        for service in services {
+            of.extend(self.by_service.get(service).into_iter().flatten());
+        }
+        of
+    }
+
+    /// Whether anybody watches endpoints.
+    pub(super) fn of_endpoints_is_empty(&self) -> bool {
+        self.rest.is_empty() && self.by_name.is_empty() && self.by_service.is_empty()
+    }
+
+    pub(super) fn of_services(&self) -> impl Iterator<Item = (WatcherId, &Watcher)> + '_ {
+        self.all(&self.services)
+    }
+
+    pub(super) fn of_document(
+        &self,
+        uid: NetworkUid,
+    ) -> impl Iterator<Item = (WatcherId, &Watcher)> + '_ {
+        let ids = self.documents.get(&uid).into_iter();
+        ids.flat_map(|ids| self.all(ids))
+    }
+
+    fn all<'a>(
+        &'a self,
+        ids: &'a BTreeSet<WatcherId>,
+    ) -> impl Iterator<Item = (WatcherId, &'a Watcher)> + 'a {
+        ids.iter().filter_map(|id| Some((*id, self.get(*id)?)))
+    }
+
+    pub(super) fn get(&self, id: WatcherId) -> Option<&Watcher> {
+        self.watchers.get(&id)
     }
 
     pub(super) fn len(&self) -> usize {
         self.watchers.len()
+    }
+}
+
+fn keyed<K: Ord + Clone>(
+    sets: &mut BTreeMap<K, BTreeSet<WatcherId>>,
+    key: &K,
+    change: impl FnOnce(&mut BTreeSet<WatcherId>),
+) {
+    let mut ids = sets.remove(key).unwrap_or_default();
+    change(&mut ids);
+    if !ids.is_empty() {
+        sets.insert(key.clone(), ids);
     }
 }
