@@ -11,6 +11,8 @@ require (
 	google.golang.org/protobuf v1.36.10
 )
 
+require github.com/google/go-cmp v0.7.0 // indirect
+
 require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect
 	github.com/OneOfOne/xxhash v1.2.8 // indirect

@@ -1,5 +1,5 @@
 // nsm-peer is a client of the stock NSM SDK: it looks for endpoints, registers one, and attaches
-// by WIREGUARD with the stock wireguard-go as its data plane.
+// by WIREGUARD with the stock wireguard-go as its data plane. It is the stock registry, too.
 package main
 
 import (
@@ -35,14 +35,16 @@ var (
 
 // peer holds what every call needs.
 type peer struct {
-	ctx  context.Context
-	dial []grpc.DialOption
+	ctx    context.Context
+	dial   []grpc.DialOption
+	server credentials.TransportCredentials
+	tokens token.GeneratorFunc
 }
 
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) < 2 {
-		log.Fatal("usage: nsm-peer find|register|attach [flags]")
+		log.Fatal("usage: nsm-peer find|register|attach|registry [flags]")
 	}
 	verb := os.Args[1]
 	_ = flag.CommandLine.Parse(os.Args[2:])
@@ -62,14 +64,15 @@ func main() {
 	}
 	tls := tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeAny())
 	tokens := spiffejwt.TokenGeneratorFunc(svid, *lifetime)
-	p := &peer{ctx: ctx, dial: []grpc.DialOption{
+	server := credentials.NewTLS(tlsconfig.MTLSServerConfig(svid, bundle, tlsconfig.AuthorizeAny()))
+	p := &peer{ctx: ctx, server: server, tokens: tokens, dial: []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(tls)),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true),
 			grpc.PerRPCCredentials(token.NewPerRPCCredentials(tokens))),
 	}}
 
 	run, ok := map[string]func(*peer) error{
-		"find": findMain, "register": registerMain, "attach": attachMain,
+		"find": findMain, "register": registerMain, "attach": attachMain, "registry": registryMain,
 	}[verb]
 	if !ok {
 		log.Fatalf("unknown verb %q", verb)
