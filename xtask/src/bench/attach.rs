@@ -71,9 +71,9 @@ async fn measure(bench: &Bench, load: &Path, report: &mut Report) -> anyhow::Res
                 ],
             );
             if concurrent {
-                report.at_most(&format!("{name}: all attached"), all, ALL_WANTED);
+                report.at_most(&format!("{name}: all attached"), all, "ms", ALL_WANTED);
             } else {
-                report.at_most(&format!("{name}: p50"), median, MEDIAN_WANTED);
+                report.at_most(&format!("{name}: p50"), median, "ms", MEDIAN_WANTED);
             }
         }
     }

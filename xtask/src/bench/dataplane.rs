@@ -192,15 +192,17 @@ fn record(layout: Layout, samples: &[[Sample; 2]], report: &mut Report) {
     report.at_most(
         &format!("{} half load lost", layout.name()),
         half(|sample| sample.half.lost()),
+        "packets",
         0.0,
     );
     report.at_most(
         &format!("{} half load reordered", layout.name()),
         half(|sample| sample.half.reordered),
+        "packets",
         0.0,
     );
     if layout == Layout::Veth {
-        report.at_least("veth tcp against boringtun-cli", stream, RATIO_WANTED);
+        report.at_least("veth tcp against boringtun-cli", stream, "x", RATIO_WANTED);
     }
 }
 

@@ -25,8 +25,9 @@ struct Row {
 struct Mark {
     name: String,
     value: f64,
-    wanted: String,
-    reached: bool,
+    unit: String,
+    bound: String,
+    ok: bool,
 }
 
 impl Report {
@@ -50,24 +51,22 @@ impl Report {
     }
 
     /// A value that must be at least this.
-    pub(crate) fn at_least(&mut self, name: &str, value: f64, wanted: f64) {
-        let reached = value >= wanted;
-        self.marks.push(Mark {
-            name: name.to_owned(),
-            value,
-            wanted: format!(">= {wanted}"),
-            reached,
-        });
+    pub(crate) fn at_least(&mut self, name: &str, value: f64, unit: &str, bound: f64) {
+        self.mark(name, value, unit, format!(">= {bound}"), value >= bound);
     }
 
     /// A value that must be at most this.
-    pub(crate) fn at_most(&mut self, name: &str, value: f64, wanted: f64) {
-        let reached = value <= wanted;
+    pub(crate) fn at_most(&mut self, name: &str, value: f64, unit: &str, bound: f64) {
+        self.mark(name, value, unit, format!("<= {bound}"), value <= bound);
+    }
+
+    fn mark(&mut self, name: &str, value: f64, unit: &str, bound: String, ok: bool) {
         self.marks.push(Mark {
             name: name.to_owned(),
             value,
-            wanted: format!("<= {wanted}"),
-            reached,
+            unit: unit.to_owned(),
+            bound,
+            ok,
         });
     }
 
@@ -82,7 +81,7 @@ impl Report {
         let missed: Vec<&str> = self
             .marks
             .iter()
-            .filter(|mark| !mark.reached)
+            .filter(|mark| !mark.ok)
             .map(|mark| mark.name.as_str())
             .collect();
         if !missed.is_empty() {
@@ -107,10 +106,16 @@ impl Report {
             .marks
             .iter()
             .map(|mark| {
-                json!({ "name": mark.name, "value": mark.value, "wanted": mark.wanted, "reached": mark.reached })
+                json!({
+                    "name": mark.name,
+                    "value": mark.value,
+                    "unit": mark.unit,
+                    "bound": mark.bound,
+                    "ok": mark.ok,
+                })
             })
             .collect();
-        let ok = self.marks.iter().all(|mark| mark.reached);
+        let ok = self.marks.iter().all(|mark| mark.ok);
         json!({ "bench": self.name, "ok": ok, "rows": rows, "marks": marks, "machine": machine() })
     }
 
@@ -144,12 +149,13 @@ impl Report {
             lines.push(format!("{:width$}{columns}", row.name));
         }
         for mark in &self.marks {
-            let verdict = if mark.reached { "reached" } else { "MISSED " };
+            let verdict = if mark.ok { "reached" } else { "MISSED " };
             lines.push(format!(
-                "{verdict} {}: {} (wanted {})",
+                "{verdict} {}: {} {} (wanted {})",
                 mark.name,
                 figure(mark.value),
-                mark.wanted
+                mark.unit,
+                mark.bound
             ));
         }
         lines
@@ -189,8 +195,8 @@ mod tests {
             "one stream",
             &[("throughput", 2.5, "Gbit/s"), ("cpu", 4.0, "s/GB")],
         );
-        report.at_least("throughput against the other", 1.5, 2.0);
-        report.at_most("p50", 3.0, 10.0);
+        report.at_least("throughput against the other", 1.5, "x", 2.0);
+        report.at_most("p50", 3.0, "ms", 10.0);
         let directory = std::env::temp_dir().join(format!("vl3-report-{}", std::process::id()));
         let error = report.finish(&directory).unwrap_err();
         let text = std::fs::read_to_string(&directory).unwrap();
@@ -202,6 +208,6 @@ mod tests {
         );
         assert_eq!(document["ok"], false);
         assert_eq!(document["rows"][0]["figures"]["throughput"]["value"], 2.5);
-        assert_eq!(document["marks"][1]["reached"], true);
+        assert_eq!(document["marks"][1]["ok"], true);
     }
 }
