@@ -3,6 +3,7 @@
 
 mod attach;
 mod dataplane;
+mod registry;
 pub(crate) mod report;
 
 use std::path::PathBuf;
@@ -26,7 +27,11 @@ pub(crate) struct Bench {
 type Run = fn(&Bench, &mut Report) -> anyhow::Result<()>;
 
 /// Each bench is one file beside this one.
-const BENCHES: &[(&str, Run)] = &[("attach", attach::run), ("dataplane", dataplane::run)];
+const BENCHES: &[(&str, Run)] = &[
+    ("attach", attach::run),
+    ("dataplane", dataplane::run),
+    ("registry", registry::run),
+];
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let names: Vec<&str> = BENCHES.iter().map(|(name, _)| *name).collect();

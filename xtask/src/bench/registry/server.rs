@@ -1,0 +1,244 @@
+//! One registry process, ours by engine or the stock one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use vl3_lab::{Process, ProcessSpec};
+
+use super::{POLL, World};
+use crate::shell;
+
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const PORT: u16 = 5002;
+/// USER_HZ of every Linux this runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    Memory,
+    Redb,
+    /// The in-memory registry chain of the stock SDK.
+    Stock,
+}
+
+impl Engine {
+    pub(super) const ALL: [Self; 3] = [Self::Memory, Self::Redb, Self::Stock];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redb => "redb",
+            Self::Stock => "stock",
+        }
+    }
+}
+
+/// What the load program prepared.
+pub(super) struct Files {
+    pub(super) dir: PathBuf,
+    uid: String,
+    document: String,
+    addresses: Vec<String>,
+}
+
+pub(super) fn domain(number: usize) -> String {
+    format!("d{number:03}")
+}
+
+impl Files {
+    pub(super) fn new(dir: PathBuf, known: &Value) -> anyhow::Result<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("a text");
+        let addresses = known["domains"].as_array().context("domains")?.iter();
+        Ok(Self {
+            dir,
+            uid: text(&known["uid"])?,
+            document: text(&known["document"])?,
+            addresses: addresses
+                .map(|domain| text(&domain["address"]))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Killed when dropped.
+pub(super) struct Server {
+    pub(super) engine: Engine,
+    pub(super) url: String,
+    pub(super) dir: PathBuf,
+    run_dir: PathBuf,
+    process: Process,
+}
+
+impl Server {
+    /// Starts it and waits until it serves. `slot` keeps apart servers of different files that
+    /// run at once; within one set of files it is the domain's number.
+    pub(super) async fn start(
+        world: &World,
+        files: &Files,
+        engine: Engine,
+        slot: usize,
+    ) -> anyhow::Result<Self> {
+        let mut server = Self::spawn(world, files, engine, slot)?;
+        server.ready(world).await?;
+        Ok(server)
+    }
+
+    pub(super) fn spawn(
+        world: &World,
+        files: &Files,
+        engine: Engine,
+        slot: usize,
+    ) -> anyhow::Result<Self> {
+        let number = if slot < files.addresses.len() {
+            slot
+        } else {
+            0
+        };
+        let (port, address) = if number == slot {
+            (PORT, &files.addresses[slot])
+        } else {
+            (PORT + 1, &files.addresses[0])
+        };
+        let url = format!("tcp://{address}:{port}");
+        let at = files.dir.join(domain(number));
+        let run_dir = at.join("run");
+        let name = format!("{}-{slot}", engine.name());
+        let spec = if engine == Engine::Stock {
+            ProcessSpec::new(name, &world.stock)
+                .args(["registry", "-listen", &url, "-identity"])
+                .args([at.join("registry")])
+        } else {
+            let config = at.join("registry.toml");
+            std::fs::write(&config, config_text(files, engine, number, &url, &at))?;
+            ProcessSpec::new(name, &world.vl3)
+                .args(["registry", "--config"])
+                .args([config])
+        };
+        Ok(Self {
+            engine,
+            url,
+            dir: files.dir.clone(),
+            run_dir,
+            process: world.host.spawn(spec)?,
+        })
+    }
+
+    pub(super) async fn ready(&mut self, world: &World) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!(
+                    "{} ended with {status}: {}",
+                    self.url,
+                    self.process.log_tail(5).join("\n")
+                );
+            }
+            let ready = match self.engine {
+                Engine::Stock => self
+                    .process
+                    .log_tail(1)
+                    .iter()
+                    .any(|line| line.contains("serving")),
+                Engine::Memory | Engine::Redb => self
+                    .status(world)?
+                    .is_some_and(|status| status.to_string().contains("\"ready\":true")),
+            };
+            if ready {
+                return Ok(());
+            }
+            if start.elapsed() > READY_LIMIT {
+                bail!("{} is not ready within {READY_LIMIT:?}", self.url);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// None while it does not answer.
+    fn status(&self, world: &World) -> anyhow::Result<Option<Value>> {
+        let mut command = Command::new(&world.vl3);
+        command
+            .arg("status")
+            .arg(&self.run_dir)
+            .args(["-o", "json"]);
+        let (ok, text, _) = shell::output(&mut command)?;
+        Ok(ok.then(|| serde_json::from_str(&text)).transpose()?)
+    }
+
+    /// Endpoints that it holds, by its metrics: own ones and those of other domains.
+    pub(super) fn endpoints(&self) -> anyhow::Result<u64> {
+        let text = admin_get(&self.run_dir.join("admin.sock"), "/metrics")?;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("vl3_registry_endpoints "))
+            .context("the metric vl3_registry_endpoints")?;
+        Ok(line.rsplit(' ').next().unwrap_or_default().parse::<f64>()? as u64)
+    }
+
+    pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))
+            .with_context(|| format!("{} has ended", self.url))?;
+        // After the name in parentheses: user and system time are the 12th and 13th fields.
+        let rest = text.rsplit_once(')').context("a stat line")?.1;
+        let ticks: f64 = rest
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|ticks| ticks.parse::<f64>().ok())
+            .sum();
+        Ok(ticks / TICKS_PER_SECOND)
+    }
+
+    /// Resident.
+    pub(super) fn memory_mib(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
+            .with_context(|| format!("{} has ended", self.url))?;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .context("VmRSS")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+        Ok(kib / 1024.0)
+    }
+
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        self.process.terminate()?;
+        self.process.wait().await?;
+        Ok(())
+    }
+}
+
+fn config_text(files: &Files, engine: Engine, number: usize, url: &str, at: &Path) -> String {
+    let state = match engine {
+        Engine::Redb => at.join("state").display().to_string(),
+        Engine::Memory | Engine::Stock => String::new(),
+    };
+    format!(
+        "name = \"{name}\"\ndomain = \"{name}\"\nlisten = [\"{url}\"]\n\
+         run_dir = \"{run}\"\nstate_dir = \"{state}\"\nidentity.dir = \"{identity}\"\n\
+         endpoint_lifetime = \"600s\"\nprefix_len4 = 30\nlog.level = \"warn\"\n\
+         [[network]]\ndocument = \"{document}\"\nuid = \"{uid}\"\n",
+        name = domain(number),
+        run = at.join("run").display(),
+        identity = at.join("registry").display(),
+        document = files.document,
+        uid = files.uid,
+    )
+}
+
+/// One GET on an admin socket.
+fn admin_get(socket: &Path, path: &str) -> anyhow::Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)
+        .with_context(|| format!("connect to {}", socket.display()))?;
+    stream.set_read_timeout(Some(READY_LIMIT))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: vl3\r\nconnection: close\r\n\r\n"
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
