@@ -27,6 +27,8 @@ const PER_SERVICE: u32 = ENDPOINTS / SERVICES;
 /// Callers at once where the time of one call is of interest.
 const CALLERS: u32 = 8;
 const CALLERS_ENDPOINTS: u32 = 4_000;
+/// The stock registry spends tens of milliseconds of CPU on the policies of one call.
+const CALLERS_ENDPOINTS_STOCK: u32 = 160;
 const ROUNDS: usize = 3;
 const ROUND_S: f64 = 4.0;
 const REFRESH_S: f64 = 40.0;
@@ -208,9 +210,14 @@ async fn calls(world: &World, report: &mut Report) -> anyhow::Result<()> {
         say(&format!("calls, {}", engine.name()));
         let files = world.files(&format!("calls-{}", engine.name()), 1).await?;
         let server = Server::start(world, &files, engine, 0).await?;
+        let endpoints = if engine.is_stock() {
+            CALLERS_ENDPOINTS_STOCK
+        } else {
+            CALLERS_ENDPOINTS
+        };
         let register = json!({
             "op": "register", "to": server.url, "connections": CALLERS,
-            "endpoints": CALLERS_ENDPOINTS, "services": SERVICES,
+            "endpoints": endpoints, "services": SERVICES,
         });
         let (first, _) = world
             .measured(report, "Register", &server, register.clone())
@@ -224,7 +231,7 @@ async fn calls(world: &World, report: &mut Report) -> anyhow::Result<()> {
                 REGISTER_P99_MS,
             );
         }
-        if engine != Engine::Stock {
+        if !engine.is_stock() {
             let lease = json!({
                 "op": "lease", "to": server.url, "connections": CALLERS, "seconds": ROUND_S,
             });
@@ -241,9 +248,9 @@ async fn calls(world: &World, report: &mut Report) -> anyhow::Result<()> {
 /// to keep them.
 async fn find(world: &World, report: &mut Report) -> anyhow::Result<()> {
     let mut servers = Vec::new();
-    for engine in [Engine::Redb, Engine::Stock] {
+    for engine in [Engine::Redb, Engine::StockOpen] {
         say(&format!("{ENDPOINTS} endpoints, {}", engine.name()));
-        let files = world.files(&format!("find-{}", engine.name()), 1).await?;
+        let files = world.files(&format!("find-{}", servers.len()), 1).await?;
         let server = Server::start(world, &files, engine, servers.len()).await?;
         let fill = json!({
             "op": "register", "to": server.url, "connections": CLIENTS,
@@ -287,7 +294,7 @@ async fn find(world: &World, report: &mut Report) -> anyhow::Result<()> {
     report.at_most("Find p99 at 10,000 endpoints", ours, "ms", FIND_P99_MS);
     for server in &servers {
         let share = hold(world, report, server).await?;
-        if server.engine != Engine::Stock {
+        if !server.engine.is_stock() {
             report.at_most(
                 "keeping 10,000 endpoints",
                 share,

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// policies are what the stock commands apply to a registry's answer.
-var policies = []string{
+// clientPolicies are what the stock commands apply to a registry's answer.
+var clientPolicies = []string{
 	"etc/nsm/opa/common/.*.rego", "etc/nsm/opa/registry/.*.rego", "etc/nsm/opa/client/.*.rego",
 }
 
@@ -20,7 +20,7 @@ func (p *peer) endpoints() registry.NetworkServiceEndpointRegistryClient {
 	return client.NewNetworkServiceEndpointRegistryClient(p.ctx,
 		client.WithClientURL(parse(*connect)), client.WithDialOptions(p.dial...),
 		client.WithAuthorizeNSERegistryClient(
-			authorize.NewNetworkServiceEndpointRegistryClient(authorize.WithPolicies(policies...))))
+			authorize.NewNetworkServiceEndpointRegistryClient(authorize.WithPolicies(clientPolicies...))))
 }
 
 // findMain prints every endpoint of the service.

@@ -20,18 +20,25 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(super) enum Engine {
     Memory,
     Redb,
-    /// The in-memory registry chain of the stock SDK.
+    /// The in-memory registry chain of the stock SDK, with the policies of the stock command.
     Stock,
+    /// The same without policies: nobody's token is looked at, which is faster.
+    StockOpen,
 }
 
 impl Engine {
     pub(super) const ALL: [Self; 3] = [Self::Memory, Self::Redb, Self::Stock];
+
+    pub(super) const fn is_stock(self) -> bool {
+        matches!(self, Self::Stock | Self::StockOpen)
+    }
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Redb => "redb",
             Self::Stock => "stock",
+            Self::StockOpen => "stock unchecked",
         }
     }
 }
@@ -105,10 +112,11 @@ impl Server {
         let url = format!("tcp://{address}:{port}");
         let at = files.dir.join(domain(number));
         let run_dir = at.join("run");
-        let name = format!("{}-{slot}", engine.name());
-        let spec = if engine == Engine::Stock {
+        let name = format!("{}-{slot}", engine.name().replace(' ', "-"));
+        let spec = if engine.is_stock() {
+            let policies = format!("-policies={}", engine == Engine::Stock);
             ProcessSpec::new(name, &world.stock)
-                .args(["registry", "-listen", &url, "-identity"])
+                .args(["registry", &policies, "-listen", &url, "-identity"])
                 .args([at.join("registry")])
         } else {
             let config = at.join("registry.toml");
@@ -137,7 +145,7 @@ impl Server {
                 );
             }
             let ready = match self.engine {
-                Engine::Stock => self
+                Engine::Stock | Engine::StockOpen => self
                     .process
                     .log_tail(1)
                     .iter()
@@ -213,7 +221,7 @@ impl Server {
 fn config_text(files: &Files, engine: Engine, number: usize, url: &str, at: &Path) -> String {
     let state = match engine {
         Engine::Redb => at.join("state").display().to_string(),
-        Engine::Memory | Engine::Stock => String::new(),
+        Engine::Memory | Engine::Stock | Engine::StockOpen => String::new(),
     };
     format!(
         "name = \"{name}\"\ndomain = \"{name}\"\nlisten = [\"{url}\"]\n\
