@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use vl3_core::{Backoff, Rng};
 use vl3_net::fdpass::Connection;
 use vl3_proto::vl3::router::v1::{FdDial, FdListen, FdReply, FdRequest, fd_request::Body};
-use vl3_runtime::{CancellationToken, Retry};
+use vl3_runtime::{CancellationToken, Retry, Said};
 
 /// A local call; longer means that the router hangs.
 const REPLY_LIMIT: Duration = Duration::from_secs(2);
@@ -161,16 +161,14 @@ impl RouterSockets {
     /// serves on.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
-        let mut said = String::new();
+        let mut said = Said::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 error = self.connected(&mut retry) => {
                     let error = format!("{error:#}");
-                    // The same reason again and again is one event.
-                    if error != said {
-                        tracing::info!(path = %self.path.display(), error, "no sockets from the router; trying again");
-                        said = error;
+                    if let Some(unsaid) = said.say(&error) {
+                        tracing::info!(path = %self.path.display(), error, unsaid, "no sockets from the router; trying again");
                     }
                 }
             }
@@ -194,7 +192,7 @@ impl RouterSockets {
         let mut rng = Rng::new(rand::random());
         let mut listen_at = Instant::now();
         let mut bound = None;
-        let mut said = String::new();
+        let mut said = Said::default();
         loop {
             if bound.is_none() && Instant::now() >= listen_at {
                 match self.listen(&connection).await {
@@ -205,9 +203,12 @@ impl RouterSockets {
                     }
                     Err(FdError::Refused(reason)) => {
                         listen_at = Instant::now() + backoff.next(&mut rng);
-                        if reason != said {
-                            tracing::info!(reason, "the router passes no listeners; asking again");
-                            said = reason;
+                        if let Some(unsaid) = said.say(&reason) {
+                            tracing::info!(
+                                reason,
+                                unsaid,
+                                "the router passes no listeners; asking again"
+                            );
                         }
                     }
                     Err(FdError::Broken(error)) => return error,
