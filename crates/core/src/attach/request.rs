@@ -364,7 +364,7 @@ impl Attach {
         let Some(served) = self.served.get_mut(connection) else {
             return;
         };
-        let changed = before.is_some_and(|before| kind_or_key(before) != kind_or_key(mechanism));
+        let changed = before.is_some_and(|before| !same_end(before, mechanism));
         if changed {
             served.live = false;
             served.fd = Fd::default();

@@ -70,13 +70,7 @@ impl Parts<'_> {
                         "turn the workload connection {} into a link",
                         request.connection
                     );
-                    return ctx.refuse(
-                        call,
-                        Refusal::Denied {
-                            id: request.peer.clone(),
-                            what,
-                        },
-                    );
+                    return deny(call, request, what, ctx);
                 }
                 let in_use = self.attach.uses_key(*public_key, ctx);
                 let event = self
@@ -98,13 +92,7 @@ impl Parts<'_> {
                         "turn the link connection {} into a workload's",
                         request.connection
                     );
-                    return ctx.refuse(
-                        call,
-                        Refusal::Denied {
-                            id: request.peer.clone(),
-                            what,
-                        },
-                    );
+                    return deny(call, request, what, ctx);
                 }
                 let in_use = match mechanism {
                     MechanismWish::WireGuard { public_key } => {
@@ -207,4 +195,9 @@ impl Parts<'_> {
         let events = self.links.wake(ctx);
         self.linked(events, ctx);
     }
+}
+
+fn deny(call: CallId, request: &Request, what: String, ctx: &mut Context<'_>) {
+    let id = request.peer.clone();
+    ctx.refuse(call, Refusal::Denied { id, what });
 }
