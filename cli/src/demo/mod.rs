@@ -4,7 +4,6 @@
 //! `control` serves the other verbs of a kept demo. Registry, routers and DNS servers of a domain
 //! run on its gateway, workloads on pods behind it; the kiosk is a site of its own.
 
-mod admin;
 mod args;
 mod checks;
 mod control;

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vl3_lab::{Host, Process, ProcessSpec};
-
-use super::admin;
+use vl3_lab::{Host, Process, ProcessSpec, admin};
 
 /// The running image, also when its file is gone.
 pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";

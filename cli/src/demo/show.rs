@@ -1,6 +1,7 @@
 //! `vl3 demo status`: hosts, processes and addresses as tables.
 
-use super::admin;
+use vl3_lab::admin;
+
 use super::world::World;
 use crate::output::table;
 

@@ -1,4 +1,4 @@
-//! What a role says at its admin socket.
+//! What a running role says at its admin socket.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 8 << 20;
 
-/// The code and body of one GET at `run_dir/admin.sock`.
-pub(super) async fn get(run_dir: &Path, path: &str) -> anyhow::Result<(u16, String)> {
+/// The code and body of one GET at `run_dir/admin.sock`; an error after 3 s without an answer.
+pub async fn get(run_dir: &Path, path: &str) -> anyhow::Result<(u16, String)> {
     let exchange = async {
         let mut stream = UnixStream::connect(run_dir.join("admin.sock")).await?;
         stream
@@ -41,11 +41,12 @@ pub(super) async fn get(run_dir: &Path, path: &str) -> anyhow::Result<(u16, Stri
 }
 
 /// Whether the role says that it is ready; a role that is not there yet is not.
-pub(super) async fn is_ready(run_dir: &Path) -> bool {
+pub async fn is_ready(run_dir: &Path) -> bool {
     matches!(get(run_dir, "/readyz").await, Ok((200, _)))
 }
 
-pub(super) async fn status(run_dir: &Path) -> anyhow::Result<serde_json::Value> {
+/// What `vl3 status` shows.
+pub async fn status(run_dir: &Path) -> anyhow::Result<serde_json::Value> {
     let (_, body) = get(run_dir, "/status").await?;
     serde_json::from_str(&body).context("the status is no JSON")
 }

@@ -45,6 +45,7 @@
 //! # drop(pod); Ok(()) }
 //! ```
 
+pub mod admin;
 mod host;
 mod internet;
 mod nat;

@@ -4,7 +4,6 @@
 //! files, as an operator would. Nothing is skipped: where namespaces, `/dev/net/tun` or the binary
 //! are missing, a test fails and says what is missing.
 
-mod admin;
 mod binary;
 mod country;
 mod domain;

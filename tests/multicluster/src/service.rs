@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use vl3_lab::{Host, Process, ProcessSpec};
+use vl3_lab::{Host, Process, ProcessSpec, admin};
 
+use crate::binary;
 use crate::wait::eventually_some;
-use crate::{admin, binary};
 
 /// How long a role may take to become ready in a debug build on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(30);
@@ -173,9 +173,7 @@ impl Service {
 
     /// What the role shows of itself.
     pub async fn status(&self) -> anyhow::Result<serde_json::Value> {
-        let (_, body) = admin::get(&self.run_dir, "/status").await?;
-        let status: serde_json::Value = serde_json::from_str(&body)
-            .with_context(|| format!("the status of {} is no JSON", self.label()))?;
+        let status = admin::status(&self.run_dir).await?;
         let shown = status[self.role].clone();
         anyhow::ensure!(
             shown.is_object(),
@@ -187,8 +185,8 @@ impl Service {
 
     /// The sum of all samples of the metrics whose name starts so and whose labels hold `label`.
     pub async fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
-        let (_, body) = admin::get(&self.run_dir, "/metrics").await?;
-        let lines = body
+        let metrics = self.metrics().await?;
+        let lines = metrics
             .lines()
             .filter(|line| line.starts_with(name) && line.contains(label));
         Ok(lines

@@ -355,7 +355,7 @@ async fn propagation(world: &World, report: &mut Report) -> anyhow::Result<()> {
             fleet.push(Server::spawn(world, &files, Engine::Redb, number)?);
         }
         for server in &mut fleet {
-            server.ready(world).await?;
+            server.ready().await?;
         }
         let task = json!({ "op": "propagate", "domains": domains, "rounds": CHANGES });
         let figures = world.load(&files.dir, task).await?;
@@ -402,7 +402,7 @@ async fn remotes(world: &World, report: &mut Report) -> anyhow::Result<()> {
     let (mut load, output) = world.start_load(&files.dir, task)?;
     let begin = std::time::Instant::now();
     wait_for(&sent, &mut load).await?;
-    while server.endpoints()? < expected {
+    while server.endpoints().await? < expected {
         ensure!(
             begin.elapsed() < SYNC_LIMIT,
             "not all endpoints arrived within {SYNC_LIMIT:?}"

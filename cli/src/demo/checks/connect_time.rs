@@ -2,8 +2,8 @@
 
 use anyhow::bail;
 use serde_json::Value;
+use vl3_lab::admin;
 
-use crate::demo::admin;
 use crate::demo::plan::Mechanism;
 use crate::demo::world::World;
 

@@ -13,14 +13,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use vl3_core::ids::NetworkUid;
 use vl3_identity::{Source, Trust};
-use vl3_lab::{Namespace, tools};
+use vl3_lab::{Namespace, admin, tools};
 use vl3_proto::vl3::router::v1 as wire;
 use vl3_proto::vl3::router::v1::routes_client::RoutesClient;
 use vl3_proto::vl3::router::v1::routes_message::Body;
 use vl3_runtime::clock;
 use vl3_runtime::grpc::{DialUrl, Dialer, Expect};
 
-use crate::demo::admin;
 use crate::demo::documents::{Block, Network};
 use crate::demo::world::World;
 

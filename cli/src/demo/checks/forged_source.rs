@@ -5,11 +5,10 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vl3_lab::{Datagram, tools, udp_packet};
+use vl3_lab::{Datagram, admin, tools, udp_packet};
 
 use serde_json::Value;
 
-use crate::demo::admin;
 use crate::demo::world::World;
 
 const FORGED: &str = "forged_source";

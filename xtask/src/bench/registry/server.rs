@@ -1,15 +1,13 @@
 //! One registry process, ours by engine or the stock one.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use vl3_lab::{Process, ProcessSpec};
+use vl3_lab::{Process, ProcessSpec, admin};
 
 use super::{POLL, World};
-use crate::shell;
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const PORT: u16 = 5002;
@@ -89,7 +87,7 @@ impl Server {
         slot: usize,
     ) -> anyhow::Result<Self> {
         let mut server = Self::spawn(world, files, engine, slot)?;
-        server.ready(world).await?;
+        server.ready().await?;
         Ok(server)
     }
 
@@ -134,7 +132,7 @@ impl Server {
         })
     }
 
-    pub(super) async fn ready(&mut self, world: &World) -> anyhow::Result<()> {
+    pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.process.try_wait()? {
@@ -150,9 +148,7 @@ impl Server {
                     .log_tail(1)
                     .iter()
                     .any(|line| line.contains("serving")),
-                Engine::Memory | Engine::Redb => self
-                    .status(world)?
-                    .is_some_and(|status| status.to_string().contains("\"ready\":true")),
+                Engine::Memory | Engine::Redb => admin::is_ready(&self.run_dir).await,
             };
             if ready {
                 return Ok(());
@@ -164,20 +160,9 @@ impl Server {
         }
     }
 
-    /// None while it does not answer.
-    fn status(&self, world: &World) -> anyhow::Result<Option<Value>> {
-        let mut command = Command::new(&world.vl3);
-        command
-            .arg("status")
-            .arg(&self.run_dir)
-            .args(["-o", "json"]);
-        let (ok, text, _) = shell::output(&mut command)?;
-        Ok(ok.then(|| serde_json::from_str(&text)).transpose()?)
-    }
-
     /// Endpoints that it holds, by its metrics: own ones and those of other domains.
-    pub(super) fn endpoints(&self) -> anyhow::Result<u64> {
-        let text = admin_get(&self.run_dir.join("admin.sock"), "/metrics")?;
+    pub(super) async fn endpoints(&self) -> anyhow::Result<u64> {
+        let text = admin::get(&self.run_dir, "/metrics").await?.1;
         let line = text
             .lines()
             .find(|line| line.starts_with("vl3_registry_endpoints "))
@@ -234,19 +219,4 @@ fn config_text(files: &Files, engine: Engine, number: usize, url: &str, at: &Pat
         document = files.document,
         uid = files.uid,
     )
-}
-
-/// One GET on an admin socket.
-fn admin_get(socket: &Path, path: &str) -> anyhow::Result<String> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::os::unix::net::UnixStream::connect(socket)
-        .with_context(|| format!("connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(READY_LIMIT))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: vl3\r\nconnection: close\r\n\r\n"
-    )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
