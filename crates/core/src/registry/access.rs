@@ -137,9 +137,15 @@ impl RegistryMachine {
             .any(|(_, member)| member.grants(Role::Intermediary, id))
     }
 
-    pub(super) fn is_router(&self, id: &SpiffeId, wall: Wall) -> bool {
-        self.own_members(wall)
-            .any(|(_, member)| member.grants(Role::Router, id))
+    /// Whether it is a router of the own domain in that network. Also after the membership's
+    /// end: removals are told in the form in which the object was shown.
+    pub(super) fn is_router_in(&self, uid: NetworkUid, id: &SpiffeId) -> bool {
+        let network = self.networks.get(&uid);
+        let own = network.and_then(|network| {
+            let document = network.store.document();
+            document.members.get(&self.config.domain)
+        });
+        own.is_some_and(|member| member.grants(Role::Router, id))
     }
 
     fn own_members(&self, wall: Wall) -> impl Iterator<Item = (&Document, &Member)> + '_ {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::api::{Effect, FoundEndpoint, Peer, Query, WatchEvent, WatcherId};
 use super::find::View;
 use super::machine::RegistryMachine;
+use super::matching::EndpointQuery;
 use super::object::{Endpoint, Service};
 use super::packed::Packed;
 use super::record::Record;
@@ -20,7 +21,7 @@ pub(super) enum LastKnown {
     Service(Service),
     /// With the network in which other domains see it.
     Own(Arc<Endpoint>, Option<NetworkUid>),
-    Remote(Packed),
+    Remote(Packed, NetworkUid),
 }
 
 impl RegistryMachine {
@@ -41,7 +42,7 @@ impl RegistryMachine {
             }
             Record::RemoteRemoved { domain, name } => {
                 let remote = self.objects.remotes.get(domain, name)?;
-                Some(LastKnown::Remote(remote.packed.clone()))
+                Some(LastKnown::Remote(remote.packed.clone(), remote.uid))
             }
             Record::Document { .. }
             | Record::Lease { .. }
@@ -116,14 +117,14 @@ impl RegistryMachine {
                 // A removal is told even when it is due to the network's end.
                 if self.network(*uid, now.wall).is_ok() {
                     let expires = now.wall + self.config.endpoint_lifetime;
-                    self.tell_remote(domain, endpoint, expires, false, now.wall, out);
+                    self.tell_remote((domain, *uid), endpoint, expires, false, out);
                 }
             }
             Record::RemoteRemoved { domain, .. } => {
-                let Some(LastKnown::Remote(packed)) = before else {
+                let Some(LastKnown::Remote(packed, uid)) = before else {
                     return;
                 };
-                self.tell_remote(domain, &packed, now.wall, true, now.wall, out);
+                self.tell_remote((domain, uid), &packed, now.wall, true, out);
             }
         }
     }
@@ -162,7 +163,7 @@ impl RegistryMachine {
         }
         let services = endpoint.services.iter().map(String::as_str);
         let watchers = self.watchers.of_endpoint(&endpoint.name, services);
-        self.tell(watchers, expires, deleted, out, |machine, peer| {
+        self.tell(watchers, expires, deleted, out, |machine, _, peer| {
             let seen = machine.sees_own(uid, peer, wall);
             seen.then(|| endpoint.clone())
         });
@@ -171,11 +172,10 @@ impl RegistryMachine {
     /// Each of the two ways to see the endpoint is made once, for all who see it so.
     fn tell_remote(
         &mut self,
-        domain: &DomainName,
+        (domain, uid): (&DomainName, NetworkUid),
         packed: &Packed,
         expires: Wall,
         deleted: bool,
-        wall: Wall,
         out: &mut Outbox<Effect>,
     ) {
         if self.watchers.of_endpoints_is_empty() {
@@ -187,8 +187,8 @@ impl RegistryMachine {
         let watchers = self
             .watchers
             .of_endpoint(&router.name, services.map(String::as_str));
-        self.tell(watchers, expires, deleted, out, |machine, peer| {
-            Some(match machine.view(peer, wall)? {
+        self.tell(watchers, expires, deleted, out, |machine, query, peer| {
+            Some(match machine.view(uid, query, peer)? {
                 View::Router => router.clone(),
                 View::Other => other.clone(),
             })
@@ -201,7 +201,7 @@ impl RegistryMachine {
         expires: Wall,
         deleted: bool,
         out: &mut Outbox<Effect>,
-        shown: impl Fn(&Self, &Peer) -> Option<Arc<Endpoint>>,
+        shown: impl Fn(&Self, &EndpointQuery, &Peer) -> Option<Arc<Endpoint>>,
     ) {
         for watcher in watchers {
             let Some(watch) = self.watchers.get(watcher) else {
@@ -210,8 +210,8 @@ impl RegistryMachine {
             let Query::Endpoints(query) = &watch.query else {
                 continue;
             };
-            let Some(endpoint) =
-                shown(self, &watch.peer).filter(|shown| query.matches(shown, expires.unix_secs()))
+            let Some(endpoint) = shown(self, query, &watch.peer)
+                .filter(|shown| query.matches(shown, expires.unix_secs()))
             else {
                 continue;
             };

@@ -43,9 +43,11 @@ impl RegistryMachine {
             }
             Command::UnregisterEndpoint { name } => self.unregister_endpoint(name, peer, now, out),
             Command::FindServices { query } => {
-                Ok(Reply::Services(self.find_services(&query, peer)))
+                self.check_size("network_service", query.size())?;
+                Ok(Reply::Services(self.find_services(&query, peer, now)))
             }
             Command::FindEndpoints { query } => {
+                self.check_size("network_service_endpoint", query.size())?;
                 Ok(Reply::Endpoints(self.find_endpoints(&query, peer, now)))
             }
             Command::ClaimName { uid, claim } => self.claim_name(uid, &claim, peer, now, out),
@@ -328,7 +330,7 @@ impl RegistryMachine {
                     found.map(endpoints).collect::<Vec<_>>()
                 }),
             Query::Services(query) => self.check_size("network_service", query.size()).map(|()| {
-                let found = self.find_services(query, &peer).into_iter();
+                let found = self.find_services(query, &peer, now).into_iter();
                 found.map(services).collect()
             }),
             Query::Document(uid) => self.may_read_document(*uid, &peer, now.wall).map(|()| {

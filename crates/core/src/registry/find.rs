@@ -10,7 +10,7 @@ use super::object::{Endpoint, Service};
 use super::objects::Own;
 use super::packed::Packed;
 use super::remotes::Remote;
-use crate::ids::DomainName;
+use crate::ids::{DomainName, NetworkUid};
 use crate::time::{Mono, Now, Wall};
 
 /// Payload of a service that states none (nsm-wire 4.1).
@@ -37,8 +37,14 @@ impl View {
 }
 
 impl RegistryMachine {
-    /// Registered services, and the networks themselves unless somebody registered them.
-    pub(super) fn find_services(&self, query: &ServiceQuery, peer: &Peer) -> Vec<Service> {
+    /// Registered services, and the networks themselves unless somebody registered them: under
+    /// their names, and as `<network>@D` for each other member where the query asks for it.
+    pub(super) fn find_services(
+        &self,
+        query: &ServiceQuery,
+        peer: &Peer,
+        now: Now,
+    ) -> Vec<Service> {
         if !self.is_own(&peer.id) {
             return Vec::new();
         }
@@ -48,6 +54,18 @@ impl RegistryMachine {
             path_ids: vec![self.config.identity.to_string()],
             ..Service::default()
         };
+        if query.name.contains('@') {
+            let elsewhere = split(&query.name).is_some_and(|(name, domain)| {
+                let mut common = self.networks.keys().filter_map(|uid| {
+                    let (_, document, _) = self.network(*uid, now.wall).ok()?;
+                    (document.name.as_str() == name).then_some(document)
+                });
+                common.any(|document| document.member(&domain, now.wall).is_some())
+            });
+            let service = elsewhere.then(|| of_network(&query.name));
+            let service = service.filter(|service| query.matches(service));
+            return service.into_iter().collect();
+        }
         let networks = self
             .networks
             .values()
@@ -77,8 +95,12 @@ impl RegistryMachine {
     ) -> Vec<FoundEndpoint> {
         let own = self.objects.candidates(query);
         let mut found = self.found(own, Vec::new(), query, peer, now);
-        if let Some(view) = self.view(peer, now.wall) {
-            let remote = self.remote_candidates(query, view);
+        let may_match = || {
+            let mut networks = self.networks.keys();
+            query.asks_elsewhere() || networks.any(|uid| self.is_router_in(*uid, &peer.id))
+        };
+        if self.is_own(&peer.id) && may_match() {
+            let remote = self.remote_candidates(query);
             found.append(&mut self.found([], remote, query, peer, now));
         }
         found
@@ -103,16 +125,15 @@ impl RegistryMachine {
             (matching(&found) && self.sees_own(own.uid, peer, now.wall)).then_some(found)
         });
         let own: Vec<_> = own.collect();
-        let Some(view) = self.view(peer, now.wall) else {
-            return own;
-        };
-        let mut served = BTreeMap::new();
+        let mut views = BTreeMap::new();
         let remote = remote.into_iter().filter_map(|(domain, remote)| {
             let uid = remote.uid;
-            let served = served
-                .entry(uid)
-                .or_insert_with(|| self.network(uid, now.wall).is_ok());
-            if !*served || !remote.packed.url().contains(&query.url) {
+            let view = *views.entry(uid).or_insert_with(|| {
+                self.network(uid, now.wall).ok()?;
+                self.view(uid, query, peer)
+            });
+            let view = view?;
+            if !remote.packed.url().contains(&query.url) {
                 return None;
             }
             let endpoint = view.of(&remote.packed, domain);
@@ -126,15 +147,13 @@ impl RegistryMachine {
     fn remote_candidates<'a>(
         &'a self,
         query: &'a EndpointQuery,
-        view: View,
     ) -> Box<dyn Iterator<Item = OfDomain<'a>> + 'a> {
         let remotes = &self.objects.remotes;
-        match (query.name.as_str(), query.services.first(), view) {
-            ("", None, _) => Box::new(remotes.iter()),
-            ("", Some(service), View::Router) => Box::new(remotes.offering(service)),
-            ("", Some(service), View::Other) => match split(service) {
+        match (query.name.as_str(), query.services.first()) {
+            ("", None) => Box::new(remotes.iter()),
+            ("", Some(service)) => match split(service) {
                 Some((service, domain)) => Box::new(remotes.offering_in(&domain, service)),
-                None => Box::new(core::iter::empty()),
+                None => Box::new(remotes.offering(service)),
             },
             (name, ..) => {
                 let named = split(name).and_then(|(name, domain)| remotes.named(&domain, name));
@@ -153,11 +172,17 @@ impl RegistryMachine {
         now.wall + left
     }
 
-    /// None: an identity of another domain, which finds endpoints of third ones at theirs.
-    pub(super) fn view(&self, peer: &Peer, wall: Wall) -> Option<View> {
-        let router = || self.is_router(&peer.id, wall);
-        self.is_own(&peer.id)
-            .then(|| if router() { View::Router } else { View::Other })
+    /// None: an identity of another domain, which finds endpoints of third ones at theirs; or a
+    /// query that names no domain, of somebody who is no router of that network: a stock client
+    /// must not take them for endpoints of its own domain.
+    pub(super) fn view(&self, uid: NetworkUid, query: &EndpointQuery, peer: &Peer) -> Option<View> {
+        if !self.is_own(&peer.id) {
+            None
+        } else if self.is_router_in(uid, &peer.id) {
+            Some(View::Router)
+        } else {
+            query.asks_elsewhere().then_some(View::Other)
+        }
     }
 }
 

@@ -26,6 +26,13 @@ impl EndpointQuery {
             + labels_per_service_size(&self.labels)
     }
 
+    /// Whether it names something of another domain (`name@domain`): what other domains say is
+    /// no answer to anything else, as stock registries hold it in a place of its own.
+    pub fn asks_elsewhere(&self) -> bool {
+        let names = self.services.iter().chain(self.labels.keys());
+        names.chain([&self.name]).any(|name| name.contains('@'))
+    }
+
     pub fn matches(&self, endpoint: &Endpoint, expires_unix_secs: u64) -> bool {
         (self.name.is_empty() || self.name == endpoint.name)
             && self
@@ -88,6 +95,55 @@ mod tests {
     #[test]
     fn an_empty_query_means_every_endpoint() {
         assert!(EndpointQuery::default().matches(&endpoint(), 7));
+    }
+
+    #[test]
+    fn an_at_sign_in_any_name_asks_another_domain() {
+        let query = |edit: fn(&mut EndpointQuery)| {
+            let mut query = EndpointQuery::default();
+            edit(&mut query);
+            query.asks_elsewhere()
+        };
+        assert!(!query(|_| {}));
+        assert!(!query(|query| query.url = "tcp://a@b".to_owned()));
+        assert!(query(|query| query.name = "nse@west".to_owned()));
+        assert!(query(
+            |query| query.services = vec!["a".to_owned(), "b@west".to_owned()]
+        ));
+        assert!(query(|query| {
+            query.labels.insert("a@west".to_owned(), Labels::new());
+        }));
+    }
+
+    #[test]
+    fn every_field_of_a_service_query_narrows_it() {
+        let rule = |weight| Match {
+            routes: vec![super::super::Destination {
+                weight,
+                ..Default::default()
+            }],
+            ..Match::default()
+        };
+        let service = Service {
+            name: "a".to_owned(),
+            payload: "IP".to_owned(),
+            matches: vec![rule(1), rule(2)],
+            ..Service::default()
+        };
+        let matches = |name: &str, payload: &str, rules: Vec<Match>| {
+            let query = ServiceQuery {
+                name: name.to_owned(),
+                payload: payload.to_owned(),
+                matches: rules,
+            };
+            query.matches(&service)
+        };
+        assert!(matches("", "", Vec::new()));
+        assert!(matches("a", "IP", vec![rule(1), rule(2)]));
+        assert!(!matches("b", "", Vec::new()));
+        assert!(!matches("", "ETHERNET", Vec::new()));
+        assert!(!matches("", "", vec![rule(2), rule(1)]), "in order");
+        assert!(!matches("", "", vec![rule(1)]), "and whole");
     }
 
     #[test]

@@ -34,6 +34,8 @@ mod replica_model;
 mod replica_tests;
 #[cfg(test)]
 mod scale_tests;
+#[cfg(test)]
+mod semantics_tests;
 mod sync;
 mod watch;
 
