@@ -86,6 +86,7 @@ impl Registration {
                 Some(_) => {}
             }
         }
+        check_chain(tokens, &path, &identity.id)?;
         let (own_token, _) = tokens.issue(Some(&identity.id)).map_err(Status::from)?;
         let caller = token.as_ref().map_or("", |token| token.token.as_str());
         let path = path.serve(caller, &own_token).map_err(Status::from)?;
@@ -129,6 +130,33 @@ impl Registration {
         }
         response
     }
+}
+
+/// Earlier segments are claims: each token must be meant for who comes next, as stock policies
+/// ask (`tokens_chained`); the last of them for the TLS peer, whose own segment is overwritten.
+fn check_chain(tokens: &dyn Tokens, path: &RegistryPath, peer: &SpiffeId) -> Result<(), Status> {
+    let callers = usize::try_from(path.index).unwrap_or(usize::MAX);
+    let earlier = path.path_segments.iter().take(callers);
+    let earlier: Vec<_> = earlier
+        .map(|segment| tokens.claims(&segment.token))
+        .collect();
+    let nexts = earlier.iter().skip(1).map(|claims| {
+        let claims = claims.as_ref()?;
+        Some(claims.subject.as_str())
+    });
+    let nexts = nexts.chain([Some(peer.as_str())]);
+    for (at, (claims, next)) in earlier.iter().zip(nexts).enumerate() {
+        let (Some(claims), Some(next)) = (claims, next) else {
+            continue;
+        };
+        if !claims.audience.iter().any(|id| id == next) {
+            return Err(Status::permission_denied(format!(
+                "{PATH}: PathSegments[{at}].token is for [{}] and not for {next}, who comes next",
+                claims.audience.join(", ")
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn bad_path(what: &str) -> Status {
