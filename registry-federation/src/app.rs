@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::dialler::Dialler;
 use crate::driver::Driver;
 use crate::handle::Handle;
+use crate::limits::Gate;
 use crate::metrics::RegistryMetrics;
 use crate::operator;
 use crate::services::{self, Shared};
@@ -89,8 +90,10 @@ pub async fn start(
     let (messages, inbox) = mpsc::channel(MESSAGES);
     // Bounded by the number of watches, which the machine limits.
     let (ends, ended) = mpsc::unbounded_channel();
-    let handle = Handle::new(messages, ends);
     let metrics = RegistryMetrics::register(&ctx.metrics);
+    let own = ctx.identity.current().id.clone();
+    let gate = Gate::new(&config.limits, own, metrics.met.clone());
+    let handle = Handle::new(messages, ends, gate);
     let status = handle.clone();
     ctx.set_status(move || {
         let handle = status.clone();
@@ -116,7 +119,10 @@ pub async fn start(
     };
     let server = Server::bind(
         &config.listen,
-        ctx.serve_options().services(&services::NAMES),
+        ctx.serve_options()
+            .services(&services::NAMES)
+            .connections_max(config.limits.connections)
+            .connections_per_identity_max(config.limits.connections_per_identity),
     )
     .await?;
     let addresses = server.addresses().to_vec();
@@ -148,5 +154,6 @@ fn core_config(config: &Config, ctx: &RoleContext) -> vl3_core::registry::Config
     core.allocator.renew_after = config.renew_after;
     core.allocator.prefix_len4 = config.prefix_len4;
     core.federation.stale_grace = config.stale_grace;
+    config.limits.apply(&mut core);
     core
 }

@@ -9,6 +9,8 @@ use vl3_proto::document::read_armoured;
 use vl3_runtime::grpc::Listen;
 use vl3_runtime::{Configure, Section};
 
+use crate::limits::Limits;
+
 /// Port of NSM's reference deployment (nsm-wire 4.6).
 const LISTEN_DEFAULT: &str = "tcp://:5002";
 
@@ -27,6 +29,7 @@ pub struct Config {
     pub prefix_len4: Option<u8>,
     /// How long a domain's entries stay without a stream to its registry.
     pub stale_grace: Duration,
+    pub limits: Limits,
     /// The state was restored from a backup: for a while leases are only taken back.
     pub restored: bool,
 }
@@ -86,6 +89,7 @@ impl Configure for Config {
             "stale_grace",
             vl3_core::federation::Config::default().stale_grace,
         );
+        let limits = section.table("limits", Limits::read);
         let restored = section.or("restored", false);
         if renew_after * 2 > lease_lifetime || renew_after < Duration::from_secs(1) {
             let value = format!("{renew_after:?}");
@@ -110,6 +114,7 @@ impl Configure for Config {
             renew_after,
             prefix_len4,
             stale_grace,
+            limits,
             restored,
         })
     }

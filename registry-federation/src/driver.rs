@@ -226,6 +226,7 @@ impl Driver {
                 }
                 Effect::Deliver { watcher, events } => self.deliver(watcher, events),
                 Effect::EndWatch { watcher, refusal } => {
+                    self.metrics.met.count(&refusal);
                     if let Some(events) = self.watchers.remove(&watcher) {
                         // Err: full or gone, the stream ends either way.
                         let _ended = events.try_send(Err(refusal));

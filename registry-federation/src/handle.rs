@@ -7,8 +7,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::registry::{Command, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
-use vl3_runtime::CancellationToken;
+use vl3_runtime::{CancellationToken, clock};
 
+use crate::limits::Gate;
 use crate::operator::Question;
 
 /// Batches of events that a watcher may be behind before it is cut.
@@ -71,6 +72,7 @@ pub(crate) struct Handle {
     messages: mpsc::Sender<Message>,
     ends: mpsc::UnboundedSender<WatcherId>,
     next_watcher: Arc<AtomicU64>,
+    gate: Gate,
 }
 
 /// The events of one watch; dropping it ends the watch.
@@ -105,15 +107,18 @@ impl Handle {
     pub(crate) fn new(
         messages: mpsc::Sender<Message>,
         ends: mpsc::UnboundedSender<WatcherId>,
+        gate: Gate,
     ) -> Self {
         Self {
             messages,
             ends,
             next_watcher: Arc::default(),
+            gate,
         }
     }
 
     pub(crate) async fn call(&self, peer: Peer, command: Command) -> Result<Reply, Refusal> {
+        self.gate.admit(&peer, &command, clock::mono())?;
         let (reply, answer) = oneshot::channel();
         self.messages
             .send(Message::Call {
@@ -128,6 +133,7 @@ impl Handle {
 
     /// Events until the receiver is dropped or the watcher is cut.
     pub(crate) async fn watch(&self, peer: Peer, query: Query) -> Result<Watch, Refusal> {
+        self.gate.admit_watch(&peer, clock::mono())?;
         let (sender, events) = mpsc::channel(WATCH_BATCHES);
         let watcher = WatcherId(self.next_watcher.fetch_add(1, Ordering::Relaxed));
         let watch = Watch {

@@ -11,6 +11,7 @@ mod config;
 mod dialler;
 mod driver;
 mod handle;
+mod limits;
 mod metrics;
 mod operator;
 mod services;
@@ -19,3 +20,4 @@ pub mod store;
 
 pub use app::{Running, run, start};
 pub use config::{Config, NetworkConfig};
+pub use limits::Limits;

@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use vl3_core::registry::{Refusal, RegistryMachine, Reply};
 use vl3_runtime::Metrics;
 
+use crate::limits::Met;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RegistryMetrics {
     records: Counter,
@@ -14,6 +16,7 @@ pub(crate) struct RegistryMetrics {
     pub(crate) rewrites: Counter,
     pub(crate) watches_cut: Counter,
     pub(crate) alarms: Counter,
+    pub(crate) met: Met,
     replies: Family<Outcome, Counter>,
     leases: Gauge,
     names: Gauge,
@@ -57,6 +60,11 @@ impl RegistryMetrics {
                 registered.alarms,
             );
             registry.register("calls", "Calls by outcome", registered.replies);
+            registry.register(
+                "limits_met",
+                "Calls that were refused by a limit, by its name",
+                registered.met.0,
+            );
             registry.register("leases", "Leases held", registered.leases);
             registry.register("names", "Names held", registered.names);
             registry.register(
@@ -89,6 +97,9 @@ impl RegistryMetrics {
     }
 
     pub(crate) fn count_reply(&self, result: &Result<Reply, Refusal>) {
+        if let Err(refusal) = result {
+            self.met.count(refusal);
+        }
         let outcome = match result {
             Ok(_) => "done",
             Err(Refusal::Invalid { .. } | Refusal::UnknownNetwork { .. }) => "invalid",

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod links;
 pub mod machine;
 pub mod names;
+pub mod rate;
 pub mod registry;
 pub mod rng;
 pub mod router;

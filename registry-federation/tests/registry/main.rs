@@ -7,4 +7,5 @@ mod leases;
 mod objects;
 mod operator;
 mod renewal;
+mod semantics;
 mod world;

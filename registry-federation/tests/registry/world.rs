@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use registry_federation::store::{Memory, Redb, Store};
-use registry_federation::{Config, NetworkConfig, Running, start};
+use registry_federation::{Config, Limits, NetworkConfig, Running, start};
 use tempfile::TempDir;
 use vl3_core::allocator::{Acquire, Granted, Lease};
 use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
@@ -191,6 +191,7 @@ impl World {
             renew_after: Duration::from_secs(60),
             prefix_len4: None,
             stale_grace: Duration::from_secs(600),
+            limits: Limits::default(),
             restored: false,
         };
         edit(&mut config);

@@ -235,7 +235,7 @@ pub enum Refusal {
     UnknownNetwork { uid: NetworkUid },
     #[error(transparent)]
     Lease(#[from] allocator::Refusal),
-    #[error("{what}: at most {limit} are kept")]
+    #[error("{what}: at most {limit} are allowed")]
     Limit { what: &'static str, limit: usize },
     #[error("try again later: {reason}")]
     Unavailable { reason: String },

@@ -19,6 +19,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use vl3_identity::{Identity, PeerIdentity, Scopes, Source, Trust};
 
+use super::shares::Share;
+
 /// A TCP or unix stream below TLS.
 pub(super) enum Socket {
     Tcp(TcpStream),
@@ -178,7 +180,7 @@ pub(super) struct Secured {
     withdrawn: Pin<Box<WaitForCancellationFutureOwned>>,
     _member: Membership,
     _permit: Option<tokio::sync::OwnedSemaphorePermit>,
-    _open: Option<Open>,
+    _open: Option<(Open, Share)>,
 }
 
 /// Counts a connection while it is open.
@@ -256,9 +258,9 @@ impl Secured {
         })
     }
 
-    pub(super) fn counted(mut self, gauge: Gauge) -> Self {
+    pub(super) fn counted(mut self, gauge: Gauge, share: Share) -> Self {
         gauge.inc();
-        self._open = Some(Open(gauge));
+        self._open = Some((Open(gauge), share));
         self
     }
 

@@ -4,6 +4,7 @@ mod accept;
 mod dial;
 mod metadata;
 mod serve;
+mod shares;
 mod url;
 
 pub use dial::{Connection, DialError, Dialer, Expect, NsmChannel};

@@ -23,12 +23,15 @@ use vl3_identity::{Source, Trust};
 
 use super::Listen;
 use super::accept::{Live, Secured, Socket};
+use super::shares::Shares;
 use crate::{Metrics, Readiness, Retry, Tasks};
 
 /// A peer that says nothing must not hold a handshake for longer.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// Stock nsmgr and forwarders open one connection per NSM connection: many are normal.
 const CONNECTIONS_MAX: usize = 4096;
+/// Of one identity: a node's nsmgr has many, nobody has all.
+const CONNECTIONS_PER_IDENTITY_MAX: usize = 1024;
 /// Token metadata and registry paths need about 0.5 KiB per hop; hyper's default is 16 KiB.
 const HEADER_LIST_MAX: u32 = 64 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -50,6 +53,7 @@ pub struct ServeOptions {
     readiness: Option<Readiness>,
     services: Vec<&'static str>,
     connections_max: usize,
+    connections_per_identity_max: usize,
     counters: Counters,
 }
 
@@ -89,6 +93,7 @@ impl ServeOptions {
             readiness: None,
             services: Vec::new(),
             connections_max: CONNECTIONS_MAX,
+            connections_per_identity_max: CONNECTIONS_PER_IDENTITY_MAX,
             counters: Counters::default(),
         }
     }
@@ -117,6 +122,13 @@ impl ServeOptions {
     #[must_use]
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.connections_max = connections;
+        self
+    }
+
+    /// Further ones of an identity are closed after their handshake.
+    #[must_use]
+    pub fn connections_per_identity_max(mut self, connections: usize) -> Self {
+        self.connections_per_identity_max = connections;
         self
     }
 
@@ -242,6 +254,7 @@ impl Server {
             trust: options.trust.clone(),
             live: Arc::clone(&live),
             permits: Arc::new(Semaphore::new(options.connections_max)),
+            shares: Shares::new(options.connections_per_identity_max),
             counters: options.counters.clone(),
             sender,
         };
@@ -302,6 +315,7 @@ struct Acceptor {
     trust: Trust,
     live: Arc<Live>,
     permits: Arc<Semaphore>,
+    shares: Shares,
     counters: Counters,
     sender: mpsc::Sender<io::Result<Secured>>,
 }
@@ -354,9 +368,13 @@ impl Acceptor {
         match Secured::new(stream.into(), &own, &self.trust, &self.live, Some(permit)) {
             Err(reason) => self.refuse("identity", &reason),
             Ok(connection) => {
-                tracing::debug!(peer = %connection.peer().id, "connection accepted");
+                let id = &connection.peer().id;
+                let Some(share) = self.shares.take(id) else {
+                    return self.refuse("identity_limit", &format!("{id} has too many"));
+                };
+                tracing::debug!(peer = %id, "connection accepted");
                 self.counters.accepted.inc();
-                let connection = connection.counted(self.counters.open.clone());
+                let connection = connection.counted(self.counters.open.clone(), share);
                 // The receiver ends with the server.
                 let _ended = self.sender.send(Ok(connection)).await;
             }
