@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -117,10 +118,23 @@ impl Authority {
 
     /// A leaf for `spiffe://<trust domain>/<path>`, e.g. `vl3/router/red-east` or `workload/a`.
     pub fn issue(&self, path: &str, lifetime: Duration, now: Wall) -> Result<Issued, Error> {
+        self.issue_at(path, &[], lifetime, now)
+    }
+
+    /// As [`Self::issue`], for a server of another make, whose clients look at its address.
+    pub fn issue_at(
+        &self,
+        path: &str,
+        addresses: &[IpAddr],
+        lifetime: Duration,
+        now: Wall,
+    ) -> Result<Issued, Error> {
         let id = SpiffeId::new(&format!("spiffe://{}/{path}", self.trust_domain))
             .map_err(|error| Error::invalid("SPIFFE ID", error))?;
         let key = new_key()?;
         let mut params = parameters(&id, now, lifetime)?;
+        let addresses = addresses.iter().copied().map(SanType::IpAddress);
+        params.subject_alt_names.extend(addresses);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

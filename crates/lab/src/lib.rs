@@ -46,6 +46,7 @@
 //! ```
 
 pub mod admin;
+pub mod etcd;
 mod host;
 mod internet;
 mod nat;
