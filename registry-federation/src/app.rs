@@ -20,7 +20,9 @@ use crate::metrics::RegistryMetrics;
 use crate::operator;
 use crate::services::{self, Shared};
 use crate::store::writer::Writer;
-use crate::store::{Memory, Redb, Store};
+#[cfg(feature = "etcd")]
+use crate::store::{Candidate, Claim, Etcd, Shared as _, StoreError};
+use crate::store::{Memory, Redb, Store, StoreConfig};
 
 /// Calls that wait for the machine; beyond that callers wait for room.
 const MESSAGES: usize = 1024;
@@ -47,14 +49,56 @@ impl Running {
 
 /// Serves until shutdown. Leases, names and endpoints stay.
 pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
-    let store: Box<dyn Store> = match ctx.state_path(STATE_FILE) {
-        Some(path) => Box::new(Redb::open(&path)?),
-        None => {
+    let store: Box<dyn Store> = match (&config.store, ctx.state_path(STATE_FILE)) {
+        #[cfg(feature = "etcd")]
+        (StoreConfig::Etcd(etcd), _) => {
+            let etcd = Etcd::new(etcd.clone())?;
+            let Some(store) = turn(&etcd, &config, &ctx).await? else {
+                return Ok(());
+            };
+            // The claim is given up when everything is written.
+            return start(config, ctx, store).await?.wait().await;
+        }
+        #[cfg(not(feature = "etcd"))]
+        (StoreConfig::Etcd(_), _) => anyhow::bail!("this program was built without etcd"),
+        (StoreConfig::Redb, Some(path)) => Box::new(Redb::open(&path)?),
+        (StoreConfig::Redb | StoreConfig::Memory, _) => {
             tracing::warn!("ephemeral: without a state directory nothing survives a restart");
             Box::new(Memory::default())
         }
     };
     start(config, ctx, store).await?.wait().await
+}
+
+/// Waits until it is this process's turn to write; None: it is to stop.
+#[cfg(feature = "etcd")]
+async fn turn(
+    etcd: &Etcd,
+    config: &Config,
+    ctx: &RoleContext,
+) -> anyhow::Result<Option<Box<dyn Store>>> {
+    let address = config.listen.first().map(Listen::to_string);
+    let mut claim = etcd.campaign(Candidate {
+        id: rand::random(),
+        name: config.domain.to_string(),
+        address: address.unwrap_or_default(),
+    });
+    loop {
+        let known = claim.borrow_and_update().clone();
+        if let Claim::Active { term } = known {
+            match tokio::task::block_in_place(|| etcd.writer(term)) {
+                Ok(store) => return Ok(Some(store)),
+                Err(StoreError::Fenced { .. } | StoreError::Unavailable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        tokio::select! {
+            () = ctx.shutdown.cancelled() => return Ok(None),
+            changed = claim.changed() => changed.context("the claim's task")?,
+            // A store that did not answer is asked again.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
 }
 
 /// Starts with a given store; returns when every listener is bound.

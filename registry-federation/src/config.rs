@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::store::StoreConfig;
 use vl3_core::document::Chain;
 use vl3_core::ids::{DomainName, NetworkUid};
 use vl3_proto::document::read_armoured;
@@ -30,6 +31,8 @@ pub struct Config {
     /// How long a domain's entries stay without a stream to its registry.
     pub stale_grace: Duration,
     pub limits: Limits,
+    /// What keeps the state.
+    pub store: StoreConfig,
     /// The state was restored from a backup: for a while leases are only taken back.
     pub restored: bool,
 }
@@ -91,6 +94,8 @@ impl Configure for Config {
         );
         let limits = section.table("limits", Limits::read);
         let restored = section.or("restored", false);
+        let name = domain.as_ref().map_or("", DomainName::as_str).to_owned();
+        let store = section.table("store", |section| StoreConfig::read(section, &name));
         if renew_after * 2 > lease_lifetime || renew_after < Duration::from_secs(1) {
             let value = format!("{renew_after:?}");
             section.problem("renew_after", Some(value), "1s to half of lease_lifetime");
@@ -115,6 +120,7 @@ impl Configure for Config {
             prefix_len4,
             stale_grace,
             limits,
+            store: store?,
             restored,
         })
     }

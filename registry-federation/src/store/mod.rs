@@ -1,9 +1,13 @@
 //! What a registry keeps: a journal (documents, leases, names) and objects (services,
-//! endpoints), behind two traits, with an engine in memory and one in a file.
+//! endpoints), behind two traits, with engines in memory, in a file, and over an etcd that
+//! several replicas share.
 //!
 //! Engines are synchronous and owned by one writer thread.
 
 mod codec;
+mod config;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod history;
 mod memory;
 mod redb;
@@ -12,8 +16,11 @@ mod shared;
 mod tests;
 pub(crate) mod writer;
 
+#[cfg(feature = "etcd")]
+pub use self::etcd::Etcd;
 pub use self::redb::Redb;
 pub use codec::{CodecError, decode, encode};
+pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
 pub use memory::Memory;
 pub use shared::{Candidate, Claim, Followed, Shared};

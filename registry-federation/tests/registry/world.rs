@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use registry_federation::store::{Memory, Redb, Store};
+use registry_federation::store::{Memory, Redb, Store, StoreConfig};
 use registry_federation::{Config, Limits, NetworkConfig, Running, start};
 use tempfile::TempDir;
 use vl3_core::allocator::{Acquire, Granted, Lease};
@@ -192,6 +192,7 @@ impl World {
             prefix_len4: None,
             stale_grace: Duration::from_secs(600),
             limits: Limits::default(),
+            store: StoreConfig::default(),
             restored: false,
         };
         edit(&mut config);

@@ -1,0 +1,160 @@
+//! Who may write, who follows.
+
+use std::sync::Arc;
+
+use registry_federation::store::{
+    Claim, Entry, Etcd, Followed, Job, Shared as _, Store as _, StoreError, encode,
+};
+use vl3_core::Wall;
+use vl3_core::allocator::LeaseRecord;
+use vl3_core::ids::{Generation, NetworkUid};
+use vl3_core::registry::{Endpoint, Record};
+
+use crate::bench::{Bench, Replica, candidate, eventually_active, next};
+use crate::suite::{entry, remove, set};
+
+fn floor(generation: u64) -> Record {
+    Record::Lease {
+        uid: NetworkUid([7; 16]),
+        record: LeaseRecord::Floor {
+            generation: Generation(generation),
+        },
+    }
+}
+
+fn endpoint(name: &str) -> Record {
+    Record::Endpoint {
+        endpoint: Arc::new(Endpoint {
+            name: name.to_owned(),
+            ..Endpoint::default()
+        }),
+        owner: "spiffe://east.test/vl3/router/red".parse().expect("an id"),
+    }
+}
+
+fn kept(record: &Record) -> Entry {
+    entry(1, encode(record).expect("bytes"))
+}
+
+fn job(append: &[Record]) -> Job {
+    Job {
+        id: rand::random(),
+        append: append.iter().map(kept).collect(),
+        ..Job::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_is_active_and_the_next_fences_it() {
+    let bench = Bench::start(1).await;
+    let first = Etcd::new(bench.config("fence")).expect("a thread");
+    let second = Etcd::new(bench.config("fence")).expect("a thread");
+    let mut first_claim = first.campaign(candidate("first"));
+    let term = eventually_active(&mut first_claim).await;
+    let mut store = first.writer(term).expect("a writer");
+    store.commit(&job(&[floor(1)])).expect("a commit");
+
+    let standing = candidate("second");
+    let mut second_claim = second.campaign(standing.clone());
+    let other = second_claim
+        .wait_for(|claim| matches!(claim, Claim::Other { .. }))
+        .await;
+    match &*other.expect("a campaign") {
+        Claim::Other {
+            candidate,
+            term: of,
+        } => {
+            assert_eq!((candidate.name.as_str(), *of), ("first", term));
+            assert_eq!(candidate.address, "tcp://first.test:5002");
+        }
+        claim => panic!("{claim:?}"),
+    }
+    // Not of its term: nothing is given out.
+    let early = second.writer(term + 1).err().expect("not active");
+    assert!(matches!(early, StoreError::Fenced { .. }), "{early}");
+
+    first.release();
+    let next_term = eventually_active(&mut second_claim).await;
+    assert!(next_term > term);
+    assert_eq!(*first_claim.borrow_and_update(), Claim::Unknown);
+    let refused = store.commit(&job(&[floor(2)])).expect_err("deposed");
+    match &refused {
+        StoreError::Fenced { by } => assert_eq!(by, "second at tcp://second.test:5002"),
+        error => panic!("{error}"),
+    }
+    let mut store = second.writer(next_term).expect("a writer");
+    assert_eq!(store.replay().expect("a journal"), [kept(&floor(1))]);
+    store.commit(&job(&[floor(3)])).expect("a commit");
+    assert_eq!(store.replay().expect("a journal").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_one_term_do_not_both_write() {
+    let bench = Bench::start(1).await;
+    let mut first = Replica::active(bench.config("twins"));
+    let mut second = first.etcd.writer(first.term).expect("a writer");
+    second.commit(&job(&[floor(1)])).expect("a commit");
+    let refused = first.commit(&job(&[floor(2)])).expect_err("deposed");
+    assert!(matches!(refused, StoreError::Fenced { .. }), "{refused}");
+    second.commit(&job(&[floor(3)])).expect("a commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_hears_every_change_once_and_in_order() {
+    let bench = Bench::start(1).await;
+    let follower = Etcd::new(bench.config("feed")).expect("a thread");
+    let mut feed = follower.follow();
+    match next(&mut feed).await {
+        Followed::Reload { records, .. } => assert_eq!(records, []),
+        message => panic!("{message:?}"),
+    }
+    let mut writer = Replica::active(bench.config("feed"));
+    let object = encode(&endpoint("red-east")).expect("bytes");
+    let both = Job {
+        swaps: vec![set("endpoint/red-east", None, &object)],
+        ..job(&[floor(1), floor(2)])
+    };
+    let revision = writer.commit(&both).expect("a commit")[0];
+    let rewrite = Job {
+        rewrite: Some(vec![kept(&floor(2))]),
+        swaps: vec![remove("endpoint/red-east", Some(revision))],
+        ..job(&[floor(3)])
+    };
+    writer.commit(&rewrite).expect("a commit");
+    writer.commit(&job(&[floor(4)])).expect("a commit");
+    let mut told = Vec::new();
+    let mut last = 0;
+    while told.len() < 3 {
+        match next(&mut feed).await {
+            Followed::Batch { revision, records } => {
+                assert!(revision > last);
+                last = revision;
+                if !records.is_empty() {
+                    told.push(records);
+                }
+            }
+            message => panic!("{message:?}"),
+        }
+    }
+    let removed = Record::EndpointRemoved {
+        name: "red-east".to_owned(),
+    };
+    assert_eq!(
+        told,
+        [
+            vec![floor(1), floor(2), endpoint("red-east")],
+            vec![floor(3), removed],
+            vec![floor(4)]
+        ]
+    );
+    // Somebody who comes later finds the same.
+    let mut late = follower.follow();
+    match next(&mut late).await {
+        Followed::Reload { revision, records } => {
+            assert_eq!(records, [floor(2), floor(4)]);
+            assert_eq!(revision, last);
+        }
+        message => panic!("{message:?}"),
+    }
+    assert_eq!(kept(&floor(2)).at, Wall(1));
+}
