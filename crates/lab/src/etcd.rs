@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use nix::libc;
 use vl3_net::process::{Child, Spawner};
 
-const CLIENT_PORT: u16 = 2379;
+/// Where a member of a cluster answers its clients.
+pub const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 const METRICS_PORT: u16 = 2381;
 

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use vl3_lab::etcd::{self, EtcdMember};
 use vl3_lab::{Process, ProcessSpec, admin};
 
 use super::{POLL, World};
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const PORT: u16 = 5002;
+const ETCD_ADDRESS: &str = "127.2.0.1";
 /// USER_HZ of every Linux this runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -18,6 +20,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(super) enum Engine {
     Memory,
     Redb,
+    /// One member with its disk synced, as `etcd` starts by itself.
+    Etcd,
     /// The in-memory registry chain of the stock SDK, with the policies of the stock command.
     Stock,
     /// The same without policies: nobody's token is looked at, which is faster.
@@ -25,7 +29,7 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    pub(super) const ALL: [Self; 3] = [Self::Memory, Self::Redb, Self::Stock];
+    pub(super) const ALL: [Self; 4] = [Self::Memory, Self::Redb, Self::Etcd, Self::Stock];
 
     pub(super) const fn is_stock(self) -> bool {
         matches!(self, Self::Stock | Self::StockOpen)
@@ -35,6 +39,7 @@ impl Engine {
         match self {
             Self::Memory => "memory",
             Self::Redb => "redb",
+            Self::Etcd => "etcd",
             Self::Stock => "stock",
             Self::StockOpen => "stock unchecked",
         }
@@ -75,6 +80,8 @@ pub(super) struct Server {
     pub(super) dir: PathBuf,
     run_dir: PathBuf,
     process: Process,
+    /// What keeps its state, where that is another process.
+    store: Option<Process>,
 }
 
 impl Server {
@@ -111,12 +118,16 @@ impl Server {
         let at = files.dir.join(domain(number));
         let run_dir = at.join("run");
         let name = format!("{}-{slot}", engine.name().replace(' ', "-"));
+        let mut store = None;
         let spec = if engine.is_stock() {
             let policies = format!("-policies={}", engine == Engine::Stock);
             ProcessSpec::new(name, &world.stock)
                 .args(["registry", &policies, "-listen", &url, "-identity"])
                 .args([at.join("registry")])
         } else {
+            if engine == Engine::Etcd {
+                store = Some(start_etcd(world, &at)?);
+            }
             let config = at.join("registry.toml");
             std::fs::write(&config, config_text(files, engine, number, &url, &at))?;
             ProcessSpec::new(name, &world.vl3)
@@ -129,6 +140,7 @@ impl Server {
             dir: files.dir.clone(),
             run_dir,
             process: world.host.spawn(spec)?,
+            store,
         })
     }
 
@@ -148,7 +160,9 @@ impl Server {
                     .log_tail(1)
                     .iter()
                     .any(|line| line.contains("serving")),
-                Engine::Memory | Engine::Redb => admin::is_ready(&self.run_dir).await,
+                Engine::Memory | Engine::Redb | Engine::Etcd => {
+                    admin::is_ready(&self.run_dir).await
+                }
             };
             if ready {
                 return Ok(());
@@ -199,6 +213,10 @@ impl Server {
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.process.terminate()?;
         self.process.wait().await?;
+        if let Some(mut store) = self.store.take() {
+            store.terminate()?;
+            store.wait().await?;
+        }
         Ok(())
     }
 }
@@ -206,12 +224,20 @@ impl Server {
 fn config_text(files: &Files, engine: Engine, number: usize, url: &str, at: &Path) -> String {
     let state = match engine {
         Engine::Redb => at.join("state").display().to_string(),
-        Engine::Memory | Engine::Stock | Engine::StockOpen => String::new(),
+        Engine::Memory | Engine::Etcd | Engine::Stock | Engine::StockOpen => String::new(),
+    };
+    let store = match engine {
+        Engine::Memory => "store.engine = \"memory\"\n".to_owned(),
+        Engine::Etcd => format!(
+            "store.engine = \"etcd\"\nstore.etcd.endpoints = [\"http://{ETCD_ADDRESS}:{}\"]\n",
+            etcd::CLIENT_PORT
+        ),
+        Engine::Redb | Engine::Stock | Engine::StockOpen => String::new(),
     };
     format!(
         "name = \"{name}\"\ndomain = \"{name}\"\nlisten = [\"{url}\"]\n\
          run_dir = \"{run}\"\nstate_dir = \"{state}\"\nidentity.dir = \"{identity}\"\n\
-         endpoint_lifetime = \"600s\"\nprefix_len4 = 30\nlog.level = \"warn\"\n\
+         endpoint_lifetime = \"600s\"\nprefix_len4 = 30\nlog.level = \"warn\"\n{store}\
          [[network]]\ndocument = \"{document}\"\nuid = \"{uid}\"\n",
         name = domain(number),
         run = at.join("run").display(),
@@ -219,4 +245,15 @@ fn config_text(files: &Files, engine: Engine, number: usize, url: &str, at: &Pat
         document = files.document,
         uid = files.uid,
     )
+}
+
+fn start_etcd(world: &World, at: &Path) -> anyhow::Result<Process> {
+    let member = EtcdMember {
+        name: "e1".to_owned(),
+        address: ETCD_ADDRESS.parse()?,
+        data: at.join("etcd"),
+    };
+    let arguments = etcd::arguments(&[member], 0, None);
+    let spec = ProcessSpec::new("etcd", etcd::program()?).args(arguments);
+    world.host.spawn(spec)
 }
