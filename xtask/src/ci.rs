@@ -10,6 +10,7 @@ use crate::shell::{self, cargo, say, shown};
 
 /// What a change must survive; some 0.15 s of CPU each.
 const SIM_SEEDS: &str = "2000";
+const FEDERATION_SEEDS: &str = "300";
 
 /// What one step found: how many checks it stands for, or why it failed.
 struct Outcome {
@@ -266,23 +267,27 @@ fn counts(text: &str) -> (usize, usize, usize) {
     (sums[0], sums[1], sums[2])
 }
 
+/// The whole world, and registries alone.
 fn simulation_step() -> anyhow::Result<Outcome> {
-    let arguments = ["--seeds".to_owned(), SIM_SEEDS.to_owned()];
-    let again = format!("cargo xtask sim --seeds {SIM_SEEDS}");
-    Ok(match crate::sim::run(&arguments) {
-        Ok(()) => Outcome {
-            passed: 1,
-            failed: 0,
-            note: format!("{SIM_SEEDS} seeds"),
-            again,
-        },
-        Err(error) => Outcome {
-            passed: 0,
-            failed: 1,
-            note: format!("{error:#}"),
-            again,
-        },
-    })
+    let runs = [("mixed", SIM_SEEDS), ("federation", FEDERATION_SEEDS)];
+    let mut outcome = Outcome {
+        passed: 0,
+        failed: 0,
+        note: format!("{SIM_SEEDS} seeds, {FEDERATION_SEEDS} of registries alone"),
+        again: format!("cargo xtask sim --seeds {SIM_SEEDS}"),
+    };
+    for (profile, seeds) in runs {
+        let arguments = ["--seeds", seeds, "--profile", profile].map(str::to_owned);
+        match crate::sim::run(&arguments) {
+            Ok(()) => outcome.passed += 1,
+            Err(error) => {
+                outcome.failed += 1;
+                outcome.note = format!("{error:#}");
+                outcome.again = format!("cargo xtask sim {}", arguments.join(" "));
+            }
+        }
+    }
+    Ok(outcome)
 }
 
 /// The demo as a user runs it, judged by its own document.

@@ -21,7 +21,8 @@ usage: cargo xtask COMMAND
   tidy                 crate directions, file rules, documents
   licences             licences, banned and doubled crates of the dependency tree
   sim [--seeds N] [--first S] [--profile P]
-                       the simulation over N seeds (default 2000)
+                       the simulation over N seeds (default 2000); `--profile federation`
+                       plays registries alone and goes on with --resume
   sim --seed S [--profile P]
                        one seed again, with its trace
   plants               builds each planted bug and checks that the simulation finds it

@@ -10,18 +10,20 @@ use crate::shell::{self, cargo, say};
 /// Seeds within which a planted bug must be found.
 const SEEDS: u32 = 500;
 
-/// The feature of `vl3-core`, and the invariants (design numbers) of which one must break.
-const PLANTS: &[(&str, &[u8])] = &[
-    ("plant-allocator", &[1]),
-    ("plant-dial-preference", &[5, 6, 7]),
-    ("plant-packet-order", &[3]),
-    ("plant-replay", &[2]),
-    ("plant-merge", &[8]),
+/// The feature of `vl3-core`, the invariants (design numbers) of which one must break, and the
+/// profile that finds it.
+const PLANTS: &[(&str, &[u8], &str)] = &[
+    ("plant-allocator", &[1], "mixed"),
+    ("plant-dial-preference", &[5, 6, 7], "mixed"),
+    ("plant-packet-order", &[3], "mixed"),
+    ("plant-replay", &[2], "mixed"),
+    ("plant-merge", &[8], "mixed"),
+    ("plant-snapshot", &[7, 12], "federation"),
 ];
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let mut faults = Vec::new();
-    for (plant, invariants) in PLANTS {
+    for (plant, invariants, profile) in PLANTS {
         let target = shell::target_dir().join("plants");
         shell::run(
             cargo()
@@ -37,7 +39,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 .env("CARGO_TARGET_DIR", &target),
         )?;
         let mut command = Command::new(target.join("debug/vl3-sim"));
-        command.args(["--seeds", &SEEDS.to_string()]);
+        command.args(["--seeds", &SEEDS.to_string(), "--profile", profile]);
         let (clean, text, _) = shell::output(&mut command)?;
         let found = text.lines().find_map(broken_invariant);
         match found {

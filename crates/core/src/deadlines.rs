@@ -42,6 +42,11 @@ impl<K: Ord + Clone> Deadlines<K> {
         self.first().map(|(at, _)| at)
     }
 
+    /// Earliest first.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> + '_ {
+        self.queue.iter().map(|(_, key)| key)
+    }
+
     /// Those that are due, earliest first.
     pub(crate) fn due(&self, now: Mono) -> impl Iterator<Item = &K> + '_ {
         let due = self.queue.iter().take_while(move |(at, _)| *at <= now);

@@ -13,6 +13,7 @@ pub mod dns;
 pub mod event;
 pub mod examine;
 pub mod faults;
+pub mod federation;
 pub mod internet;
 pub mod packets;
 pub mod pipes;

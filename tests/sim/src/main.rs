@@ -1,12 +1,22 @@
 //! `vl3-sim`: plays seeds and says what broke.
 
-use std::io::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vl3_sim::faults::{Fault, Profile};
+use vl3_sim::federation;
 use vl3_sim::run::{Played, Summary, play, play_many};
 
-const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed] [--failures N] | --seed S [--profile P]";
+const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P]
+  with --profile federation also --state FILE (progress, every 500 seeds) and --resume (go on from there)";
+
+/// Which world is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Whole(Profile),
+    Federation,
+}
 
 #[derive(Debug)]
 struct Options {
@@ -15,8 +25,10 @@ struct Options {
     one: Option<u64>,
     /// Stop after that many seeds that broke something.
     failures: u64,
-    profile: Profile,
+    which: Which,
     given: String,
+    state: Option<PathBuf>,
+    resume: bool,
 }
 
 fn main() -> ExitCode {
@@ -28,18 +40,22 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Some(seed) = options.one {
-        return one(&mut out, &play(seed, options.profile, true));
-    }
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let summary = play_many(
-        options.first,
-        options.seeds,
-        options.profile,
-        options.failures,
-        threads,
-    );
-    many(&mut out, &options, &summary)
+    match (options.which, options.one) {
+        (Which::Whole(profile), Some(seed)) => one(&mut out, &play(seed, profile, true)),
+        (Which::Whole(profile), None) => {
+            let summary = play_many(
+                options.first,
+                options.seeds,
+                profile,
+                options.failures,
+                threads,
+            );
+            many(&mut out, &options, profile, &summary)
+        }
+        (Which::Federation, Some(seed)) => one_federation(&mut out, seed),
+        (Which::Federation, None) => many_federations(&mut out, &options, threads),
+    }
 }
 
 fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -48,10 +64,16 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         first: 0,
         one: None,
         failures: 1,
-        profile: Profile::Mixed,
+        which: Which::Whole(Profile::Mixed),
         given: "mixed".to_owned(),
+        state: None,
+        resume: false,
     };
     while let Some(flag) = args.next() {
+        if flag == "--resume" {
+            options.resume = true;
+            continue;
+        }
         let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
         let number = || {
             value
@@ -63,18 +85,26 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--failures" => options.failures = number()?,
             "--first" => options.first = number()?,
             "--seed" => options.one = Some(number()?),
+            "--state" => options.state = Some(value.into()),
             "--profile" => {
-                options.profile =
-                    Profile::parse(&value).ok_or_else(|| format!("no profile {value:?}"))?;
+                options.which = match value.as_str() {
+                    "federation" => Which::Federation,
+                    name => Which::Whole(
+                        Profile::parse(name).ok_or_else(|| format!("no profile {value:?}"))?,
+                    ),
+                };
                 options.given = value;
             }
             _ => return Err(format!("no option {flag:?}")),
         }
     }
+    if options.resume && options.state.is_none() {
+        return Err("--resume needs --state FILE and --profile federation".to_owned());
+    }
     Ok(options)
 }
 
-fn one(out: &mut impl std::io::Write, played: &Played) -> ExitCode {
+fn one(out: &mut impl Write, played: &Played) -> ExitCode {
     for line in &played.lines {
         let _ = writeln!(out, "{line}");
     }
@@ -86,19 +116,32 @@ fn one(out: &mut impl std::io::Write, played: &Played) -> ExitCode {
         played.hash
     );
     let _ = write!(out, "{}", played.tally);
-    match &played.broken {
+    verdict(out, played.seed, played.broken.as_ref())
+}
+
+fn one_federation(out: &mut impl Write, seed: u64) -> ExitCode {
+    let played = federation::run::play(seed, true);
+    for line in &played.lines {
+        let _ = writeln!(out, "{line}");
+    }
+    let _ = write!(out, "{} events\n{}", played.events, played.tally);
+    verdict(out, played.seed, played.broken.as_ref())
+}
+
+fn verdict(out: &mut impl Write, seed: u64, broken: Option<&vl3_sim::broken::Broken>) -> ExitCode {
+    match broken {
         Some(broken) => {
-            let _ = writeln!(out, "seed {} {broken}", played.seed);
+            let _ = writeln!(out, "seed {seed} {broken}");
             ExitCode::FAILURE
         }
         None => {
-            let _ = writeln!(out, "seed {} clean", played.seed);
+            let _ = writeln!(out, "seed {seed} clean");
             ExitCode::SUCCESS
         }
     }
 }
 
-fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> ExitCode {
+fn many(out: &mut impl Write, options: &Options, profile: Profile, summary: &Summary) -> ExitCode {
     for (seed, (profile, broken)) in &summary.failures {
         let _ = writeln!(out, "seed {seed} {broken}");
         let _ = writeln!(
@@ -116,8 +159,7 @@ fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> 
     let _ = writeln!(out, "faults injected:");
     let _ = write!(out, "{}", summary.tally);
     // A run that injects nothing, or moves nothing, proves nothing.
-    let idle =
-        summary.seeds >= 200 && options.profile == Profile::Mixed && summary.failures.is_empty();
+    let idle = summary.seeds >= 200 && profile == Profile::Mixed && summary.failures.is_empty();
     let missing: Vec<Fault> = Fault::ALL
         .into_iter()
         .filter(|fault| summary.tally.of(*fault) == 0)
@@ -130,5 +172,46 @@ fn many(out: &mut impl std::io::Write, options: &Options, summary: &Summary) -> 
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+fn many_federations(out: &mut impl Write, options: &Options, threads: usize) -> ExitCode {
+    let plan = federation::run::Plan {
+        first: options.first,
+        seeds: options.seeds,
+        failures_max: options.failures,
+        threads,
+        state: options.state.as_deref(),
+        resume: options.resume,
+    };
+    let mut progress = std::io::stderr().lock();
+    let played = federation::run::play_many(&plan, |line| {
+        let _ = writeln!(progress, "{line}");
+    });
+    let summary = match played {
+        Ok(summary) => summary,
+        Err(error) => {
+            let _ = writeln!(out, "{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for (seed, broken) in &summary.failures {
+        let _ = writeln!(out, "seed {seed} {broken}");
+        let _ = writeln!(
+            out,
+            "to see it happen: cargo xtask sim --seed {seed} --profile federation"
+        );
+    }
+    let (seeds, events) = (summary.seeds(), summary.events);
+    let _ = writeln!(out, "{seeds} seeds, {events} events; faults injected:");
+    let _ = write!(out, "{}", summary.tally);
+    let missing = summary.missing();
+    if !missing.is_empty() {
+        let _ = writeln!(out, "never injected: {missing:?}");
+    }
+    if summary.failures.is_empty() && missing.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }

@@ -38,6 +38,10 @@ impl Trace {
         }
     }
 
+    pub const fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
     pub const fn hash(&self) -> u64 {
         self.hash
     }

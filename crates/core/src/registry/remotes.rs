@@ -244,6 +244,12 @@ impl Remotes {
         }
     }
 
+    /// The domain's entry, other than this one, that ends first because nobody vouches for it.
+    pub(super) fn stalest(&self, domain: &DomainName, but: &str) -> Option<Arc<str>> {
+        let mut ending = self.domains.get(domain)?.deadlines.keys();
+        ending.find(|name| &***name != but).cloned()
+    }
+
     /// Counts an endpoint that was not taken; true when the operator is not told yet.
     pub(super) fn refuse(&mut self, domain: &DomainName) -> bool {
         let refused = self.refused.entry(domain.clone()).or_default();

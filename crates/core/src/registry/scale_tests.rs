@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::bench::{Bench, at, config, router, workload};
 use super::matching::EndpointQuery;
 use super::*;
-use crate::document::fixture::{chain, domain, id};
+use crate::document::fixture::{chain, domain, id, next};
 use crate::federation::{StreamId, SyncMessage};
 use crate::machine::{Machine as _, Outbox};
 use crate::time::Now;
@@ -313,6 +313,53 @@ fn a_domain_above_its_limits_keeps_what_it_has_and_is_told_of_once() {
         }
         assert_eq!(bench.limited(), 1);
     }
+}
+
+/// A router saw the network's own name; once its domain is revoked it sees others', if any.
+#[test]
+fn a_watch_hears_of_the_end_of_what_its_domain_may_not_see_any_more() {
+    let mut bench = Bench::boot(config(), chain(&["east", "west", "north"]), Vec::new());
+    bench.west(1);
+    let red = EndpointQuery {
+        services: vec!["red".to_owned()],
+        ..EndpointQuery::default()
+    };
+    bench.watch(1, &router(), &red);
+    bench.west_says(1, 1, "red-west");
+    assert_eq!(bench.delivered(1), [("red-west@west".to_owned(), false)]);
+    let revoked = next(&bench.chain, |document| {
+        if let Some(east) = document.members.get_mut(&domain("east")) {
+            east.revoked = true;
+        }
+    });
+    bench
+        .call(&router(), Command::Publish { chain: revoked })
+        .unwrap();
+    assert_eq!(bench.delivered(1), [("red-west@west".to_owned(), true)]);
+}
+
+/// A domain whose endpoints all have other names after a loss of its stream.
+#[test]
+fn a_new_snapshot_takes_the_place_of_what_is_stale() {
+    let mut limits = config();
+    limits.federation.endpoints_max = 2;
+    let mut bench = Bench::boot(limits, chain(&["east", "west"]), Vec::new());
+    bench.west(1);
+    for (sequence, name) in (1..).zip(["red-wes1", "red-wes2"]) {
+        bench.west_says(1, sequence, name);
+    }
+    let (stream, reason) = (StreamId::Accepted(1), "lost".to_owned());
+    bench.handle(Input::SyncClosed { stream, reason });
+    bench.west(2);
+    for (sequence, name) in (1..).zip(["red-wes3", "red-wes4", "red-wes5"]) {
+        bench.west_says(2, sequence, name);
+    }
+    let names = bench
+        .machine
+        .endpoints()
+        .map(|(_, endpoint)| endpoint.name.clone());
+    assert_eq!(names.collect::<Vec<_>>(), ["red-wes3", "red-wes4"]);
+    assert_eq!(bench.limited(), 1);
 }
 
 /// Invariant 12: what a domain withdraws from a network is withdrawn there.

@@ -1,0 +1,14 @@
+//! Registries alone: 3 to 12 domains that lease, register, publish and tell each other, under
+//! faults of their own, against what was promised to whom. Leaner than the world of routers
+//! and packets, so that very many seeds can be played.
+
+mod cast;
+mod checks;
+mod clients;
+mod director;
+pub mod faults;
+mod node;
+mod pipes;
+pub mod run;
+mod truth;
+pub mod world;

@@ -1,0 +1,170 @@
+//! What was promised, kept outside of the machines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use vl3_core::Mono;
+use vl3_core::allocator::Lease;
+use vl3_core::ids::Generation;
+use vl3_core::registry::{Command, Endpoint, Refusal, Reply};
+
+use super::clients::Op;
+use super::node::ENDPOINT_LIFETIME;
+use super::world::Step;
+use crate::broken::Broken;
+
+#[derive(Debug, Default)]
+pub(super) struct Truth {
+    /// By network and router name: granted, not released.
+    leases: BTreeMap<(usize, String), Lease>,
+    /// The highest round that was ever granted to a name.
+    generations: BTreeMap<(usize, String), Generation>,
+    /// By domain and name: acknowledged, and until when without a refresh.
+    registered: BTreeMap<(usize, String), (Arc<Endpoint>, Mono)>,
+    /// What routers of a domain ever asked to register: domain, name, URL, round.
+    said: BTreeSet<(usize, String, String, Option<String>)>,
+    /// Calls of these names are under way.
+    asked: BTreeMap<(usize, String), u32>,
+    pub(super) grants: u64,
+}
+
+fn name_of(command: &Command) -> Option<&str> {
+    match command {
+        Command::RegisterEndpoint { endpoint, .. } => Some(&endpoint.name),
+        Command::UnregisterEndpoint { name } => Some(name),
+        _ => None,
+    }
+}
+
+fn key(domain: usize, endpoint: &Endpoint) -> (usize, String, String, Option<String>) {
+    let labels = endpoint.labels.values().next();
+    let generation = labels.and_then(|labels| labels.get("vl3/gen")).cloned();
+    (
+        domain,
+        endpoint.name.clone(),
+        endpoint.url.clone(),
+        generation,
+    )
+}
+
+impl Truth {
+    pub(super) fn asked(&mut self, node: usize, command: &Command) {
+        if let Command::RegisterEndpoint { endpoint, .. } = command {
+            self.said.insert(key(node, endpoint));
+        }
+        if let Some(name) = name_of(command) {
+            *self.asked.entry((node, name.to_owned())).or_default() += 1;
+        }
+    }
+
+    /// Whether somebody of that domain ever registered this.
+    pub(super) fn was_said(&self, domain: usize, endpoint: &Endpoint) -> bool {
+        self.said.contains(&key(domain, endpoint))
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        node: usize,
+        network: Option<usize>,
+        name: &str,
+        op: Op,
+        result: &Result<Reply, Refusal>,
+        arrived: Mono,
+    ) -> Step {
+        let of = (node, name.to_owned());
+        if matches!(op, Op::Register | Op::Unregister)
+            && let Some(asked) = self.asked.get_mut(&of)
+        {
+            *asked = asked.saturating_sub(1);
+        }
+        match (op, result) {
+            (Op::Acquire | Op::Renew, Ok(Reply::Lease(granted))) => {
+                let network = network.unwrap_or_default();
+                self.granted(network, name, &granted.lease)
+            }
+            (Op::Release, Ok(_)) => {
+                let network = network.unwrap_or_default();
+                self.leases.remove(&(network, name.to_owned()));
+                Ok(())
+            }
+            (Op::Register, Ok(Reply::Endpoint(found))) => {
+                let until = arrived + ENDPOINT_LIFETIME;
+                self.registered.insert(of, (found.endpoint.clone(), until));
+                Ok(())
+            }
+            (Op::Unregister, Ok(_)) => {
+                self.registered.remove(&of);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Invariants 1 and 5, as those see it who were told.
+    fn granted(&mut self, network: usize, name: &str, lease: &Lease) -> Step {
+        self.grants += 1;
+        let of = (network, name.to_owned());
+        for ((other_network, other), held) in &self.leases {
+            if *other_network != network || other == name {
+                continue;
+            }
+            for (a, b) in lease
+                .prefixes()
+                .flat_map(|a| held.prefixes().map(move |b| (a, b)))
+            {
+                if a.contains(&b) || b.contains(&a) {
+                    let what = format!("{a} is granted to {name} while {other} holds {b}");
+                    return Err(Broken::new(1, what));
+                }
+            }
+        }
+        let highest = self.generations.entry(of.clone()).or_default();
+        if lease.generation < *highest {
+            let what = format!(
+                "{name} is granted round {} after {highest}",
+                lease.generation
+            );
+            return Err(Broken::new(5, what));
+        }
+        *highest = lease.generation;
+        self.leases.insert(of, lease.clone());
+        Ok(())
+    }
+
+    /// Of calls under way at a crash nobody knows whether they were carried out.
+    pub(super) fn crashed(&mut self, node: usize) {
+        let asked = core::mem::take(&mut self.asked);
+        for (of, count) in asked {
+            if of.0 != node {
+                self.asked.insert(of, count);
+            } else if count > 0 {
+                self.registered.remove(&of);
+            }
+        }
+    }
+
+    /// The disk is older than what was promised: a router that cannot present its lease may
+    /// be given an old round again.
+    pub(super) fn restored(&mut self, node: usize, forgetful: &[(usize, String)]) {
+        self.registered.retain(|(domain, _), _| *domain != node);
+        for of in forgetful {
+            self.generations.remove(of);
+            self.leases.remove(of);
+        }
+    }
+
+    /// What must be registered at a node.
+    pub(super) fn promised(
+        &self,
+        node: usize,
+        now: Mono,
+    ) -> impl Iterator<Item = &Arc<Endpoint>> + '_ {
+        let of = self
+            .registered
+            .range((node, String::new())..(node + 1, String::new()));
+        of.filter(move |(of, (_, until))| {
+            *until > now && self.asked.get(*of).is_none_or(|count| *count == 0)
+        })
+        .map(|(_, (endpoint, _))| endpoint)
+    }
+}

@@ -1,0 +1,30 @@
+//! A few seeds of registries alone on every test run; `cargo xtask sim --profile federation`
+//! plays very many.
+
+use vl3_sim::federation::run::{Plan, play, play_many};
+
+#[test]
+fn registries_keep_every_invariant_whatever_happens_between_them() {
+    let plan = Plan {
+        first: 50_000,
+        seeds: 60,
+        failures_max: 1,
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        state: None,
+        resume: false,
+    };
+    let summary = play_many(&plan, |_| {}).expect("no state is kept");
+    if let Some((seed, broken)) = summary.failures.first_key_value() {
+        panic!("seed {seed} {broken}\ncargo xtask sim --seed {seed} --profile federation");
+    }
+    assert_eq!(summary.seeds(), 60);
+    assert!(summary.events > 60 * 500, "nothing happened: {summary:?}");
+}
+
+#[test]
+fn the_same_seed_of_registries_gives_the_same_trace() {
+    let (first, second) = (play(7, true), play(7, true));
+    assert_eq!(first.hash, second.hash);
+    assert_eq!(first.lines, second.lines);
+    assert_ne!(first.hash, play(8, true).hash);
+}
