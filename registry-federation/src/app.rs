@@ -5,24 +5,25 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nsm_chain::SvidTokens;
-use tokio::sync::mpsc;
-use vl3_core::registry::{Boot, RegistryMachine};
+use tokio::sync::{mpsc, watch};
+use vl3_core::registry::{Boot, Record, RegistryMachine};
 use vl3_runtime::grpc::{Listen, Server};
 use vl3_runtime::{RoleContext, clock};
 
 use crate::commands;
 use crate::config::Config;
 use crate::dialler::Dialler;
-use crate::driver::Driver;
+use crate::driver::{Driver, Keeper, Replica};
 use crate::handle::Handle;
 use crate::limits::Gate;
 use crate::metrics::RegistryMetrics;
 use crate::operator;
+use crate::replica::{Forward, ForwardMetrics, Replicas, Standing};
 use crate::services::{self, Shared};
-use crate::store::writer::Writer;
 #[cfg(feature = "etcd")]
-use crate::store::{Candidate, Claim, Etcd, Shared as _, StoreError};
-use crate::store::{Memory, Redb, Store, StoreConfig};
+use crate::store::Etcd;
+use crate::store::writer::Writer;
+use crate::store::{Candidate, Kept, Memory, Redb, Store, StoreConfig};
 
 /// Calls that wait for the machine; beyond that callers wait for room.
 const MESSAGES: usize = 1024;
@@ -45,6 +46,11 @@ impl Running {
     pub async fn wait(self) -> anyhow::Result<()> {
         self.served.await.context("the registry's task")?
     }
+
+    /// Ends it without a word to anybody, as far as that can be done within a process.
+    pub fn kill(self) {
+        self.served.abort();
+    }
 }
 
 /// Serves until shutdown. Leases, names and endpoints stay.
@@ -52,12 +58,8 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     let store: Box<dyn Store> = match (&config.store, ctx.state_path(STATE_FILE)) {
         #[cfg(feature = "etcd")]
         (StoreConfig::Etcd(etcd), _) => {
-            let etcd = Etcd::new(etcd.clone())?;
-            let Some(store) = turn(&etcd, &config, &ctx).await? else {
-                return Ok(());
-            };
-            // The claim is given up when everything is written.
-            return start(config, ctx, store).await?.wait().await;
+            let etcd: Arc<dyn crate::store::Shared> = Arc::new(Etcd::new(etcd.clone())?);
+            return start(config, ctx, etcd).await?.wait().await;
         }
         #[cfg(not(feature = "etcd"))]
         (StoreConfig::Etcd(_), _) => anyhow::bail!("this program was built without etcd"),
@@ -70,59 +72,54 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
     start(config, ctx, store).await?.wait().await
 }
 
-/// Waits until it is this process's turn to write; None: it is to stop.
-#[cfg(feature = "etcd")]
-async fn turn(
-    etcd: &Etcd,
-    config: &Config,
-    ctx: &RoleContext,
-) -> anyhow::Result<Option<Box<dyn Store>>> {
-    let address = config.listen.first().map(Listen::to_string);
-    let mut claim = etcd.campaign(Candidate {
-        id: rand::random(),
-        name: config.domain.to_string(),
-        address: address.unwrap_or_default(),
-    });
-    loop {
-        let known = claim.borrow_and_update().clone();
-        if let Claim::Active { term } = known {
-            match tokio::task::block_in_place(|| etcd.writer(term)) {
-                Ok(store) => return Ok(Some(store)),
-                Err(StoreError::Fenced { .. } | StoreError::Unavailable(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        tokio::select! {
-            () = ctx.shutdown.cancelled() => return Ok(None),
-            changed = claim.changed() => changed.context("the claim's task")?,
-            // A store that did not answer is asked again.
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
-    }
-}
-
 /// Starts with a given store; returns when every listener is bound.
 pub async fn start(
     config: Config,
     ctx: RoleContext,
-    store: Box<dyn Store>,
+    kept: impl Into<Kept>,
 ) -> anyhow::Result<Running> {
     let ready = ctx.readiness.item("registry");
+    let server = Server::bind(
+        &config.listen,
+        ctx.serve_options()
+            .services(&services::NAMES)
+            .connections_max(config.limits.connections)
+            .connections_per_identity_max(config.limits.connections_per_identity),
+    )
+    .await?;
+    let addresses = server.addresses().to_vec();
 
-    // What was kept.
-    let (writer, records) = Writer::start(store).context("read the registry's state")?;
-    tracing::info!(records = records.len(), "state read");
-    let boot = Boot {
-        documents: config
-            .networks
-            .iter()
-            .map(|network| network.chain.clone())
-            .collect(),
-        records,
-        restored: config.restored,
-        ..Boot::default()
+    // What was kept, or the others who share it.
+    let (standing, replicas) = watch::channel(Standing::default());
+    let mut boot = boot(&config, &ctx);
+    let (machine, keeper, shared) = match kept.into() {
+        Kept::Own(store) => {
+            let (writer, records) = Writer::start(store).context("read the registry's state")?;
+            tracing::info!(records = records.len(), "state read");
+            let machine = boot(records, false)?;
+            ready.set(true);
+            (machine, Keeper::Sole(writer, ready), None)
+        }
+        Kept::Shared(shared) => {
+            let candidate = candidate(&config, &ctx, &addresses)?;
+            tracing::info!(
+                name = candidate.name,
+                address = candidate.address,
+                "one of several replicas"
+            );
+            let mut follow = move || boot(Vec::new(), true);
+            let machine = follow()?;
+            let follow = Box::new(follow);
+            let replica = Replica::new(
+                Arc::clone(&shared),
+                candidate,
+                follow,
+                standing.clone(),
+                ready,
+            );
+            (machine, Keeper::Shared(replica), Some(shared))
+        }
     };
-    let machine = RegistryMachine::boot(core_config(&config, &ctx), boot, clock::now())?;
 
     // Whom to trust, before anybody can call.
     let dialler = Dialler::new(ctx.dialer(), ctx.trust.clone(), Arc::clone(&ctx.tasks));
@@ -147,7 +144,8 @@ pub async fn start(
     operator::register(&ctx, &handle);
     let driver = Driver::new(
         machine,
-        writer,
+        keeper,
+        standing,
         dialler,
         metrics,
         handle.clone(),
@@ -157,32 +155,72 @@ pub async fn start(
 
     // The port.
     let tokens = SvidTokens::new(ctx.identity.clone(), TOKEN_LIFETIME, clock::wall);
-    let shared = Shared {
+    let services = Shared {
         handle,
         tokens: Arc::new(tokens),
     };
-    let server = Server::bind(
-        &config.listen,
-        ctx.serve_options()
-            .services(&services::NAMES)
-            .connections_max(config.limits.connections)
-            .connections_per_identity_max(config.limits.connections_per_identity),
-    )
-    .await?;
-    let addresses = server.addresses().to_vec();
+    let replicas = Replicas {
+        standing: replicas,
+        shared,
+    };
+    let counted = ForwardMetrics::register(&ctx.metrics);
+    let routes = services::routes(services, Forward::new(replicas, ctx.dialer(), counted));
     for address in &addresses {
         tracing::info!(%address, domain = %config.domain, "registry listens");
     }
-    ready.set(true);
     let shutdown = ctx.shutdown.clone();
     let served = tokio::spawn(async move {
-        let _ready = ready;
         let driven = driver.run(shutdown);
-        let serving = server.serve(services::routes(shared));
+        let serving = server.serve(routes);
         // The machine's end is an error unless both were told to stop.
         tokio::try_join!(driven, serving).map(|((), ())| ())
     });
     Ok(Running { addresses, served })
+}
+
+/// Makes machines, each with streams of its own: what follows another replica starts over with
+/// a new one.
+fn boot(
+    config: &Config,
+    ctx: &RoleContext,
+) -> impl FnMut(Vec<Record>, bool) -> anyhow::Result<RegistryMachine> + Send + 'static {
+    let (config, ctx) = (config.clone(), ctx.clone());
+    let mut lives = 0;
+    move |records, following| {
+        let mut core = core_config(&config, &ctx);
+        core.federation.streams_above = lives << 32;
+        lives += 1;
+        let documents = config.networks.iter().map(|network| network.chain.clone());
+        let boot = Boot {
+            documents: documents.collect(),
+            records,
+            restored: config.restored,
+            following,
+        };
+        Ok(RegistryMachine::boot(core, boot, clock::now())?)
+    }
+}
+
+/// Where the other replicas reach this one.
+fn candidate(config: &Config, ctx: &RoleContext, bound: &[Listen]) -> anyhow::Result<Candidate> {
+    let specific = bound.iter().find_map(|listen| match listen {
+        Listen::Tcp(address) if !address.ip().is_unspecified() => Some(format!("tcp://{address}")),
+        Listen::Tcp(_) | Listen::Unix(_) => None,
+    });
+    let address = config
+        .advertise
+        .as_ref()
+        .map(ToString::to_string)
+        .or(specific);
+    let address = address.context(
+        "advertise: missing; replicas that share a store reach each other at tcp://HOST:PORT, \
+         and no address of listen is a specific one",
+    )?;
+    Ok(Candidate {
+        id: rand::random(),
+        name: ctx.name().to_owned(),
+        address,
+    })
 }
 
 fn core_config(config: &Config, ctx: &RoleContext) -> vl3_core::registry::Config {

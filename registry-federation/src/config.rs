@@ -7,7 +7,7 @@ use crate::store::StoreConfig;
 use vl3_core::document::Chain;
 use vl3_core::ids::{DomainName, NetworkUid};
 use vl3_proto::document::read_armoured;
-use vl3_runtime::grpc::Listen;
+use vl3_runtime::grpc::{DialUrl, Listen};
 use vl3_runtime::{Configure, Section};
 
 use crate::limits::Limits;
@@ -19,6 +19,9 @@ const LISTEN_DEFAULT: &str = "tcp://:5002";
 pub struct Config {
     pub domain: DomainName,
     pub listen: Vec<Listen>,
+    /// Where other replicas of this domain reach this one; the first specific address of
+    /// `listen` unless set.
+    pub advertise: Option<DialUrl>,
     /// What this registry serves. Members may come and go; a network is added here.
     pub networks: Vec<NetworkConfig>,
     /// Longest and usual lifetime of an endpoint that is not refreshed.
@@ -67,6 +70,7 @@ impl Configure for Config {
     fn read(section: &mut Section<'_>) -> Option<Self> {
         let domain = section.required::<DomainName>("domain");
         let listen = section.list_or("listen", LISTEN_DEFAULT.parse().into_iter().collect());
+        let advertise = section.optional::<DialUrl>("advertise");
         let networks: Vec<_> = section
             .tables("network", read_network)
             .into_iter()
@@ -113,6 +117,7 @@ impl Configure for Config {
         Some(Self {
             domain: domain?,
             listen,
+            advertise,
             networks: networks?,
             endpoint_lifetime,
             lease_lifetime,

@@ -1,31 +1,51 @@
 //! The one task that owns the machine: messages and time in, effects out.
 
+mod replica;
+
 use std::collections::BTreeMap;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::registry::{
     Alarm, CallId, Effect, Input, Refusal, RegistryMachine, Reply, WatchEvent, WatcherId,
 };
 use vl3_core::{Machine, Outbox, Ticket};
-use vl3_runtime::{CancellationToken, clock};
+use vl3_runtime::{CancellationToken, ReadyItem, clock};
 
 use crate::dialler::Dialler;
 use crate::handle::{Handle, Message, Outgoing};
 use crate::metrics::RegistryMetrics;
 use crate::operator;
+use crate::replica::Standing;
 use crate::status::status;
 use crate::store::StoreError;
 use crate::store::writer::Writer;
+
+pub(crate) use replica::Replica;
+use replica::own_members;
 
 /// Messages taken before effects are looked at again: they share the next append.
 const BATCH: usize = 256;
 
 type Outcome = Result<Result<(), StoreError>, oneshot::error::RecvError>;
 
+/// Where the state is kept.
+pub(crate) enum Keeper {
+    /// In a store of our own.
+    Sole(Writer, ReadyItem),
+    /// In one that several replicas share.
+    Shared(Replica),
+}
+
 pub(crate) struct Driver {
     machine: RegistryMachine,
-    writer: Writer,
+    /// While this process decides.
+    writer: Option<Writer>,
+    /// Where others share the store.
+    replica: Option<Replica>,
+    /// Met as long as the task lives.
+    _ready: Option<ReadyItem>,
+    standing: watch::Sender<Standing>,
     dialler: Dialler,
     metrics: RegistryMetrics,
     /// To hand to watchers and dialled streams.
@@ -40,18 +60,28 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    #[expect(clippy::too_many_arguments, reason = "its parts, put together once")]
     pub(crate) fn new(
         machine: RegistryMachine,
-        writer: Writer,
+        keeper: Keeper,
+        standing: watch::Sender<Standing>,
         dialler: Dialler,
         metrics: RegistryMetrics,
         handle: Handle,
         messages: mpsc::Receiver<Message>,
         ends: mpsc::UnboundedReceiver<WatcherId>,
     ) -> Self {
+        let (writer, replica, ready) = match keeper {
+            Keeper::Sole(writer, ready) => (Some(writer), None, Some(ready)),
+            Keeper::Shared(replica) => (None, Some(replica), None),
+        };
+        metrics.show_role(standing.borrow().role.word());
         Self {
             machine,
             writer,
+            replica,
+            _ready: ready,
+            standing,
             dialler,
             metrics,
             handle,
@@ -70,16 +100,18 @@ impl Driver {
         let mut out = Outbox::default();
         self.machine.wake(clock::now(), &mut out);
         self.carry_out(&mut out);
+        self.trust_replicas();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 (ticket, outcome) = next_append(&mut self.appending) => self.appended(ticket, outcome, &mut out)?,
+                event = next_event(&mut self.replica) => self.replica_event(event, &mut out)?,
                 Some(watcher) = self.ends.recv() => {
                     self.watchers.remove(&watcher);
                     self.machine.handle(Input::Unwatch { watcher }, clock::now(), &mut out);
                 }
-                message = self.messages.recv() => {
+                message = self.messages.recv(), if self.takes_messages() => {
                     let Some(message) = message else { break };
                     self.take(message, &mut out);
                     for _ in 0..BATCH {
@@ -96,6 +128,9 @@ impl Driver {
         if let Some((_, outcome)) = self.appending.take() {
             // Whether it failed or not: nobody was told that it succeeded.
             let _outcome = outcome.await;
+        }
+        if let Some(replica) = &self.replica {
+            replica.leave();
         }
         // Watches end with this task, and so does the writer; streams are told.
         for outgoing in self.streams.values() {
@@ -170,7 +205,8 @@ impl Driver {
             }
             Message::Status { reply } => {
                 // Err: whoever asked is gone.
-                let _gone = reply.send(status(&self.machine, now));
+                let standing = self.standing.borrow().clone();
+                let _gone = reply.send(status(&self.machine, &standing, now));
                 return;
             }
         };
@@ -187,6 +223,11 @@ impl Driver {
             Ok(Ok(())) => {
                 self.machine
                     .handle(Input::Appended { ticket }, clock::now(), out);
+                return Ok(());
+            }
+            Ok(Err(StoreError::Fenced { by })) if self.replica.is_some() => {
+                self.step_back(&by, out)?;
+                self.show();
                 return Ok(());
             }
             Ok(Err(error)) => anyhow::Error::new(error),
@@ -206,7 +247,9 @@ impl Driver {
                 Effect::Append { ticket, records } => {
                     self.metrics.count_records(records.len());
                     self.metrics.appends.inc();
-                    self.appending = Some((ticket, self.writer.append(records)));
+                    if let Some(writer) = &self.writer {
+                        self.appending = Some((ticket, writer.append(records)));
+                    }
                 }
                 Effect::Rewrite {
                     ticket,
@@ -215,7 +258,9 @@ impl Driver {
                 } => {
                     self.metrics.count_records(records.len());
                     self.metrics.rewrites.inc();
-                    self.appending = Some((ticket, self.writer.rewrite(records, journal)));
+                    if let Some(writer) = &self.writer {
+                        self.appending = Some((ticket, writer.rewrite(records, journal)));
+                    }
                 }
                 Effect::Reply { call, result } => {
                     self.metrics.count_reply(&result);
@@ -250,11 +295,20 @@ impl Driver {
                     let document = chain.document();
                     tracing::info!(network = %document.name, version = document.version, "document changed");
                     self.dialler.trust(document);
+                    self.trust_replicas();
                 }
                 Effect::Alarm(alarm) => self.alarm(&alarm),
             }
         }
         self.metrics.observe(&self.machine);
+    }
+
+    /// Who may speak for callers follows the documents.
+    fn trust_replicas(&self) {
+        if self.replica.is_some() {
+            let own = own_members(&self.machine);
+            self.standing.send_modify(|standing| standing.own = own);
+        }
     }
 
     fn deliver(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {
@@ -297,6 +351,14 @@ impl Driver {
                 tracing::error!("{alarm}");
             }
         }
+    }
+}
+
+/// What concerns the role of this replica; never where there are no others.
+async fn next_event(replica: &mut Option<Replica>) -> replica::Event {
+    match replica {
+        Some(replica) => replica.next().await,
+        None => std::future::pending().await,
     }
 }
 

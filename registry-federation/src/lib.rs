@@ -14,6 +14,7 @@ mod handle;
 mod limits;
 mod metrics;
 mod operator;
+mod replica;
 mod services;
 mod status;
 pub mod store;

@@ -15,6 +15,9 @@ pub(crate) struct RegistryMetrics {
     pub(crate) appends: Counter,
     pub(crate) rewrites: Counter,
     pub(crate) watches_cut: Counter,
+    pub(crate) takeovers: Counter,
+    pub(crate) stepped_back: Counter,
+    role: Family<RoleLabel, Gauge>,
     pub(crate) alarms: Counter,
     pub(crate) met: Met,
     replies: Family<Outcome, Counter>,
@@ -25,6 +28,11 @@ pub(crate) struct RegistryMetrics {
     remote_refused: Gauge,
     watches: Gauge,
     domains_connected: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,6 +61,21 @@ impl RegistryMetrics {
                 "watches_cut",
                 "Watchers that were too slow",
                 registered.watches_cut,
+            );
+            registry.register(
+                "replica_takeovers",
+                "How often this replica became the active one",
+                registered.takeovers,
+            );
+            registry.register(
+                "replica_steps_back",
+                "How often another one took its place",
+                registered.stepped_back,
+            );
+            registry.register(
+                "replica_role",
+                "1 at the role of this replica: sole, starting, following, active",
+                registered.role,
             );
             registry.register(
                 "alarms",
@@ -109,6 +132,13 @@ impl RegistryMetrics {
             Err(Refusal::Unavailable { .. }) => "unavailable",
         };
         self.replies.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn show_role(&self, now: &'static str) {
+        for role in ["sole", "starting", "following", "active"] {
+            let is_now = i64::from(role == now);
+            self.role.get_or_create(&RoleLabel { role }).set(is_now);
+        }
     }
 
     pub(crate) fn observe(&self, machine: &RegistryMachine) {

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 use vl3_core::Now;
 use vl3_core::registry::{Marks, RegistryMachine};
 
-pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
+use crate::replica::{Role, Standing};
+
+pub(crate) fn status(machine: &RegistryMachine, standing: &Standing, now: Now) -> Value {
     let network_name = |uid| {
         machine
             .document(uid)
@@ -87,6 +89,7 @@ pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
         .collect();
     json!({
         "role": "registry",
+        "replica": replica(standing),
         "networks": networks,
         "members": members,
         "domains": domains,
@@ -96,4 +99,24 @@ pub(crate) fn status(machine: &RegistryMachine, now: Now) -> Value {
         "watches": machine.watcher_count(),
         "halted": machine.halted(),
     })
+}
+
+fn replica(standing: &Standing) -> Value {
+    let role = standing.role.word();
+    match &standing.role {
+        Role::Sole | Role::Starting => json!({ "role": role }),
+        Role::Following { active } => json!({
+            "role": role,
+            "revision": standing.revision,
+            "active": active.as_ref().map(|active| json!({
+                "name": active.name,
+                "address": active.address,
+            })),
+        }),
+        Role::Active { term, confirmed } => json!({
+            "role": role,
+            "term": term,
+            "store_answers": confirmed,
+        }),
+    }
 }

@@ -11,6 +11,8 @@ use vl3_identity::{PeerIdentity, Scope};
 use vl3_runtime::clock;
 use vl3_runtime::grpc::{CallerToken, PATH, TOKEN, caller_token, registry_path, set_registry_path};
 
+use crate::replica::ForwardedBy;
+
 /// The direct peer with the networks that vouch for it.
 pub(crate) fn peer_of(identity: &PeerIdentity) -> Peer {
     let networks = identity
@@ -58,7 +60,16 @@ impl Registration {
         let own = tokens.own_id();
         let token = caller_token(metadata);
         let expires = match &token {
-            Some(token) => Some(check_token(tokens, token, identity, &own)?),
+            Some(token) => {
+                // Behind another replica the token was made for that one.
+                let by = extensions.get::<ForwardedBy>().map(|by| by.0.clone());
+                Some(check_token(
+                    tokens,
+                    token,
+                    identity,
+                    &by.unwrap_or_else(|| own.clone()),
+                )?)
+            }
             None => None,
         };
         let header = registry_path(metadata);

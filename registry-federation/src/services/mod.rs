@@ -24,6 +24,7 @@ use vl3_proto::vl3::registry::v1::names_server::NamesServer;
 use vl3_proto::vl3::registry::v1::sync_server::SyncServer;
 
 use crate::handle::Handle;
+use crate::replica::Forward;
 
 /// The largest message: a document chain with its bundles.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -45,9 +46,10 @@ pub(crate) struct Shared {
     pub(crate) tokens: Arc<SvidTokens>,
 }
 
-pub(crate) fn routes(shared: Shared) -> Routes {
+/// With `forward` before them all.
+pub(crate) fn routes(shared: Shared, forward: Forward) -> Routes {
     let Shared { handle, .. } = shared.clone();
-    Routes::new(NetworkServiceRegistryServer::new(
+    let routes = Routes::new(NetworkServiceRegistryServer::new(
         network_services::NetworkServices(shared.clone()),
     ))
     .add_service(NetworkServiceEndpointRegistryServer::new(
@@ -61,5 +63,6 @@ pub(crate) fn routes(shared: Shared) -> Routes {
     .add_service(NamesServer::new(names::Names(handle.clone())))
     .add_service(
         SyncServer::new(sync::Streams(handle)).max_decoding_message_size(MESSAGE_BYTES_MAX),
-    )
+    );
+    routes.into_axum_router().layer(forward).into()
 }

@@ -185,6 +185,32 @@ pub fn encode(record: &Record) -> Option<Vec<u8>> {
     Some(Envelope { kind, body }.encode_to_vec())
 }
 
+/// The removal of the object under that key.
+pub fn decode_removal(key: &str) -> Result<Record, CodecError> {
+    let malformed = CodecError::Malformed {
+        field: "object key",
+    };
+    let Some((kind, name)) = key.split_once('/') else {
+        return Err(malformed);
+    };
+    Ok(match kind {
+        "service" => Record::ServiceRemoved {
+            name: name.to_owned(),
+        },
+        "endpoint" => Record::EndpointRemoved {
+            name: name.to_owned(),
+        },
+        "remote" => {
+            let (domain, name) = name.split_once('/').ok_or(malformed)?;
+            Record::RemoteRemoved {
+                domain: DomainName::new(domain)?,
+                name: name.to_owned(),
+            }
+        }
+        _ => return Err(malformed),
+    })
+}
+
 pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let Envelope { kind, body } = Envelope::decode(bytes)?;
     let body = body.as_slice();

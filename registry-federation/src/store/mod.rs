@@ -12,6 +12,7 @@ mod history;
 mod memory;
 mod redb;
 mod shared;
+mod shared_memory;
 #[cfg(test)]
 mod tests;
 pub(crate) mod writer;
@@ -19,11 +20,12 @@ pub(crate) mod writer;
 #[cfg(feature = "etcd")]
 pub use self::etcd::Etcd;
 pub use self::redb::Redb;
-pub use codec::{CodecError, decode, encode};
+pub use codec::{CodecError, decode, decode_removal, encode};
 pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
 pub use memory::Memory;
 pub use shared::{Candidate, Claim, Followed, Shared};
+pub use shared_memory::SharedMemory;
 
 use std::path::PathBuf;
 
@@ -154,4 +156,34 @@ pub trait Store: Journal + Objects {
     /// The revisions of the swaps, in order. A swap that finds another revision than it
     /// expects is [`StoreError::Fenced`], and nothing is done.
     fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError>;
+}
+
+/// Where a registry keeps its state.
+#[expect(
+    missing_debug_implementations,
+    reason = "engines hold handles that print nothing"
+)]
+pub enum Kept {
+    /// In a store that nobody else writes.
+    Own(Box<dyn Store>),
+    /// In one that several replicas share.
+    Shared(std::sync::Arc<dyn Shared>),
+}
+
+impl From<Box<dyn Store>> for Kept {
+    fn from(store: Box<dyn Store>) -> Self {
+        Self::Own(store)
+    }
+}
+
+impl<S: Store + 'static> From<Box<S>> for Kept {
+    fn from(store: Box<S>) -> Self {
+        Self::Own(store)
+    }
+}
+
+impl From<std::sync::Arc<dyn Shared>> for Kept {
+    fn from(shared: std::sync::Arc<dyn Shared>) -> Self {
+        Self::Shared(shared)
+    }
 }

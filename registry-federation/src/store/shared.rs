@@ -28,6 +28,10 @@ pub trait Shared: Debug + Send + Sync {
     /// and nothing of an earlier term can be written after it was read.
     fn writer(&self, term: u64) -> Result<Box<dyn Store>, StoreError>;
 
+    /// The revision of the last write of any store of [`Self::writer`]: a feed that has come so
+    /// far shows it.
+    fn written(&self) -> u64;
+
     /// Gives the claim up, so that the next replica need not wait until it lapses. Stands for
     /// nothing any more.
     fn release(&self);
@@ -64,7 +68,7 @@ pub struct Candidate {
 /// Who is active, as this replica knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// We are, and the store confirmed it within the lifetime of the claim.
+    /// We are, and the store confirmed it within the lifetime of the claim: nobody else is.
     Active {
         /// Grows with every change of the active replica.
         term: u64,
@@ -73,6 +77,7 @@ pub enum Claim {
         candidate: Candidate,
         term: u64,
     },
-    /// Nobody is, or the store does not answer.
+    /// Nobody is, or the store has not answered for 1.5 s at most. Who was active in a term goes
+    /// on when [`Self::Active`] with that term comes again.
     Unknown,
 }

@@ -7,5 +7,6 @@ mod leases;
 mod objects;
 mod operator;
 mod renewal;
+mod replicas;
 mod semantics;
 mod world;

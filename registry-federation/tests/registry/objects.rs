@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::world::{World, event, query};
-use registry_federation::store::Memory;
+use registry_federation::store::{Memory, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 use vl3_core::registry::Endpoint;
@@ -60,7 +60,7 @@ async fn an_endpoint_that_is_not_refreshed_expires() {
         config.endpoint_lifetime = Duration::from_secs(1)
     };
     let registry = world
-        .registry_with("east", Box::new(Memory::default()), edit)
+        .registry_with("east", Box::new(Memory::default()) as Box<dyn Store>, edit)
         .await;
     let router = world.router("east", &registry).await;
     let mut events = router.watch("red").await;

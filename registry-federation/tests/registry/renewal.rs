@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use registry_federation::store::Memory;
+use registry_federation::store::{Memory, Store};
 use vl3_identity::Source;
 use vl3_runtime::grpc::Expect;
 
@@ -50,7 +50,12 @@ async fn a_server_shows_its_renewed_identity_to_those_who_were_connected() {
     let first = world.issue("east", path, &dir);
     let source = Source::from_dir(&dir).unwrap();
     let east = world
-        .registry_as(source, "east", Box::new(Memory::default()), |_| {})
+        .registry_as(
+            source,
+            "east",
+            Box::new(Memory::default()) as Box<dyn Store>,
+            |_| {},
+        )
         .await;
     let client = world.router("east", &east).await;
     let endpoint = world.endpoint("east", 1);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use registry_federation::store::{Memory, Redb, Store, StoreConfig};
+use registry_federation::store::{Kept, Memory, Redb, SharedMemory, Store, StoreConfig};
 use registry_federation::{Config, Limits, NetworkConfig, Running, start};
 use tempfile::TempDir;
 use vl3_core::allocator::{Acquire, Granted, Lease};
@@ -147,23 +147,32 @@ impl World {
 
     /// A registry with its state in memory.
     pub(crate) async fn registry(&self, domain: &'static str) -> Registry {
-        self.registry_with(domain, Box::new(Memory::default()), |_| {})
-            .await
+        let store: Box<dyn Store> = Box::new(Memory::default());
+        self.registry_with(domain, store, |_| {}).await
     }
 
     pub(crate) async fn registry_on_disk(&self, domain: &'static str, file: &Path) -> Registry {
-        self.registry_with(
-            domain,
-            Box::new(Redb::open(file).expect("test set-up")),
-            |_| {},
-        )
-        .await
+        let store: Box<dyn Store> = Box::new(Redb::open(file).expect("test set-up"));
+        self.registry_with(domain, store, |_| {}).await
+    }
+
+    /// One of several replicas that share a store; `path` is its identity.
+    pub(crate) async fn replica(
+        &self,
+        domain: &'static str,
+        path: &str,
+        store: &SharedMemory,
+    ) -> Registry {
+        let (source, store) = (self.source(domain, path), store.replica());
+        let named = path.rsplit('/').next().expect("test set-up");
+        self.registry_named(source, domain, named, store, |_| {})
+            .await
     }
 
     pub(crate) async fn registry_with(
         &self,
         domain: &'static str,
-        store: Box<dyn Store>,
+        store: impl Into<Kept>,
         edit: impl FnOnce(&mut Config),
     ) -> Registry {
         let source = self.source(domain, &format!("vl3/registry/{domain}"));
@@ -174,14 +183,27 @@ impl World {
         &self,
         source: Source,
         domain: &'static str,
-        store: Box<dyn Store>,
+        store: impl Into<Kept>,
         edit: impl FnOnce(&mut Config),
     ) -> Registry {
-        let common = Common::in_dir("registry", domain, &self.dir.path().join(domain));
+        self.registry_named(source, domain, domain, store, edit)
+            .await
+    }
+
+    async fn registry_named(
+        &self,
+        source: Source,
+        domain: &'static str,
+        name: &str,
+        store: impl Into<Kept>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Registry {
+        let common = Common::in_dir("registry", name, &self.dir.path().join(name));
         let ctx = RoleContext::new(common, source);
         let mut config = Config {
             domain: DomainName::new(domain).expect("test set-up"),
             listen: vec!["tcp://127.0.0.1:0".parse().expect("test set-up")],
+            advertise: None,
             networks: vec![NetworkConfig {
                 document: "test".into(),
                 chain: self.chain.clone(),
@@ -286,6 +308,11 @@ impl Registry {
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.running.wait().await.expect("test set-up");
+    }
+
+    /// Sooner than it may give anything up.
+    pub(crate) fn kill(self) {
+        self.running.kill();
     }
 
     /// `host:port`, as a document's contact.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnOpResponse,
@@ -31,6 +32,7 @@ pub(super) struct Writer {
     runtime: Arc<OwnRuntime>,
     engine: Engine,
     feed: broadcast::Sender<Change>,
+    written: Arc<AtomicU64>,
 }
 
 /// One term of one replica.
@@ -355,10 +357,11 @@ impl Engine {
 }
 
 impl Writer {
-    pub(super) fn new(runtime: Arc<OwnRuntime>, engine: Engine) -> Self {
+    pub(super) fn new(runtime: Arc<OwnRuntime>, engine: Engine, written: Arc<AtomicU64>) -> Self {
         Self {
             runtime,
             engine,
+            written,
             feed: broadcast::Sender::new(FEED),
         }
     }
@@ -372,7 +375,13 @@ impl Writer {
             swaps: Vec::new(),
         };
         self.runtime.wait(self.engine.commit(&job))??;
-        Ok(u64::try_from(self.engine.head_at).unwrap_or(0))
+        Ok(self.note_written())
+    }
+
+    fn note_written(&self) -> u64 {
+        let revision = u64::try_from(self.engine.head_at).unwrap_or(0);
+        self.written.store(revision, Ordering::Release);
+        revision
     }
 
     fn tell(&self, swap: &Swap, revision: u64) {
@@ -444,6 +453,7 @@ impl Store for Writer {
     /// first: a crash between them leaves a beginning of it.
     fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
         let revisions = self.runtime.wait(self.engine.commit(job))??;
+        self.note_written();
         for (swap, revision) in job.swaps.iter().zip(&revisions) {
             self.tell(swap, *revision);
         }

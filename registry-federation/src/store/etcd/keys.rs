@@ -3,10 +3,9 @@
 use etcd_client::KeyValue;
 use serde::{Deserialize, Serialize};
 use vl3_core::Wall;
-use vl3_core::ids::DomainName;
 use vl3_core::registry::Record;
 
-use crate::store::{Candidate, Entry, StoreError};
+use crate::store::{Candidate, Entry, StoreError, decode_removal};
 
 /// Format of what is below the prefix. A newer one is refused.
 pub(super) const FORMAT: u64 = 1;
@@ -188,23 +187,7 @@ pub(super) fn decode_active(kv: &KeyValue) -> Option<Candidate> {
 
 /// What the end of an object means to those who follow.
 pub(super) fn removal(key: &str) -> Option<Record> {
-    let (kind, name) = key.split_once('/')?;
-    match kind {
-        "service" => Some(Record::ServiceRemoved {
-            name: name.to_owned(),
-        }),
-        "endpoint" => Some(Record::EndpointRemoved {
-            name: name.to_owned(),
-        }),
-        "remote" => {
-            let (domain, name) = name.split_once('/')?;
-            Some(Record::RemoteRemoved {
-                domain: DomainName::new(domain).ok()?,
-                name: name.to_owned(),
-            })
-        }
-        _ => None,
-    }
+    decode_removal(key).ok()
 }
 
 /// Names the key; nothing in it is read or written.
@@ -244,7 +227,7 @@ mod tests {
     #[test]
     fn a_removed_object_is_named_by_its_key() {
         let remote = Record::RemoteRemoved {
-            domain: DomainName::new("west").unwrap(),
+            domain: vl3_core::ids::DomainName::new("west").unwrap(),
             name: "a/b".to_owned(),
         };
         assert_eq!(removal("remote/west/a/b"), Some(remote.clone()));

@@ -13,6 +13,7 @@ mod plan;
 mod session;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Etcd {
     config: Arc<EtcdConfig>,
     runtime: Arc<OwnRuntime>,
     standing: Mutex<Option<Standing>>,
+    /// The revision of our last write.
+    written: Arc<AtomicU64>,
     /// Ends what follows.
     gone: CancellationToken,
 }
@@ -102,6 +105,7 @@ impl Etcd {
             config: Arc::new(config),
             runtime: OwnRuntime::start()?,
             standing: Mutex::new(None),
+            written: Arc::default(),
             gone: CancellationToken::new(),
         })
     }
@@ -168,7 +172,12 @@ impl Shared for Etcd {
         let runtime = Arc::clone(&self.runtime);
         let opened = Engine::open(self.session(), self.keys(), term, name);
         let engine = self.runtime.wait(opened)??;
-        Ok(Box::new(engine::Writer::new(runtime, engine)))
+        let written = Arc::clone(&self.written);
+        Ok(Box::new(engine::Writer::new(runtime, engine, written)))
+    }
+
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
     }
 
     fn release(&self) {
