@@ -45,8 +45,29 @@ pub struct Redb {
 impl Redb {
     /// Opens or creates the file. Damage and newer formats are errors and change nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = builder().create(path);
-        Self::prepare(path, database)
+        let missing = std::fs::metadata(path).map_or(true, |found| found.len() == 0);
+        if missing {
+            // A crash while redb lays a file out leaves one that it does not take for its own.
+            let fresh = path.with_extension("redb.new");
+            match builder().create(&fresh) {
+                Err(error @ redb::DatabaseError::DatabaseAlreadyOpen) => {
+                    return Err(opening(path, &error));
+                }
+                Ok(database) => drop(Self::prepare(path, Ok(database))?),
+                Err(_) => {
+                    // What is left of an earlier start; the next error is the one to tell.
+                    let _absent = std::fs::remove_file(&fresh);
+                    drop(Self::prepare(path, builder().create(&fresh))?);
+                }
+            }
+            put_in_place(&fresh, path).map_err(|error| {
+                let error = redb::Error::Io(error);
+                named(path, &error).unwrap_or_else(|| opening(path, &error))
+            })?;
+        }
+        // redb trusts lengths and offsets of a file that was closed well.
+        let opened = std::panic::catch_unwind(|| Self::prepare(path, builder().create(path)));
+        opened.unwrap_or_else(|_| Err(opening(path, &"it is damaged")))
     }
 
     /// As [`Self::open`] on something that behaves like a file; `path` is what errors name.
@@ -58,12 +79,8 @@ impl Redb {
         path: &Path,
         database: Result<Database, redb::DatabaseError>,
     ) -> Result<Self, StoreError> {
-        let failed = |reason: String| StoreError::Open {
-            path: path.to_owned(),
-            reason,
-        };
         let failed =
-            |error: redb::Error| named(path, &error).unwrap_or_else(|| failed(error.to_string()));
+            |error: redb::Error| named(path, &error).unwrap_or_else(|| opening(path, &error));
         let engine = Self {
             database: database.map_err(|error| failed(error.into()))?,
             path: path.to_owned(),
@@ -159,6 +176,20 @@ fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     builder
+}
+
+fn opening(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Open {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Renames a file that is complete, durably.
+fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::rename(fresh, path)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    std::fs::File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// An error that a human can do something about, with the directory to do it in.

@@ -1,5 +1,6 @@
 //! Every engine does the same, and the one with a file survives what happens to files.
 
+mod disk;
 mod suite;
 
 use registry_federation::store::{Memory, Redb, Store};

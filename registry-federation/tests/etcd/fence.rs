@@ -13,7 +13,7 @@ use vl3_core::registry::{Endpoint, Record};
 use crate::bench::{Bench, Replica, candidate, eventually_active, next};
 use crate::suite::{entry, remove, set};
 
-fn floor(generation: u64) -> Record {
+pub(crate) fn floor(generation: u64) -> Record {
     Record::Lease {
         uid: NetworkUid([7; 16]),
         record: LeaseRecord::Floor {
@@ -32,11 +32,11 @@ fn endpoint(name: &str) -> Record {
     }
 }
 
-fn kept(record: &Record) -> Entry {
+pub(crate) fn kept(record: &Record) -> Entry {
     entry(1, encode(record).expect("bytes"))
 }
 
-fn job(append: &[Record]) -> Job {
+pub(crate) fn job(append: &[Record]) -> Job {
     Job {
         id: rand::random(),
         append: append.iter().map(kept).collect(),

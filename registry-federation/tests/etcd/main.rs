@@ -1,7 +1,9 @@
 //! The engine over an etcd, with real servers.
 
 mod bench;
+mod faults;
 mod fence;
+mod relay;
 #[path = "../engines/suite.rs"]
 mod suite;
 
