@@ -23,6 +23,8 @@ usage: cargo xtask COMMAND
   sim [--seeds N] [--first S] [--profile P]
                        the simulation over N seeds (default 2000); `--profile federation`
                        plays registries alone and goes on with --resume
+  sim --profile scale [--minutes N]
+                       250 domains with 1,000 endpoints each, a virtual hour
   sim --seed S [--profile P]
                        one seed again, with its trace
   plants               builds each planted bug and checks that the simulation finds it

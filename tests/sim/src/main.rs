@@ -8,7 +8,7 @@ use vl3_sim::faults::{Fault, Profile};
 use vl3_sim::federation;
 use vl3_sim::run::{Played, Summary, play, play_many};
 
-const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P]
+const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P] | --profile scale [--minutes N] [--first S]
   with --profile federation also --state FILE (progress, every 500 seeds) and --resume (go on from there)";
 
 /// Which world is played.
@@ -16,6 +16,7 @@ const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|loss
 enum Which {
     Whole(Profile),
     Federation,
+    Scale,
 }
 
 #[derive(Debug)]
@@ -29,6 +30,8 @@ struct Options {
     given: String,
     state: Option<PathBuf>,
     resume: bool,
+    /// Virtual time of `--profile scale`.
+    minutes: u64,
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         }
         (Which::Federation, Some(seed)) => one_federation(&mut out, seed),
         (Which::Federation, None) => many_federations(&mut out, &options, threads),
+        (Which::Scale, _) => scale(&mut out, &options),
     }
 }
 
@@ -68,6 +72,7 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         given: "mixed".to_owned(),
         state: None,
         resume: false,
+        minutes: 60,
     };
     while let Some(flag) = args.next() {
         if flag == "--resume" {
@@ -85,10 +90,12 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--failures" => options.failures = number()?,
             "--first" => options.first = number()?,
             "--seed" => options.one = Some(number()?),
+            "--minutes" => options.minutes = number()?,
             "--state" => options.state = Some(value.into()),
             "--profile" => {
                 options.which = match value.as_str() {
                     "federation" => Which::Federation,
+                    "scale" => Which::Scale,
                     name => Which::Whole(
                         Profile::parse(name).ok_or_else(|| format!("no profile {value:?}"))?,
                     ),
@@ -172,6 +179,28 @@ fn many(out: &mut impl Write, options: &Options, profile: Profile, summary: &Sum
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+fn scale(out: &mut impl Write, options: &Options) -> ExitCode {
+    let size = federation::scale::Size {
+        minutes: options.minutes,
+        seed: options.one.unwrap_or(options.first),
+        ..federation::scale::Size::default()
+    };
+    let mut progress = std::io::stderr().lock();
+    let played = federation::scale::World::new(size).play(|line| {
+        let _ = writeln!(progress, "{line}");
+    });
+    match played {
+        Ok(report) => {
+            let _ = writeln!(out, "{size:?}\n{report}scale clean");
+            ExitCode::SUCCESS
+        }
+        Err(broken) => {
+            let _ = writeln!(out, "{size:?}\nscale {broken}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! plays very many.
 
 use vl3_sim::federation::run::{Plan, play, play_many};
+use vl3_sim::federation::scale::{Size, World};
 
 #[test]
 fn registries_keep_every_invariant_whatever_happens_between_them() {
@@ -27,4 +28,27 @@ fn the_same_seed_of_registries_gives_the_same_trace() {
     assert_eq!(first.hash, second.hash);
     assert_eq!(first.lines, second.lines);
     assert_ne!(first.hash, play(8, true).hash);
+}
+
+/// The world of `--profile scale`, small: everybody hears of every change in time, in order,
+/// whatever was lost before.
+#[test]
+fn every_change_is_everywhere_soon_after_the_last_fault() {
+    let size = Size {
+        domains: 12,
+        endpoints: 40,
+        observers: 3,
+        minutes: 12,
+        ..Size::default()
+    };
+    let report = match World::new(size).play(|_| {}) {
+        Ok(report) => report,
+        Err(broken) => panic!("{broken}"),
+    };
+    assert!(
+        report.changes > 12 * 40 && report.messages > 11 * report.changes / 2,
+        "{report}"
+    );
+    assert!(report.faults.len() >= 4, "too little went wrong: {report}");
+    assert!(report.latest_after_faults > core::time::Duration::ZERO);
 }

@@ -10,5 +10,6 @@ pub mod faults;
 mod node;
 mod pipes;
 pub mod run;
+pub mod scale;
 mod truth;
 pub mod world;
