@@ -1,11 +1,13 @@
 //! Start-up in the order it happens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use nsm_chain::SvidTokens;
 use tokio::sync::{mpsc, watch};
+use vl3_core::ids::NetworkUid;
 use vl3_core::registry::{Boot, Record, RegistryMachine};
 use vl3_runtime::grpc::{Listen, Server};
 use vl3_runtime::{RoleContext, clock};
@@ -19,7 +21,7 @@ use crate::limits::Gate;
 use crate::metrics::RegistryMetrics;
 use crate::operator;
 use crate::replica::{Forward, ForwardMetrics, Replicas, Standing};
-use crate::services::{self, Shared};
+use crate::services::{self, InUse, Prefixes, Shared};
 #[cfg(feature = "etcd")]
 use crate::store::Etcd;
 use crate::store::writer::Writer;
@@ -38,6 +40,8 @@ const STATE_FILE: &str = "registry.redb";
 pub struct Running {
     /// Where it listens, with the ports that the kernel chose.
     pub addresses: Vec<Listen>,
+    /// Where stock routers get prefixes, in the order of the configuration.
+    pub prefix_addresses: Vec<Listen>,
     served: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -79,14 +83,12 @@ pub async fn start(
     kept: impl Into<Kept>,
 ) -> anyhow::Result<Running> {
     let ready = ctx.readiness.item("registry");
-    let server = Server::bind(
-        &config.listen,
-        ctx.serve_options()
-            .services(&services::NAMES)
-            .connections_max(config.limits.connections)
-            .connections_per_identity_max(config.limits.connections_per_identity),
-    )
-    .await?;
+    let options = ctx
+        .serve_options()
+        .connections_max(config.limits.connections)
+        .connections_per_identity_max(config.limits.connections_per_identity);
+    let served = options.clone().services(&services::NAMES);
+    let server = Server::bind(&config.listen, served).await?;
     let addresses = server.addresses().to_vec();
 
     // What was kept, or the others who share it.
@@ -159,6 +161,22 @@ pub async fn start(
         handle,
         tokens: Arc::new(tokens),
     };
+    let mut stock = Vec::new();
+    let mut in_use: BTreeMap<NetworkUid, InUse> = BTreeMap::new();
+    for port in &config.prefixes {
+        let server = Server::bind(&port.listen, options.clone()).await?;
+        let prefixes = Prefixes {
+            handle: services.handle.clone(),
+            uid: port.network,
+            family: port.family,
+            in_use: in_use.entry(port.network).or_default().clone(),
+        };
+        stock.push((server, services::stock_routes(prefixes)));
+    }
+    let prefix_addresses = stock
+        .iter()
+        .flat_map(|(server, _)| server.addresses().to_vec())
+        .collect();
     let replicas = Replicas {
         standing: replicas,
         shared,
@@ -172,10 +190,18 @@ pub async fn start(
     let served = tokio::spawn(async move {
         let driven = driver.run(shutdown);
         let serving = server.serve(routes);
-        // The machine's end is an error unless both were told to stop.
-        tokio::try_join!(driven, serving).map(|((), ())| ())
+        let stock = stock
+            .into_iter()
+            .map(|(server, routes)| server.serve(routes));
+        let stock = futures_util::future::try_join_all(stock);
+        // The machine's end is an error unless all were told to stop.
+        tokio::try_join!(driven, serving, stock).map(|_| ())
     });
-    Ok(Running { addresses, served })
+    Ok(Running {
+        addresses,
+        prefix_addresses,
+        served,
+    })
 }
 
 /// Makes machines, each with streams of its own: what follows another replica starts over with

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::store::StoreConfig;
+use ipnet::IpNet;
 use vl3_core::document::Chain;
-use vl3_core::ids::{DomainName, NetworkUid};
+use vl3_core::ids::{DomainName, NetworkName, NetworkUid};
 use vl3_proto::document::read_armoured;
 use vl3_runtime::grpc::{DialUrl, Listen};
 use vl3_runtime::{Configure, Section};
@@ -24,6 +25,8 @@ pub struct Config {
     pub advertise: Option<DialUrl>,
     /// What this registry serves. Members may come and go; a network is added here.
     pub networks: Vec<NetworkConfig>,
+    /// Ports where stock routers get their prefixes.
+    pub prefixes: Vec<PrefixesConfig>,
     /// Longest and usual lifetime of an endpoint that is not refreshed.
     pub endpoint_lifetime: Duration,
     /// Silence after which a router's lease ends.
@@ -38,6 +41,38 @@ pub struct Config {
     pub store: StoreConfig,
     /// The state was restored from a backup: for a while leases are only taken back.
     pub restored: bool,
+}
+
+/// One port for stock routers: their messages name neither network nor family.
+#[derive(Clone, Debug)]
+pub struct PrefixesConfig {
+    pub network: NetworkUid,
+    pub family: Family,
+    pub listen: Vec<Listen>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    pub(crate) fn has(self, prefix: &IpNet) -> bool {
+        matches!(
+            (self, prefix),
+            (Self::Ipv4, IpNet::V4(_)) | (Self::Ipv6, IpNet::V6(_))
+        )
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +122,13 @@ impl Configure for Config {
         if let (Some(domain), Some(networks)) = (&domain, &networks) {
             check_networks(section, domain, networks);
         }
+        let prefixes: Vec<_> = section
+            .tables("prefixes", |section| {
+                read_prefixes(section, networks.as_deref().unwrap_or_default())
+            })
+            .into_iter()
+            .flatten()
+            .collect();
         let core = vl3_core::allocator::Config::default();
         let endpoint_lifetime = section.or("endpoint_lifetime", Duration::from_secs(60));
         let lease_lifetime = section.or("lease_lifetime", core.lifetime);
@@ -119,6 +161,7 @@ impl Configure for Config {
             listen,
             advertise,
             networks: networks?,
+            prefixes,
             endpoint_lifetime,
             lease_lifetime,
             renew_after,
@@ -139,6 +182,31 @@ fn read_network(section: &mut Section<'_>) -> Option<NetworkConfig> {
     NetworkConfig::load(document, uid)
         .map_err(|allowed| section.problem("document", Some(shown), &allowed))
         .ok()
+}
+
+fn read_prefixes(section: &mut Section<'_>, networks: &[NetworkConfig]) -> Option<PrefixesConfig> {
+    let name = section.required::<NetworkName>("network");
+    let families = [("ipv4", Family::Ipv4), ("ipv6", Family::Ipv6)];
+    let family = section.choice("family", &families, Family::Ipv4);
+    let listen = section.list_required::<Listen>("listen");
+    let name = name?;
+    let mut named = networks
+        .iter()
+        .filter(|network| network.chain.document().name == name);
+    let network = named.next().map(|network| network.chain.uid());
+    if network.is_none() {
+        let known: Vec<_> = networks
+            .iter()
+            .map(|network| network.chain.document().name.as_str())
+            .collect();
+        let allowed = format!("a network that is served: {}", known.join(", "));
+        section.problem("network", Some(name.to_string()), &allowed);
+    }
+    Some(PrefixesConfig {
+        network: network?,
+        family,
+        listen: listen?,
+    })
 }
 
 fn check_networks(section: &mut Section<'_>, domain: &DomainName, networks: &[NetworkConfig]) {

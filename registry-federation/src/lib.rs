@@ -20,5 +20,5 @@ mod status;
 pub mod store;
 
 pub use app::{Running, run, start};
-pub use config::{Config, NetworkConfig};
+pub use config::{Config, Family, NetworkConfig, PrefixesConfig};
 pub use limits::Limits;

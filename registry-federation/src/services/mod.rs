@@ -8,14 +8,17 @@ mod ipam;
 mod names;
 mod network;
 mod network_services;
+mod prefixes;
 mod sync;
 
 pub(crate) use caller::peer_of;
+pub(crate) use prefixes::{InUse, Prefixes};
 pub(crate) use sync::{read_stream, wire_messages};
 
 use nsm_chain::SvidTokens;
 use std::sync::Arc;
 use tonic::service::Routes;
+use vl3_proto::ipam::ipam_server::IpamServer as StockIpamServer;
 use vl3_proto::registry::network_service_endpoint_registry_server::NetworkServiceEndpointRegistryServer;
 use vl3_proto::registry::network_service_registry_server::NetworkServiceRegistryServer;
 use vl3_proto::vl3::ipam::v1::ipam_server::IpamServer;
@@ -44,6 +47,11 @@ pub(crate) const NAMES: [&str; 6] = [
 pub(crate) struct Shared {
     pub(crate) handle: Handle,
     pub(crate) tokens: Arc<SvidTokens>,
+}
+
+/// What is served on a port for stock routers.
+pub(crate) fn stock_routes(prefixes: Prefixes) -> Routes {
+    Routes::new(StockIpamServer::new(prefixes))
 }
 
 /// With `forward` before them all.

@@ -6,6 +6,7 @@ mod hostile;
 mod leases;
 mod objects;
 mod operator;
+mod prefixes;
 mod renewal;
 mod replicas;
 mod semantics;

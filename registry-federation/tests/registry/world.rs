@@ -41,6 +41,7 @@ pub(crate) struct World {
 /// A registry that serves.
 pub(crate) struct Registry {
     pub(crate) listen: Listen,
+    pub(crate) prefix_ports: Vec<Listen>,
     pub(crate) metrics: Metrics,
     pub(crate) ctx: RoleContext,
     shutdown: CancellationToken,
@@ -208,6 +209,7 @@ impl World {
                 document: "test".into(),
                 chain: self.chain.clone(),
             }],
+            prefixes: Vec::new(),
             endpoint_lifetime: Duration::from_secs(60),
             lease_lifetime: Duration::from_secs(3600),
             renew_after: Duration::from_secs(60),
@@ -223,8 +225,10 @@ impl World {
             .await
             .expect("test set-up");
         let listen = running.addresses[0].clone();
+        let prefix_ports = running.prefix_addresses.clone();
         Registry {
             listen,
+            prefix_ports,
             metrics,
             ctx,
             shutdown,

@@ -92,6 +92,52 @@ impl Allocator {
         Ok((if unchanged { Vec::new() } else { vec![record] }, granted))
     }
 
+    /// The lease that a stock router's prefix of one family was part of, as it may have been:
+    /// the other family is what is free. None when somebody else has a part of it, when it is
+    /// no prefix that a router is given here, or shorter than the usual one.
+    pub fn complete(
+        &self,
+        presented: IpNet,
+        acquire: &Acquire,
+        document: &Document,
+        member: &Member,
+    ) -> Option<Lease> {
+        let len4 = self.prefix_len4(acquire, member).ok()?;
+        let exclusions = self.admit_exclusions(acquire).ok()?;
+        let scope = Scope {
+            allocator: self,
+            document,
+            member,
+            acquire,
+            exclusions: &exclusions,
+        };
+        let prefix4 = match (presented, len4, member.block4) {
+            (IpNet::V4(prefix), Some(len), _) if prefix.prefix_len() >= len => Some(prefix),
+            (IpNet::V4(_), ..) => return None,
+            (IpNet::V6(_), Some(len), Some(block)) => match scope.cut(block.into(), len).ok()? {
+                IpNet::V4(prefix) => Some(prefix),
+                IpNet::V6(_) => return None,
+            },
+            (IpNet::V6(_), ..) => None,
+        };
+        let prefix6 = match presented {
+            IpNet::V6(prefix) => prefix,
+            IpNet::V4(_) => match scope.cut(member.block6.into(), PREFIX_LEN6).ok()? {
+                IpNet::V6(prefix) => prefix,
+                IpNet::V4(_) => return None,
+            },
+        };
+        let lease = Lease {
+            uid: self.uid,
+            router: acquire.router.clone(),
+            instance: acquire.instance,
+            generation: Generation(0),
+            prefix4,
+            prefix6,
+        };
+        scope.is_free(&lease, len4).then_some(lease)
+    }
+
     /// A sign of life. Changes nothing durable; the caller touches the lease on success.
     pub fn renew(
         &self,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::object::{Endpoint, Service};
 use super::record::{Claim, Record};
+use super::stock::StockAcquire;
 use crate::allocator::{self, Acquire, Granted, Lease};
 use crate::document::Chain;
 use crate::federation::{self, StreamId, SyncMessage};
@@ -116,6 +117,11 @@ pub enum Command {
         uid: NetworkUid,
         acquire: Acquire,
     },
+    /// A stock router's, by `ManagePrefixes`.
+    AcquireStock {
+        uid: NetworkUid,
+        stock: StockAcquire,
+    },
     Renew {
         lease: Lease,
     },
@@ -186,6 +192,11 @@ pub enum Query {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Lease(Granted),
+    /// Beside the lease what must not be used: asked for, or the network's.
+    Stock {
+        granted: Granted,
+        exclusions: Vec<ipnet::IpNet>,
+    },
     Done,
     Service(Service),
     Endpoint(FoundEndpoint),

@@ -28,6 +28,7 @@ impl RegistryMachine {
     ) -> Result<Reply, Refusal> {
         match command {
             Command::Acquire { uid, acquire } => self.acquire(uid, &acquire, peer, now, out),
+            Command::AcquireStock { uid, stock } => self.acquire_stock(uid, &stock, peer, now, out),
             Command::Renew { lease } => self.renew(&lease, peer, now),
             Command::Release { lease } => self.release(&lease, peer, now, out),
             Command::EndLease { uid, router } => self.end_lease(uid, &router, peer, now, out),
@@ -60,7 +61,7 @@ impl RegistryMachine {
         }
     }
 
-    fn acquire(
+    pub(super) fn acquire(
         &mut self,
         uid: NetworkUid,
         acquire: &Acquire,

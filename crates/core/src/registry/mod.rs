@@ -36,6 +36,7 @@ mod replica_tests;
 mod scale_tests;
 #[cfg(test)]
 mod semantics_tests;
+mod stock;
 mod sync;
 mod watch;
 
@@ -56,3 +57,4 @@ pub use object::{
 pub use packed::Packed;
 pub use record::{Claim, ObjectKey, Record, rewritten};
 pub use remotes::RemoteSize;
+pub use stock::StockAcquire;
