@@ -11,7 +11,13 @@ require (
 	google.golang.org/protobuf v1.36.10
 )
 
-require github.com/google/go-cmp v0.7.0 // indirect
+require (
+	github.com/edwarnicke/grpcfd v1.1.4 // indirect
+	github.com/fsnotify/fsnotify v1.8.0 // indirect
+	github.com/ghodss/yaml v1.0.0 // indirect
+	github.com/google/go-cmp v0.7.0 // indirect
+	gopkg.in/yaml.v2 v2.4.0 // indirect
+)
 
 require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect

@@ -1,5 +1,6 @@
 // nsm-peer is a client of the stock NSM SDK: it looks for endpoints, registers one, and attaches
-// by WIREGUARD with the stock wireguard-go as its data plane. It is the stock registry, too.
+// by WIREGUARD with the stock wireguard-go as its data plane. It is the stock registry, manager and
+// proxy of other domains, too.
 package main
 
 import (
@@ -38,13 +39,15 @@ type peer struct {
 	ctx    context.Context
 	dial   []grpc.DialOption
 	server credentials.TransportCredentials
+	// plain is TLS without tokens, as stock dials an IPAM.
+	plain  grpc.DialOption
 	tokens token.GeneratorFunc
 }
 
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) < 2 {
-		log.Fatal("usage: nsm-peer find|register|attach|registry [flags]")
+		log.Fatal("usage: nsm-peer find|service|register|prefixes|attach|registry|manager|proxydns [flags]")
 	}
 	verb := os.Args[1]
 	_ = flag.CommandLine.Parse(os.Args[2:])
@@ -65,7 +68,7 @@ func main() {
 	tls := tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeAny())
 	tokens := spiffejwt.TokenGeneratorFunc(svid, *lifetime)
 	server := credentials.NewTLS(tlsconfig.MTLSServerConfig(svid, bundle, tlsconfig.AuthorizeAny()))
-	p := &peer{ctx: ctx, server: server, tokens: tokens, dial: []grpc.DialOption{
+	p := &peer{ctx: ctx, server: server, tokens: tokens, plain: grpc.WithTransportCredentials(credentials.NewTLS(tls)), dial: []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(tls)),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true),
 			grpc.PerRPCCredentials(token.NewPerRPCCredentials(tokens))),
@@ -73,6 +76,7 @@ func main() {
 
 	run, ok := map[string]func(*peer) error{
 		"find": findMain, "register": registerMain, "attach": attachMain, "registry": registryMain,
+		"service": serviceMain, "prefixes": prefixesMain, "manager": managerMain, "proxydns": proxydnsMain,
 	}[verb]
 	if !ok {
 		log.Fatalf("unknown verb %q", verb)
