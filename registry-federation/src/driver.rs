@@ -3,6 +3,7 @@
 mod replica;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use vl3_core::federation::{StreamId, SyncMessage};
@@ -23,6 +24,9 @@ use crate::store::writer::Writer;
 
 pub(crate) use replica::Replica;
 use replica::own_members;
+
+/// For the append that is under way when the registry stops.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Messages taken before effects are looked at again: they share the next append.
 const BATCH: usize = 256;
@@ -126,8 +130,9 @@ impl Driver {
             self.carry_out(&mut out);
         }
         if let Some((_, outcome)) = self.appending.take() {
-            // Whether it failed or not: nobody was told that it succeeded.
-            let _outcome = outcome.await;
+            // Whether it failed or not: nobody was told that it succeeded. A store that does
+            // not answer is not waited for.
+            let _outcome = tokio::time::timeout(STOP_WAIT, outcome).await;
         }
         if let Some(replica) = &self.replica {
             replica.leave();

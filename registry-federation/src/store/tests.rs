@@ -1,4 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::broadcast;
 
 use vl3_core::Wall;
 use vl3_core::allocator::{Lease, LeaseRecord};
@@ -9,8 +13,8 @@ use vl3_proto::document::sign;
 
 use super::writer::Writer;
 use super::{
-    CodecError, Conflict, Entry, FORMAT, Job, Journal, Memory, Objects as _, Redb, Store,
-    StoreError, Swap, decode, encode,
+    Change, CodecError, Conflict, Entry, FORMAT, Job, Journal, Memory, Object, Objects, Redb,
+    Store, StoreError, Swap, decode, encode,
 };
 
 fn chain() -> Chain {
@@ -137,77 +141,72 @@ fn a_record_of_a_newer_version_is_named() {
     );
 }
 
-fn behaves(mut store: impl Store) {
-    let (a, b, c) = (entry(1, b"a"), entry(2, b"b"), entry(3, b"c"));
-    store.append(&[a.clone(), b.clone()]).unwrap();
-    let second = store.append(std::slice::from_ref(&c)).unwrap();
-    assert_eq!(store.replay().unwrap(), [a.clone(), b.clone(), c.clone()]);
-    assert!(store.rewrite(&[entry(9, b"b"), entry(9, b"d")]).unwrap() > second);
-    store.append(&[entry(10, b"e")]).unwrap();
-    let journal = [b, entry(9, b"d"), entry(10, b"e")];
-    assert_eq!(store.replay().unwrap(), journal);
-    assert_eq!(store.history().unwrap(), [a, c]);
-
-    let mut watch = store.watch();
-    let set = |expected, value: &[u8]| Swap {
-        key: "k".to_owned(),
-        expected,
-        value: Some(value.to_vec()),
-    };
-    let first = store.swap(&[set(None, b"1")]).unwrap()[0].unwrap();
-    assert_eq!(
-        store.swap(&[set(None, b"2")]).unwrap(),
-        [Err(Conflict { found: Some(first) })]
-    );
-    let second = store.swap(&[set(Some(first), b"2")]).unwrap()[0].unwrap();
-    assert!(second > first);
-    assert_eq!(store.list().unwrap()[0].value, b"2");
-    let gone = Swap {
-        key: "k".to_owned(),
-        expected: Some(second),
-        value: None,
-    };
-    store.swap(&[gone]).unwrap()[0].unwrap();
-    assert!(store.list().unwrap().is_empty());
-    let changes: Vec<_> = std::iter::from_fn(|| watch.try_recv().ok())
-        .map(|change| change.value)
-        .collect();
-    assert_eq!(changes, [Some(b"1".to_vec()), Some(b"2".to_vec()), None]);
-
-    // A job is all or nothing.
-    let history = store.history().unwrap().len();
-    let mut job = Job {
-        id: 1,
-        append: vec![entry(11, b"f")],
-        rewrite: Some(vec![entry(11, b"g")]),
-        swaps: vec![
-            set(None, b"3"),
-            Swap {
-                key: "other".to_owned(),
-                expected: Some(1),
-                value: None,
-            },
-        ],
-    };
-    assert!(matches!(store.commit(&job), Err(StoreError::Fenced { .. })));
-    assert_eq!(store.replay().unwrap(), journal);
-    assert!(store.list().unwrap().is_empty());
-    job.swaps.truncate(1);
-    let revisions = store.commit(&job).unwrap();
-    assert_eq!(store.replay().unwrap(), [entry(11, b"g")]);
-    assert_eq!(store.history().unwrap().len(), history + 4);
-    let kept = store.list().unwrap();
-    assert_eq!(
-        (kept[0].revision, &kept[0].value[..]),
-        (revisions[0], &b"3"[..])
-    );
+/// Memory that does not answer for a while.
+struct Silent {
+    memory: Memory,
+    silent: Arc<AtomicUsize>,
+    tried: Arc<Mutex<Vec<u128>>>,
 }
 
-#[test]
-fn both_engines_append_rewrite_swap_and_watch() {
-    let dir = tempfile::tempdir().unwrap();
-    behaves(Memory::default());
-    behaves(Redb::open(&dir.path().join("x.redb")).unwrap());
+impl Journal for Silent {
+    fn replay(&mut self) -> Result<Vec<Entry>, StoreError> {
+        self.memory.replay()
+    }
+    fn append(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        self.memory.append(entries)
+    }
+    fn rewrite(&mut self, entries: &[Entry]) -> Result<u64, StoreError> {
+        self.memory.rewrite(entries)
+    }
+    fn history(&mut self) -> Result<Vec<Entry>, StoreError> {
+        self.memory.history()
+    }
+}
+
+impl Objects for Silent {
+    fn list(&mut self) -> Result<Vec<Object>, StoreError> {
+        self.memory.list()
+    }
+    fn swap(&mut self, swaps: &[Swap]) -> Result<Vec<Result<u64, Conflict>>, StoreError> {
+        self.memory.swap(swaps)
+    }
+    fn watch(&mut self) -> broadcast::Receiver<Change> {
+        self.memory.watch()
+    }
+}
+
+impl Store for Silent {
+    fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
+        self.tried.lock().unwrap().push(job.id);
+        let less = |left: usize| left.checked_sub(1);
+        let (set, fetch) = (Ordering::SeqCst, Ordering::SeqCst);
+        match self.silent.fetch_update(set, fetch, less) {
+            Ok(_) => Err(StoreError::Unavailable("silent".to_owned())),
+            Err(_) => self.memory.commit(job),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_writer_tries_the_same_job_until_the_store_answers_or_it_is_dropped() {
+    let (memory, tried) = (Memory::default(), Arc::new(Mutex::new(Vec::new())));
+    let silent = Arc::new(AtomicUsize::new(2));
+    let store = Silent {
+        memory: memory.clone(),
+        silent: Arc::clone(&silent),
+        tried: Arc::clone(&tried),
+    };
+    let (writer, _) = Writer::start(Box::new(store)).unwrap();
+    writer.append(records()).await.unwrap().unwrap();
+    let ids = std::mem::take(&mut *tried.lock().unwrap());
+    assert_eq!(ids, [ids[0]; 3]);
+    assert_eq!(memory.clone().replay().unwrap().len(), 8);
+    silent.store(usize::MAX, Ordering::SeqCst);
+    let outcome = writer.append(records());
+    drop(writer);
+    let given_up = outcome.await.unwrap();
+    assert!(matches!(given_up, Err(StoreError::Unavailable(_))));
+    assert_eq!(memory.clone().replay().unwrap().len(), 8);
 }
 
 #[tokio::test]

@@ -18,7 +18,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let (mut output, mut includes, mut files) = (None, Vec::new(), Vec::new());
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().map(PathBuf::from).ok_or("a value is missing");
+        let mut value = || {
+            arguments
+                .next()
+                .map(PathBuf::from)
+                .ok_or("a value is missing")
+        };
         match argument.to_str() {
             Some("--include_imports" | "--include_source_info") => {}
             Some("-o") => output = Some(value()?),
@@ -32,6 +37,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut compiler = protox::Compiler::new(includes)?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(files)?;
-    std::fs::write(output.ok_or("-o FILE is missing")?, compiler.encode_file_descriptor_set())?;
+    std::fs::write(
+        output.ok_or("-o FILE is missing")?,
+        compiler.encode_file_descriptor_set(),
+    )?;
     Ok(())
 }
