@@ -9,5 +9,7 @@ mod operator;
 mod prefixes;
 mod renewal;
 mod replicas;
+#[cfg(feature = "etcd")]
+mod replicas_etcd;
 mod semantics;
 mod world;

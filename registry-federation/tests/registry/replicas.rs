@@ -26,8 +26,8 @@ struct Pair {
 
 async fn pair(world: &World) -> Pair {
     let store = SharedMemory::default();
-    let first = world.replica("east", FIRST, &store).await;
-    let second = world.replica("east", SECOND, &store).await;
+    let first = world.replica("east", FIRST, store.replica()).await;
+    let second = world.replica("east", SECOND, store.replica()).await;
     assert_eq!(store.active().as_deref(), Some("east-1"));
     Pair {
         store,

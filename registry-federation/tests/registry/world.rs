@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use registry_federation::store::{Kept, Memory, Redb, SharedMemory, Store, StoreConfig};
+use registry_federation::store::{Kept, Memory, Redb, Shared, Store, StoreConfig};
 use registry_federation::{Config, Limits, NetworkConfig, Running, start};
 use tempfile::TempDir;
 use vl3_core::allocator::{Acquire, Granted, Lease};
@@ -162,9 +163,9 @@ impl World {
         &self,
         domain: &'static str,
         path: &str,
-        store: &SharedMemory,
+        store: Arc<dyn Shared>,
     ) -> Registry {
-        let (source, store) = (self.source(domain, path), store.replica());
+        let source = self.source(domain, path);
         let named = path.rsplit('/').next().expect("test set-up");
         self.registry_named(source, domain, named, store, |_| {})
             .await
