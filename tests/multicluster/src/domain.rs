@@ -25,6 +25,10 @@ pub struct Domain {
     pub dns: BTreeMap<&'static str, Service>,
     /// Further TOML keys of the routers.
     pub router_keys: String,
+    /// Further TOML tables of the registries.
+    pub registry_tables: String,
+    /// Registries beside the first one, over the same store.
+    pub replicas: Vec<Service>,
 }
 
 impl Domain {
@@ -37,6 +41,8 @@ impl Domain {
             routers: BTreeMap::new(),
             dns: BTreeMap::new(),
             router_keys: String::new(),
+            registry_tables: String::new(),
+            replicas: Vec::new(),
         }
     }
 
@@ -62,20 +68,7 @@ impl Domain {
             .collect::<anyhow::Result<_>>()?;
         let base = country.base();
         let gateway = self.site.gateway().clone();
-        country.issue(self.name, "registry", self.name, LONG)?;
-        let mut keys = format!(
-            "domain = {:?}\nlisten = [\"tcp://{}\"]\n",
-            self.name,
-            self.any(REGISTRY_PORT)
-        );
-        for network in &networks {
-            keys.push_str(&format!(
-                "[[network]]\ndocument = {:?}\nuid = {:?}\n",
-                network.document, network.uid
-            ));
-        }
-        let mut registry = Service::new(base, "registry", self.name, &gateway, &keys)?;
-        registry.start()?;
+        let registry = self.start_registry(country, &networks, self.name, REGISTRY_PORT)?;
         self.registry = Some(registry);
         for network in &networks {
             let spec = network.spec;
@@ -105,6 +98,51 @@ impl Domain {
             self.dns.insert(spec.name, dns);
         }
         self.ready().await
+    }
+
+    /// One more registry over the same store, on the same gateway.
+    pub async fn add_replica(
+        &mut self,
+        country: &Country,
+        network: &str,
+        name: &str,
+    ) -> anyhow::Result<()> {
+        let port = REGISTRY_PORT + 1 + u16::try_from(self.replicas.len())?;
+        let networks = [country.network(network)?];
+        let mut replica = self.start_registry(country, &networks, name, port)?;
+        replica.ready().await?;
+        self.replicas.push(replica);
+        Ok(())
+    }
+
+    /// Beside its port it listens on `registry.sock` in its run directory.
+    fn start_registry(
+        &self,
+        country: &Country,
+        networks: &[&NetworkFile],
+        name: &str,
+        port: u16,
+    ) -> anyhow::Result<Service> {
+        country.issue(self.name, "registry", name, LONG)?;
+        let socket = run_dir(country.base(), "registry", name).join("registry.sock");
+        let mut keys = format!(
+            "domain = {:?}\nlisten = [\"tcp://{}\", \"unix://{}\"]\nadvertise = \"tcp://{}\"\n",
+            self.name,
+            self.any(port),
+            socket.display(),
+            self.socket(port),
+        );
+        for network in networks {
+            keys.push_str(&format!(
+                "[[network]]\ndocument = {:?}\nuid = {:?}\n",
+                network.document, network.uid
+            ));
+        }
+        keys.push_str(&self.registry_tables);
+        let gateway = self.site.gateway();
+        let mut registry = Service::new(country.base(), "registry", name, gateway, &keys)?;
+        registry.start()?;
+        Ok(registry)
     }
 
     pub async fn ready(&mut self) -> anyhow::Result<()> {

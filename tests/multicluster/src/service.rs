@@ -149,6 +149,11 @@ impl Service {
             .unwrap_or_default()
     }
 
+    /// What its readiness probe says now.
+    pub async fn is_ready(&self) -> bool {
+        matches!(admin::get(&self.run_dir, "/readyz").await, Ok((200, _)))
+    }
+
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         self.check_alive()?;
         let run_dir = self.run_dir.clone();

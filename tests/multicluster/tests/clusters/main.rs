@@ -6,6 +6,7 @@ mod expiry;
 mod faults;
 mod garbage;
 mod networks;
+mod replicas;
 mod underlay;
 
 use std::time::{Duration, Instant};
@@ -46,7 +47,7 @@ async fn pair_in(
 }
 
 async fn pair_with(
-    mut country: Country,
+    country: Country,
     [east, west]: [SiteSpec; 2],
     client_keys: &str,
     router_keys: &str,
@@ -56,6 +57,16 @@ async fn pair_with(
     for domain in [&mut east, &mut west] {
         domain.router_keys = router_keys.to_owned();
     }
+    joined(country, east, west, client_keys).await
+}
+
+/// Starts two domains that are there, and waits until their workloads reach each other.
+async fn joined(
+    mut country: Country,
+    mut east: Domain,
+    mut west: Domain,
+    client_keys: &str,
+) -> anyhow::Result<Pair> {
     country.add_network(NetworkSpec::RED, &[&east, &west])?;
     let (first, second) = tokio::join!(
         east.start(&country, &["red"]),
