@@ -24,12 +24,21 @@ pub(super) struct RunArgs {
     /// Only build the network and show it, without checks and faults
     #[arg(long)]
     pub(super) no_checks: bool,
+    /// Where each domain's registry keeps its state; `etcd` starts one per domain, from the PATH
+    #[arg(long, value_enum, default_value_t = Store::File)]
+    pub(super) store: Store,
     /// Name under which the other verbs find a kept demo
     #[arg(long, default_value = DEFAULT_NAME)]
     pub(super) name: String,
     /// Copy the logs of all roles to this directory at the end
     #[arg(long, value_name = "DIR")]
     pub(super) logs: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Store {
+    File,
+    Etcd,
 }
 
 pub(super) const DEFAULT_NAME: &str = "demo";

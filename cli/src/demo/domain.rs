@@ -13,6 +13,7 @@ use vl3_runtime::clock;
 use super::documents::Network;
 use super::plan::{EXCLUDED, Mechanism, REGISTRY_PORT, WorkloadPlan, trust_domain};
 use super::service::{Service, identity_dir, run_dir};
+use super::store::Etcd;
 use super::workload::Workload;
 
 /// Of the certificates; the demo is over long before.
@@ -29,6 +30,8 @@ pub(super) struct Domain {
     pub(super) site: Site,
     pub(super) authority: Authority,
     pub(super) registry: Service,
+    /// Where the registry keeps its state, unless in a file.
+    etcd: Option<Etcd>,
     /// By network.
     pub(super) routers: BTreeMap<&'static str, Service>,
     pub(super) dns: BTreeMap<&'static str, Service>,
@@ -64,10 +67,15 @@ impl Domain {
         site: Site,
         authority: Authority,
         networks: &[&Network],
+        etcd: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let gateway = site.gateway().clone();
         issue(&authority, base, "registry", name)?;
-        let mut keys = format!("domain = {name:?}\nlisten = [\"tcp://0.0.0.0:{REGISTRY_PORT}\"]\n");
+        let public = site.public_ipv4();
+        let mut keys = format!(
+            "domain = {name:?}\nlisten = [\"tcp://0.0.0.0:{REGISTRY_PORT}\"]\n\
+             advertise = \"tcp://{public}:{REGISTRY_PORT}\"\n"
+        );
         for network in networks {
             keys.push_str(&format!(
                 "[[network]]\ndocument = {:?}\nuid = {:?}\n",
@@ -75,6 +83,8 @@ impl Domain {
                 network.uid
             ));
         }
+        let etcd = etcd.map(|program| Etcd::new(base, name, &gateway, program));
+        keys.extend(etcd.as_ref().map(Etcd::tables));
         let registry = Service::new(base, "registry", name, &gateway, &keys)?;
         let (mut routers, mut dns) = (BTreeMap::new(), BTreeMap::new());
         for network in networks {
@@ -85,7 +95,6 @@ impl Domain {
                 "domain = {name:?}\nregistry = \"tcp://{public}:{REGISTRY_PORT}\"\n\
                  listen = [\"tcp://0.0.0.0:{tcp}\"]\nudp_listen = \"0.0.0.0:{udp}\"\nadvertise = \"{public}\"\n\
                  [network]\ndocument = {document:?}\nuid = {uid:?}\n",
-                public = site.public_ipv4(),
                 tcp = plan.tcp_port,
                 udp = plan.udp_port,
                 document = network.document(),
@@ -112,6 +121,7 @@ impl Domain {
             site,
             authority,
             registry,
+            etcd,
             routers,
             dns,
         })
@@ -119,6 +129,9 @@ impl Domain {
 
     /// Starts the roles; each waits for what it needs by itself.
     pub(super) fn start(&mut self) -> anyhow::Result<()> {
+        if let Some(etcd) = &mut self.etcd {
+            etcd.start()?;
+        }
         self.registry.start()?;
         for service in self.routers.values_mut().chain(self.dns.values_mut()) {
             service.start()?;

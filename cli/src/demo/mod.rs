@@ -16,6 +16,7 @@ mod report;
 mod sandbox;
 mod service;
 mod show;
+mod store;
 mod story;
 mod workload;
 mod world;

@@ -11,8 +11,9 @@ use vl3_net::Namespace;
 /// Places that exist on every machine and are usually empty; the first empty one is used.
 const PLACES: [&str; 5] = ["/mnt", "/media", "/srv", "/opt", "/tmp"];
 
-/// Logs, stores and certificates of thirty processes are a few MiB.
-const SIZE: &str = "size=256m,mode=700";
+/// A limit: logs, stores and certificates of thirty processes are a few MiB, but each etcd
+/// allocates 128 MiB ahead.
+const SIZE: &str = "size=1g,mode=700";
 
 /// Checks what the demo needs, then hides one empty directory behind a file system in memory.
 /// Must run on the main thread before any other is started: threads take the mounts of the one

@@ -13,6 +13,7 @@ use super::checks::{
 use super::control;
 use super::progress::Progress;
 use super::report::Report;
+use super::store::etcd_of;
 use super::world::World;
 use crate::output::Output;
 
@@ -47,7 +48,8 @@ pub(super) async fn tell(
         from: base.join("log"),
         to: args.logs.clone(),
     };
-    let mut world = World::build(base, progress)
+    let etcd = etcd_of(args.store)?;
+    let mut world = World::build(base, progress, etcd)
         .await
         .context("build the demo")?;
     let started = start(&mut world, progress, report).await;

@@ -29,11 +29,17 @@ pub(super) struct World {
     pub(super) kiosk: RelayedHost,
     pub(super) internet: Internet,
     pub(super) base: PathBuf,
+    /// The etcd that each domain gets for its registry.
+    etcd: Option<PathBuf>,
 }
 
 impl World {
     /// Builds the internet, the documents and every configuration; starts no role.
-    pub(super) async fn build(base: &Path, progress: &Progress) -> anyhow::Result<Self> {
+    pub(super) async fn build(
+        base: &Path,
+        progress: &Progress,
+        etcd: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
         for directory in ["etc", "run", "state", "id", "log", "doc"] {
             std::fs::create_dir_all(base.join(directory))
                 .with_context(|| format!("make {directory}"))?;
@@ -88,7 +94,10 @@ impl World {
                 .iter()
                 .filter(|network| network.plan.has(name))
                 .collect();
-            domains.insert(name, Domain::prepare(base, name, site, authority, &of)?);
+            domains.insert(
+                name,
+                Domain::prepare(base, name, site, authority, &of, etcd.as_deref())?,
+            );
         }
         let mut world = Self {
             workloads: Vec::new(),
@@ -97,6 +106,7 @@ impl World {
             kiosk,
             internet,
             base: base.to_owned(),
+            etcd,
         };
         for plan in WORKLOADS {
             world.add_workload(plan).await?;
@@ -161,7 +171,14 @@ impl World {
             .context("there is a first network")?;
         network.add_member(&base, &host, &member).await?;
         network.publish(&base, &host, &contact, &identity).await?;
-        let mut domain = Domain::prepare(&base, LATE_DOMAIN, site, authority, &[network])?;
+        let mut domain = Domain::prepare(
+            &base,
+            LATE_DOMAIN,
+            site,
+            authority,
+            &[network],
+            self.etcd.as_deref(),
+        )?;
         domain.start()?;
         domain.wait_ready().await?;
         self.domains.insert(LATE_DOMAIN, domain);
