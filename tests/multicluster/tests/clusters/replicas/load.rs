@@ -24,11 +24,14 @@ use vl3_runtime::CancellationToken;
 use vl3_runtime::grpc::{Connection, Dialer, Expect};
 
 const SERVICE: &str = "load";
-/// 8 registrants, each 25 times a second.
-const REGISTRANTS: usize = 8;
-const PACE: Duration = Duration::from_millis(40);
+/// Each 5 times a second: 200 registrations a second, also where one takes 200 ms.
+pub(super) const REGISTRANTS: u16 = 40;
+const REGISTRANT_PACE: Duration = Duration::from_millis(200);
 /// Names of one registrant, which go to another URL in turns.
-const NAMES: u64 = 40;
+const NAMES: u64 = 8;
+const LEASE_PACE: Duration = Duration::from_millis(200);
+/// Between two tries to open a watch.
+const WATCH_PACE: Duration = Duration::from_millis(40);
 const LEASES: usize = 3;
 /// No call may take longer, whatever dies.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -112,7 +115,7 @@ impl Load {
         };
         let mut registrants = Vec::new();
         for number in 0..REGISTRANTS {
-            let caller = caller("client", &format!("load-{number}"), number)?;
+            let caller = caller("client", &format!("load-{number}"), number.into())?;
             let (stop, accepted) = (stop.clone(), Arc::clone(&accepted));
             registrants.push(tokio::spawn(async move {
                 register(caller, number, &stop, &accepted).await
@@ -205,11 +208,11 @@ fn query(watch: bool) -> NetworkServiceEndpointQuery {
 /// Each name in turn goes to another URL, which is tried until it is accepted.
 async fn register(
     mut caller: Caller,
-    number: usize,
+    number: u16,
     stop: &CancellationToken,
     accepted: &AtomicU64,
 ) -> anyhow::Result<Seen> {
-    let mut pace = tokio::time::interval(PACE);
+    let mut pace = tokio::time::interval(REGISTRANT_PACE);
     let mut last = Seen::new();
     for count in 0.. {
         let endpoint = Endpoint {
@@ -246,7 +249,7 @@ async fn lease(
     uid: NetworkUid,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<Granted>> {
-    let mut pace = tokio::time::interval(PACE * 5);
+    let mut pace = tokio::time::interval(LEASE_PACE);
     let mut last: Vec<Option<Granted>> = vec![None; LEASES];
     let mut instance = 0_u128;
     while !(stop.is_cancelled() && last.iter().all(Option::is_some)) {
@@ -290,7 +293,7 @@ async fn lease(
 /// Opens its watch again whenever it ends; a snapshot comes first, so that it starts anew.
 async fn watch(mut caller: Caller, folded: Arc<Mutex<Seen>>) {
     let lock = || folded.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut pace = tokio::time::interval(PACE);
+    let mut pace = tokio::time::interval(WATCH_PACE);
     loop {
         pace.tick().await;
         let Some(connection) = caller.connection().await else {
