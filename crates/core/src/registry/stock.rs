@@ -231,7 +231,7 @@ mod tests {
         let first = granted(&mut bench, &stock("a"), None, &[]);
         granted(&mut bench, &stock("b"), None, &[]);
         let command = ask(&bench, None, &[]);
-        let full = bench.call(&stock("c"), command.clone()).unwrap_err();
+        let full = bench.call(&stock("c"), command).unwrap_err();
         assert!(
             full.to_string()
                 .starts_with("block 10.80.4.0/22 of domain east has no room"),
