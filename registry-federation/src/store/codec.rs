@@ -60,6 +60,14 @@ struct FloorBody {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct RestoredBody {
+    #[prost(bytes = "vec", tag = "1")]
+    uid: Vec<u8>,
+    #[prost(uint64, optional, tag = "2")]
+    floor: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct OwnedBody {
     /// An encoded service or endpoint.
     #[prost(bytes = "vec", tag = "1")]
@@ -97,6 +105,8 @@ const ENDPOINT: u32 = 8;
 const REMOTE: u32 = 9;
 const NAME: u32 = 10;
 const NAME_RELEASED: u32 = 11;
+const RESTORED: u32 = 12;
+const READOPTED: u32 = 13;
 
 /// The bytes of a record; None for one that only removes an object.
 pub fn encode(record: &Record) -> Option<Vec<u8>> {
@@ -133,6 +143,14 @@ pub fn encode(record: &Record) -> Option<Vec<u8>> {
             ),
             LeaseRecord::Excluded { range } => (EXCLUDED, key(uid, range.to_string())),
             LeaseRecord::Included { range } => (INCLUDED, key(uid, range.to_string())),
+            LeaseRecord::Restored { floor } => {
+                let body = RestoredBody {
+                    uid: uid.0.to_vec(),
+                    floor: floor.map(|floor| floor.0),
+                };
+                (RESTORED, body.encode_to_vec())
+            }
+            LeaseRecord::Readopted => (READOPTED, key(uid, String::new())),
         },
         Record::Service { service, owner } => {
             let object = objects::encode_service(service).encode_to_vec();
@@ -251,6 +269,21 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             Record::Lease {
                 uid: uid(&body.uid)?,
                 record: LeaseRecord::Floor { generation },
+            }
+        }
+        RESTORED => {
+            let body = RestoredBody::decode(body)?;
+            let floor = body.floor.map(Generation);
+            Record::Lease {
+                uid: uid(&body.uid)?,
+                record: LeaseRecord::Restored { floor },
+            }
+        }
+        READOPTED => {
+            let body = KeyBody::decode(body)?;
+            Record::Lease {
+                uid: uid(&body.uid)?,
+                record: LeaseRecord::Readopted,
             }
         }
         EXCLUDED | INCLUDED => {

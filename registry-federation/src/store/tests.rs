@@ -83,6 +83,11 @@ fn records() -> Vec<Record> {
         }),
         of_lease(LeaseRecord::Excluded { range }),
         of_lease(LeaseRecord::Included { range }),
+        of_lease(LeaseRecord::Restored { floor: None }),
+        of_lease(LeaseRecord::Restored {
+            floor: Some(Generation(7)),
+        }),
+        of_lease(LeaseRecord::Readopted),
         Record::Name {
             uid,
             claim,

@@ -3,7 +3,7 @@
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::space::{first_free, overlap};
-use super::{Acquire, Allocator, Entry, Granted, Lease, LeaseRecord, Refusal};
+use super::{Acquire, Allocator, Entry, Granted, Lease, LeaseRecord, Readopting, Refusal};
 use crate::document::{Document, Member};
 use crate::ids::{Generation, RouterName, SpiffeId};
 use crate::time::Mono;
@@ -15,6 +15,45 @@ const PREFIX_LEN4_MAX: u8 = 30;
 
 /// The prefixes of one lease.
 type Prefixes = (Option<Ipv4Net>, Ipv6Net);
+
+/// What an acquire is given.
+struct Choice {
+    prefixes: Prefixes,
+    /// They are those that the router had.
+    kept: bool,
+    /// The round that goes on after a restore.
+    round: Option<Generation>,
+    /// Whose leases of a backup give way to it.
+    displaced: Vec<RouterName>,
+}
+
+impl Choice {
+    const fn kept(lease: &Lease) -> Self {
+        Self {
+            prefixes: (lease.prefix4, lease.prefix6),
+            kept: true,
+            round: None,
+            displaced: Vec::new(),
+        }
+    }
+
+    fn readopted(lease: &Lease, displaced: Vec<RouterName>) -> Self {
+        Self {
+            round: Some(lease.generation),
+            displaced,
+            ..Self::kept(lease)
+        }
+    }
+
+    const fn new(prefixes: Prefixes) -> Self {
+        Self {
+            prefixes,
+            kept: false,
+            round: None,
+            displaced: Vec::new(),
+        }
+    }
+}
 
 impl Allocator {
     /// Grants, gives back, takes over or refuses. `member` is the own domain's entry.
@@ -50,7 +89,12 @@ impl Allocator {
         };
         let newer = |held: &&Lease| own.is_none_or(|own| held.generation > own.lease.generation);
         let presented = acquire.held.as_ref().filter(newer);
-        let (prefixes, kept) = scope.choose(own, presented, len4, now)?;
+        let Choice {
+            prefixes,
+            kept,
+            round,
+            displaced,
+        } = scope.choose(own, presented, len4, now)?;
 
         // The same holder, the same prefixes: the same round. Everything else is a new one.
         let own_generation = own.map_or(self.floor, |own| own.lease.generation);
@@ -66,10 +110,14 @@ impl Allocator {
             (Some(own), None) => own.lease.instance == acquire.instance,
             (None, None) => false,
         };
-        let generation = if kept && same_instance {
+        let generation = if let Some(round) = round {
+            round
+        } else if kept && same_instance {
             highest
-        } else {
+        } else if kept {
             Generation(highest.0.saturating_add(1))
+        } else {
+            Generation(highest.max(self.floor).0.saturating_add(1))
         };
         let lease = Lease {
             uid: self.uid,
@@ -84,12 +132,18 @@ impl Allocator {
             lease: lease.clone(),
             renew_after: self.config.renew_after,
         };
+        if unchanged {
+            return Ok((Vec::new(), granted));
+        }
+        let ended = displaced
+            .into_iter()
+            .map(|router| LeaseRecord::Ended { router });
         let record = LeaseRecord::Granted {
             lease,
             holder: holder.clone(),
             exclusions,
         };
-        Ok((if unchanged { Vec::new() } else { vec![record] }, granted))
+        Ok((ended.chain([record]).collect(), granted))
     }
 
     /// The lease that a stock router's prefix of one family was part of, as it may have been:
@@ -218,13 +272,15 @@ impl Allocator {
             .collect()
     }
 
+    fn readopting(&self, now: Mono) -> Option<&Readopting> {
+        self.readopting
+            .as_ref()
+            .filter(|readopting| now < readopting.until)
+    }
+
     fn refuse_while_readopting(&self, now: Mono) -> Result<(), Refusal> {
-        match self.readopt_only_until.filter(|until| now < *until) {
-            Some(until) => Err(Refusal::ReadoptOnly {
-                seconds: until.saturating_since(now).as_secs() + 1,
-            }),
-            None => Ok(()),
-        }
+        self.readopting(now)
+            .map_or(Ok(()), |readopting| Err(readopting.refusal(now)))
     }
 
     fn prefix_len4(&self, acquire: &Acquire, member: &Member) -> Result<Option<u8>, Refusal> {
@@ -328,6 +384,14 @@ impl Allocator {
     }
 }
 
+impl Readopting {
+    fn refusal(&self, now: Mono) -> Refusal {
+        Refusal::ReadoptOnly {
+            seconds: self.until.saturating_since(now).as_secs() + 1,
+        }
+    }
+}
+
 /// What one acquire may be given.
 struct Scope<'a> {
     allocator: &'a Allocator,
@@ -338,23 +402,31 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// The prefixes, and whether they are those that the router had.
     fn choose(
         &self,
         own: Option<&Entry>,
         presented: Option<&Lease>,
         len4: Option<u8>,
         now: Mono,
-    ) -> Result<(Prefixes, bool), Refusal> {
-        if let Some(held) = presented.filter(|held| self.is_free(held, len4)) {
-            return Ok(((held.prefix4, held.prefix6), true));
+    ) -> Result<Choice, Refusal> {
+        if let Some(held) = presented {
+            if let Some(readopting) = self.allocator.readopting(now) {
+                // Later than the backup, or else ended before it.
+                let was_ended = own.is_none() && held.generation <= readopting.floor;
+                let displaced = self.in_the_way(held, len4).filter(|_| !was_ended);
+                let displaced = displaced.ok_or_else(|| readopting.refusal(now))?;
+                return Ok(Choice::readopted(held, displaced));
+            }
+            if self.is_free(held, len4) {
+                return Ok(Choice::kept(held));
+            }
         }
         if let Some(own) = own {
             // Never moved by an exclusion; only by blocks that are no longer the domain's.
             let lease = &own.lease;
             let inside = lease.prefixes().all(|prefix| self.member.owns(&prefix));
             if inside && lease.prefix4.is_some() == len4.is_some() {
-                return Ok(((lease.prefix4, lease.prefix6), true));
+                return Ok(Choice::kept(lease));
             }
         }
         self.allocator.refuse_while_readopting(now)?;
@@ -364,16 +436,48 @@ impl Scope<'_> {
         };
         let prefix6 = self.cut(IpNet::V6(self.member.block6), PREFIX_LEN6)?;
         match (prefix4, prefix6) {
-            (None, IpNet::V6(prefix6)) => Ok(((None, prefix6), false)),
-            (Some(IpNet::V4(prefix4)), IpNet::V6(prefix6)) => Ok(((Some(prefix4), prefix6), false)),
+            (None, IpNet::V6(prefix6)) => Ok(Choice::new((None, prefix6))),
+            (Some(IpNet::V4(prefix4)), IpNet::V6(prefix6)) => {
+                Ok(Choice::new((Some(prefix4), prefix6)))
+            }
             (_, other) => Err(Refusal::AcquireAgain {
                 reason: format!("{other} is of the wrong family"),
             }),
         }
     }
 
+    /// Whose leases of a backup give way to one that the router remembers; None where it is not
+    /// known to be later than all of them. Exclusions of the backup do not count: they move no
+    /// lease.
+    fn in_the_way(&self, held: &Lease, len4: Option<u8>) -> Option<Vec<RouterName>> {
+        let excludes_itself = held
+            .prefixes()
+            .any(|prefix| self.exclusions.iter().any(|range| overlap(range, &prefix)));
+        if excludes_itself || held.instance != self.acquire.instance || !self.fits(held, len4) {
+            return None;
+        }
+        let in_the_way = self.allocator.leases().filter(|other| {
+            other.router != held.router
+                && other
+                    .prefixes()
+                    .any(|range| held.prefixes().any(|prefix| overlap(&range, &prefix)))
+        });
+        in_the_way
+            .map(|other| (other.generation < held.generation).then(|| other.router.clone()))
+            .collect()
+    }
+
     /// Whether a lease that the router remembers can be taken back as it is.
     fn is_free(&self, held: &Lease, len4: Option<u8>) -> bool {
+        let taken = self.taken();
+        self.fits(held, len4)
+            && !held
+                .prefixes()
+                .any(|prefix| taken.iter().any(|range| overlap(range, &prefix)))
+    }
+
+    /// Whether a lease has the form of those that are granted, inside the domain's blocks.
+    fn fits(&self, held: &Lease, len4: Option<u8>) -> bool {
         let lengths = held.prefix6.prefix_len() == PREFIX_LEN6
             && held.prefix4.is_some() == len4.is_some()
             && held
@@ -382,12 +486,7 @@ impl Scope<'_> {
         let canonical = held
             .prefixes()
             .all(|prefix| prefix.trunc() == prefix && self.member.owns(&prefix));
-        let taken = self.taken();
-        lengths
-            && canonical
-            && !held
-                .prefixes()
-                .any(|prefix| taken.iter().any(|range| overlap(range, &prefix)))
+        lengths && canonical
     }
 
     fn cut(&self, block: IpNet, len: u8) -> Result<IpNet, Refusal> {

@@ -11,6 +11,8 @@ mod space;
 mod types;
 
 #[cfg(test)]
+mod restore_tests;
+#[cfg(test)]
 mod tests;
 
 pub use space::first_free;
@@ -34,12 +36,22 @@ pub struct Allocator {
     deadlines: Deadlines<RouterName>,
     /// Ranges that an operator excluded while running.
     exclusions: BTreeSet<IpNet>,
-    /// The highest generation of any lease that ended: a name that returns starts above it,
-    /// so that no memory of dead names is needed.
+    /// The highest generation of any lease that ended or left its prefixes: a name that returns
+    /// starts above it, so that no memory of dead names is needed. Whoever is given other
+    /// prefixes than its own starts above it too: of two leases that overlap, the one with the
+    /// higher generation is the later one.
     floor: Generation,
     /// After a restore from backup: until then presented leases are taken back, but nothing
-    /// is granted anew.
-    readopt_only_until: Option<Mono>,
+    /// is granted anew. A restart starts the period anew.
+    readopting: Option<Readopting>,
+}
+
+/// The time after a restore from backup.
+#[derive(Clone, Copy, Debug)]
+struct Readopting {
+    until: Mono,
+    /// The backup's floor: lower rounds of routers that the backup does not know had ended.
+    floor: Generation,
 }
 
 #[derive(Clone, Debug)]
@@ -63,14 +75,13 @@ impl Allocator {
             deadlines: Deadlines::default(),
             exclusions: BTreeSet::new(),
             floor: Generation(0),
-            readopt_only_until: None,
+            readopting: None,
         }
     }
 
-    /// The journal behind this state may be older than what was granted: only re-adopt for
-    /// one renewal period.
-    pub fn restored_from_backup(&mut self, now: Mono) {
-        self.readopt_only_until = Some(now + self.config.renew_after * 2);
+    /// When nothing but taking leases back ends; [`LeaseRecord::Readopted`] is due then.
+    pub fn readopts_until(&self) -> Option<Mono> {
+        self.readopting.map(|readopting| readopting.until)
     }
 
     /// Takes one record, when it is decided and when it is replayed. `now` starts the lifetime.
@@ -89,9 +100,16 @@ impl Allocator {
                     deadline,
                 };
                 let router = entry.lease.router.clone();
+                let (prefix4, prefix6) = (entry.lease.prefix4, entry.lease.prefix6);
                 let before = self.leases.insert(router.clone(), entry);
-                let before = before.map(|entry| entry.deadline);
-                self.deadlines.set(&router, before, Some(deadline));
+                let before_deadline = before.as_ref().map(|entry| entry.deadline);
+                self.deadlines.set(&router, before_deadline, Some(deadline));
+                // What it leaves may go to others, who must stand above it.
+                if let Some(Entry { lease, .. }) = before
+                    && (lease.prefix4, lease.prefix6) != (prefix4, prefix6)
+                {
+                    self.floor = self.floor.max(lease.generation);
+                }
             }
             LeaseRecord::Ended { router } => {
                 if let Some(entry) = self.leases.remove(&router) {
@@ -106,6 +124,13 @@ impl Allocator {
             LeaseRecord::Included { range } => {
                 self.exclusions.remove(&range);
             }
+            LeaseRecord::Restored { floor } => {
+                self.readopting = Some(Readopting {
+                    until: now + self.config.renew_after * 2,
+                    floor: floor.unwrap_or(self.floor),
+                });
+            }
+            LeaseRecord::Readopted => self.readopting = None,
         }
     }
 
@@ -133,7 +158,15 @@ impl Allocator {
             holder: entry.holder.clone(),
             exclusions: entry.exclusions.clone(),
         });
-        floor.into_iter().chain(excluded).chain(granted).collect()
+        let restored = self.readopting.map(|readopting| LeaseRecord::Restored {
+            floor: Some(readopting.floor),
+        });
+        floor
+            .into_iter()
+            .chain(excluded)
+            .chain(granted)
+            .chain(restored)
+            .collect()
     }
 
     pub fn leases(&self) -> impl Iterator<Item = &Lease> + '_ {

@@ -9,22 +9,22 @@ use crate::ids::{Generation, InstanceId, RouterName, SpiffeId};
 use crate::time::Mono;
 
 /// One domain's allocator, and the journal that it leaves.
-struct Bench {
-    document: Document,
-    allocator: Allocator,
-    journal: Vec<LeaseRecord>,
-    now: Mono,
+pub(super) struct Bench {
+    pub(super) document: Document,
+    pub(super) allocator: Allocator,
+    pub(super) journal: Vec<LeaseRecord>,
+    pub(super) now: Mono,
 }
 
-fn router(number: u8) -> RouterName {
+pub(super) fn router(number: u8) -> RouterName {
     RouterName::new(&format!("red-east-{number}")).unwrap()
 }
 
-fn holder(number: u8) -> SpiffeId {
+pub(super) fn holder(number: u8) -> SpiffeId {
     id("east", &format!("vl3/router/{number}"))
 }
 
-fn acquire(number: u8, instance: u8) -> Acquire {
+pub(super) fn acquire(number: u8, instance: u8) -> Acquire {
     Acquire {
         router: router(number),
         instance: InstanceId([instance; 16]),
@@ -39,7 +39,7 @@ fn net(text: &str) -> IpNet {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let document = document(&["east"]);
         let allocator = Allocator::new(document.uid, domain("east"), Config::default());
         Self {
@@ -50,18 +50,18 @@ impl Bench {
         }
     }
 
-    fn member(&self) -> &Member {
+    pub(super) fn member(&self) -> &Member {
         &self.document.members[&domain("east")]
     }
 
-    fn commit(&mut self, records: Vec<LeaseRecord>) {
+    pub(super) fn commit(&mut self, records: Vec<LeaseRecord>) {
         for record in records {
             self.journal.push(record.clone());
             self.allocator.apply(record, self.now);
         }
     }
 
-    fn acquire(&mut self, acquire: &Acquire, number: u8) -> Result<Lease, Refusal> {
+    pub(super) fn acquire(&mut self, acquire: &Acquire, number: u8) -> Result<Lease, Refusal> {
         let (records, granted) = self.allocator.acquire(
             acquire,
             &holder(number),
@@ -74,27 +74,27 @@ impl Bench {
         Ok(granted.lease)
     }
 
-    fn renew(&mut self, lease: &Lease, number: u8) -> Result<(), Refusal> {
+    pub(super) fn renew(&mut self, lease: &Lease, number: u8) -> Result<(), Refusal> {
         self.allocator
             .renew(lease, &holder(number), self.member())?;
         self.allocator.touch(&lease.router, self.now);
         Ok(())
     }
 
-    fn release(&mut self, lease: &Lease, number: u8) -> Result<(), Refusal> {
+    pub(super) fn release(&mut self, lease: &Lease, number: u8) -> Result<(), Refusal> {
         let records = self.allocator.release(lease, &holder(number))?;
         self.commit(records);
         Ok(())
     }
 
-    fn expire(&mut self) {
+    pub(super) fn expire(&mut self) {
         for router in self.allocator.expired(self.now) {
             let records = self.allocator.end(&router);
             self.commit(records);
         }
     }
 
-    fn replayed(&self) -> Allocator {
+    pub(super) fn replayed(&self) -> Allocator {
         let mut replayed = Allocator::new(self.document.uid, domain("east"), Config::default());
         self.journal
             .iter()
@@ -259,7 +259,7 @@ fn a_lease_outside_of_the_domains_blocks_is_not_renewed() {
 #[test]
 fn after_a_restore_only_presented_leases_are_given() {
     let mut bench = Bench::new();
-    bench.allocator.restored_from_backup(bench.now);
+    bench.commit(vec![LeaseRecord::Restored { floor: None }]);
     assert!(matches!(
         bench.acquire(&acquire(1, 1), 1),
         Err(Refusal::ReadoptOnly { .. })
@@ -278,7 +278,9 @@ fn after_a_restore_only_presented_leases_are_given() {
         bench.acquire(&acquire(1, 2), 1),
         Err(Refusal::ReadoptOnly { .. })
     ));
-    bench.now = bench.now + Config::default().renew_after * 2;
+    let until = bench.now + Config::default().renew_after * 2;
+    assert_eq!(bench.allocator.readopts_until(), Some(until));
+    bench.now = until;
     bench.acquire(&acquire(2, 2), 2).unwrap();
 }
 

@@ -85,6 +85,14 @@ pub enum LeaseRecord {
     Included {
         range: IpNet,
     },
+    /// What stands before this is of a backup and may be older than what was granted: a
+    /// period begins in which leases are only taken back.
+    Restored {
+        /// The backup's floor; None: as it stands.
+        floor: Option<Generation>,
+    },
+    /// That period is over.
+    Readopted,
 }
 
 /// Limits and durations; the defaults are the design's.

@@ -86,7 +86,12 @@ impl RegistryMachine {
             .objects
             .own(acquire.router.as_str())
             .and_then(|own| Marks::of(&own.endpoint))
-            .filter(|marks| marks.uid == uid && network.allocator.lease(&acquire.router).is_none());
+            .filter(|marks| marks.uid == uid && network.allocator.lease(&acquire.router).is_none())
+            // Who remembers that round goes on with it.
+            .filter(|marks| {
+                let held = acquire.held.as_ref();
+                held.is_none_or(|held| held.generation < marks.generation)
+            });
         if let Some(marks) = seen {
             let generation = marks.generation;
             self.commit_leases(uid, vec![LeaseRecord::Floor { generation }], now, out)?;

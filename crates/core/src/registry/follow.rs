@@ -42,6 +42,7 @@ enum About {
     Document(NetworkUid),
     Floor(NetworkUid),
     Exclusion(NetworkUid, IpNet),
+    Restored(NetworkUid),
     Lease(NetworkUid, RouterName),
     Name(NetworkUid, WorkloadName),
     Service(String),
@@ -60,6 +61,7 @@ impl About {
                 }
                 LeaseRecord::Granted { lease, .. } => Self::Lease(*uid, lease.router.clone()),
                 LeaseRecord::Ended { router } => Self::Lease(*uid, router.clone()),
+                LeaseRecord::Restored { .. } | LeaseRecord::Readopted => Self::Restored(*uid),
             },
             Record::Name { uid, claim, .. } => Self::Name(*uid, claim.name.clone()),
             Record::NameReleased { uid, name } => Self::Name(*uid, name.clone()),
@@ -80,6 +82,7 @@ impl About {
         match self {
             Self::Document(_) | Self::Floor(_) => None,
             Self::Exclusion(uid, range) => lease(uid, LeaseRecord::Included { range }),
+            Self::Restored(uid) => lease(uid, LeaseRecord::Readopted),
             Self::Lease(uid, router) => lease(uid, LeaseRecord::Ended { router }),
             Self::Name(uid, name) => Some(Record::NameReleased { uid, name }),
             Self::Service(name) => Some(Record::ServiceRemoved { name }),
@@ -205,12 +208,11 @@ impl RegistryMachine {
         for record in self.snapshot() {
             self.apply(&record, now.mono);
         }
-        if following.restored {
-            for network in self.networks.values_mut() {
-                network.allocator.restored_from_backup(now.mono);
-            }
-        }
         self.start_journal();
+        if following.restored {
+            let records = self.restored();
+            self.commit(records, now, out);
+        }
         for chain in following.configured {
             let Some(network) = self.networks.get(&chain.uid()) else {
                 continue;

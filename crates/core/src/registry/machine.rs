@@ -159,12 +159,22 @@ impl RegistryMachine {
             }
         }
         machine.dormant = journalled;
-        if boot.restored {
-            for network in machine.networks.values_mut() {
-                network.allocator.restored_from_backup(now.mono);
+        if boot.restored && !boot.following {
+            for record in machine.restored() {
+                machine.apply(&record, now.mono);
+                machine.journal.pending.push(record);
             }
         }
         Ok(machine)
+    }
+
+    /// In every served network leases are only taken back from now on, for one period.
+    pub(super) fn restored(&self) -> Vec<Record> {
+        let of = |uid: &NetworkUid| Record::Lease {
+            uid: *uid,
+            record: LeaseRecord::Restored { floor: None },
+        };
+        self.networks.keys().map(of).collect()
     }
 
     fn replay(&mut self, record: Record, now: Mono) -> Result<(), NetworkUid> {
@@ -533,6 +543,16 @@ impl Machine for RegistryMachine {
         });
         let silent = silent.collect();
         self.commit(silent, now, out);
+        let readopted = self.networks.iter().filter(|(_, network)| {
+            let until = network.allocator.readopts_until();
+            until.is_some_and(|until| until <= now.mono)
+        });
+        let readopted = readopted.map(|(uid, _)| Record::Lease {
+            uid: *uid,
+            record: LeaseRecord::Readopted,
+        });
+        let readopted = readopted.collect();
+        self.commit(readopted, now, out);
         let unclaimed = self
             .networks
             .iter()
@@ -562,6 +582,11 @@ impl Machine for RegistryMachine {
             .values()
             .filter_map(|network| network.allocator.next_expiry());
         let leases = leases.min().map(|at| (at, "lease expiry"));
+        let readopted = self
+            .networks
+            .values()
+            .filter_map(|network| network.allocator.readopts_until());
+        let readopted = readopted.min().map(|at| (at, "end of a restore"));
         let names = self
             .networks
             .values()
@@ -569,7 +594,8 @@ impl Machine for RegistryMachine {
         let names = names.min().map(|at| (at, "name expiry"));
         let objects = self.objects.next_expiry().map(|at| (at, "endpoint expiry"));
         let members = self.membership_check.map(|at| (at, "membership"));
-        [leases, names, objects, members, self.federation.next_wake()]
+        let federation = self.federation.next_wake();
+        [leases, readopted, names, objects, members, federation]
             .into_iter()
             .flatten()
             .min()

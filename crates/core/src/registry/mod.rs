@@ -11,6 +11,9 @@ mod api;
 #[cfg(test)]
 mod bench;
 mod calls;
+mod check;
+#[cfg(test)]
+mod check_tests;
 mod find;
 mod follow;
 mod held;
@@ -47,6 +50,7 @@ pub use api::{
     Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, Reply,
     WatchEvent, WatcherId,
 };
+pub use check::{Report, Violation, check};
 pub use inspect::{HeldDomain, HeldLease, HeldName, Origin};
 pub use machine::{Boot, BootError, Counts, RegistryMachine};
 pub use matching::{EndpointQuery, ServiceQuery};
