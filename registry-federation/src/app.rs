@@ -33,7 +33,7 @@ const MESSAGES: usize = 1024;
 /// NSM_MAX_TOKEN_LIFETIME of the stock components.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
-const STATE_FILE: &str = "registry.redb";
+pub(crate) const STATE_FILE: &str = "registry.redb";
 
 /// A registry that serves.
 #[derive(Debug)]

@@ -203,6 +203,10 @@ impl Driver {
                 tracing::debug!(stream = ?id, reason, "sync stream ended");
                 Input::SyncClosed { stream: id, reason }
             }
+            Message::Keep { kept } => {
+                self.writer.read(kept);
+                return;
+            }
             Message::Ask { question, reply } => {
                 // Err: whoever asked is gone.
                 let _gone = reply.send(operator::answer(&self.machine, &question, now));

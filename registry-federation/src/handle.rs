@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::registry::{Command, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
@@ -11,12 +11,16 @@ use vl3_runtime::{CancellationToken, clock};
 
 use crate::limits::Gate;
 use crate::operator::Question;
+use crate::store::{Kept, StoreError};
 
 /// Batches of events that a watcher may be behind before it is cut.
 pub(crate) const WATCH_BATCHES: usize = 1024;
 
 /// Batches of messages that a sync stream may be behind before it is cut.
 pub(crate) const SYNC_BATCHES: usize = 256;
+
+/// Readers of the whole store at once; more wait.
+const READERS_MAX: usize = 2;
 
 pub(crate) enum Message {
     Call {
@@ -52,6 +56,10 @@ pub(crate) enum Message {
     Status {
         reply: oneshot::Sender<serde_json::Value>,
     },
+    /// Everything that is on disk.
+    Keep {
+        kept: oneshot::Sender<Result<Kept, StoreError>>,
+    },
     /// An operator's.
     Ask {
         question: Question,
@@ -73,6 +81,7 @@ pub(crate) struct Handle {
     ends: mpsc::UnboundedSender<WatcherId>,
     next_watcher: Arc<AtomicU64>,
     gate: Gate,
+    readers: Arc<Semaphore>,
 }
 
 /// The events of one watch; dropping it ends the watch.
@@ -114,6 +123,7 @@ impl Handle {
             ends,
             next_watcher: Arc::default(),
             gate,
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
         }
     }
 
@@ -164,6 +174,17 @@ impl Handle {
         let sent = self.messages.send(Message::Ask { question, reply }).await;
         sent.map_err(|_| stopped().to_string())?;
         answer.await.map_err(|_| stopped().to_string())?
+    }
+
+    /// Everything that is on disk.
+    pub(crate) async fn kept(&self) -> Result<Kept, String> {
+        // Err: never closed.
+        let _permit = self.readers.acquire().await.map_err(|e| e.to_string())?;
+        let (kept, answer) = oneshot::channel();
+        let sent = self.messages.send(Message::Keep { kept }).await;
+        sent.map_err(|_| stopped().to_string())?;
+        let kept = answer.await.map_err(|_| stopped().to_string())?;
+        kept.map_err(|error| error.to_string())
     }
 
     pub(crate) async fn sync_accepted(&self, peer: Peer, stream: Outgoing) -> Option<StreamId> {

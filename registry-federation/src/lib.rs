@@ -12,6 +12,7 @@ mod dialler;
 mod driver;
 mod handle;
 mod limits;
+pub mod maintenance;
 mod metrics;
 mod operator;
 mod replica;

@@ -3,6 +3,7 @@
 //!
 //! The fields are a contract (docs/registry.md): they are added to, never renamed.
 
+mod keep;
 mod lists;
 mod owners;
 mod release;
@@ -23,6 +24,8 @@ pub(crate) enum Question {
     Domains,
     /// An address, a prefix or a name.
     WhoOwns(String),
+    /// The domain's name.
+    Domain,
     /// What ending the lease of this router, or with this prefix, would mean.
     Release(String),
 }
@@ -38,12 +41,14 @@ pub(crate) fn answer(
         Question::Services => Ok(lists::services(machine)),
         Question::Endpoints => Ok(lists::endpoints(machine, now)),
         Question::Domains => Ok(lists::domains(machine, now)),
+        Question::Domain => Ok(Value::from(machine.domain().as_str())),
         Question::WhoOwns(what) => owners::who_owns(machine, what, now),
         Question::Release(what) => release::plan(machine, what),
     }
 }
 
-/// `leases`, `services`, `endpoints`, `domains`, `who-owns {what}`, `release {what, yes}`.
+/// `leases`, `services`, `endpoints`, `domains`, `who-owns {what}`, `release {what, yes}`,
+/// `check`, `backup {file}`.
 pub(crate) fn register(ctx: &RoleContext, handle: &Handle) {
     add(ctx, handle, "leases", |_| Ok(Question::Leases));
     add(ctx, handle, "services", |_| Ok(Question::Services));
@@ -53,6 +58,7 @@ pub(crate) fn register(ctx: &RoleContext, handle: &Handle) {
         Ok(Question::WhoOwns(text(arguments, "what")?))
     });
     release::register(ctx, handle);
+    keep::register(ctx, handle);
 }
 
 fn add(

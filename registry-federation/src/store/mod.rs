@@ -4,6 +4,7 @@
 //!
 //! Engines are synchronous and owned by one writer thread.
 
+mod backup;
 mod codec;
 mod config;
 #[cfg(feature = "etcd")]
@@ -21,6 +22,8 @@ pub(crate) mod writer;
 pub use self::etcd::Etcd;
 pub use self::redb::Redb;
 pub use codec::{CodecError, decode, decode_removal, encode};
+pub(crate) use backup::sync_parent;
+pub use backup::{BACKUP_FORMAT, Backup, BackupError, Kept};
 pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
 pub use memory::Memory;

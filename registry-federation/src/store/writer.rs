@@ -12,10 +12,18 @@ use vl3_core::registry::Record;
 use vl3_runtime::clock;
 
 use super::codec::{decode, encode};
-use super::{Entry, Job, Object, Store, StoreError, Swap};
+use super::{Entry, Job, Kept, Object, Store, StoreError, Swap};
 
 /// Between two tries of a job while the store is not available.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is kept and where it goes.
+type Reading = oneshot::Sender<Result<Kept, StoreError>>;
+
+enum Task {
+    Write(Order),
+    Read(Reading),
+}
 
 /// Records and where their outcome goes.
 struct Order {
@@ -29,7 +37,7 @@ struct Order {
 /// does not answer is given up then.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    orders: Option<mpsc::SyncSender<Order>>,
+    orders: Option<mpsc::SyncSender<Task>>,
     thread: Option<std::thread::JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
 }
@@ -88,14 +96,23 @@ impl Writer {
     ) -> oneshot::Receiver<Result<(), StoreError>> {
         let (outcome, receiver) = oneshot::channel();
         if let Some(orders) = &self.orders {
-            // The machine has at most one job under way, the channel room for four: never full.
-            let _gone = orders.try_send(Order {
+            // The machine has at most one job under way, readers two, the channel room for four:
+            // never full.
+            let _gone = orders.try_send(Task::Write(Order {
                 records,
                 journal,
                 outcome,
-            });
+            }));
         }
         receiver
+    }
+
+    /// Everything that is kept, after the jobs before; fails where too many read.
+    pub(crate) fn read(&self, kept: Reading) {
+        if let Some(orders) = &self.orders {
+            // Err: the answer is dropped, and whoever waits for it hears that.
+            let _refused = orders.try_send(Task::Read(kept));
+        }
     }
 }
 
@@ -134,8 +151,16 @@ impl Keeper {
         Ok(records)
     }
 
-    fn serve(&mut self, inbox: &mpsc::Receiver<Order>) {
-        while let Ok(order) = inbox.recv() {
+    fn serve(&mut self, inbox: &mpsc::Receiver<Task>) {
+        while let Ok(task) = inbox.recv() {
+            let order = match task {
+                Task::Write(order) => order,
+                Task::Read(kept) => {
+                    // Err: whoever asked is gone.
+                    let _gone = kept.send(Kept::read(&mut *self.store));
+                    continue;
+                }
+            };
             let result = self.carry_out(&order.records, order.journal.as_deref());
             // Err: the registry is stopping.
             let _gone = order.outcome.send(result);

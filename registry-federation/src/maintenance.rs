@@ -1,0 +1,213 @@
+//! What an operator does to a registry's store: check it, back it up, restore it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+use vl3_core::Wall;
+use vl3_core::allocator::LeaseRecord;
+use vl3_core::registry::{Record, Report, Violation, check};
+use vl3_runtime::clock;
+
+use crate::app::STATE_FILE;
+use crate::store::{Backup, Entry, Job, Kept, Redb, Store, Swap, decode, encode, sync_parent};
+
+/// Where a restore puts the store that it replaces.
+const REPLACED_FILE: &str = "registry.redb.before-restore";
+const NEW_FILE: &str = "registry.redb.restoring";
+
+/// What a restore did.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    pub report: Report,
+    pub taken: Wall,
+    /// What stood there before.
+    pub replaced: Option<PathBuf>,
+}
+
+/// What a stopped registry kept in its state directory. Nothing is created.
+pub fn read_state(state_dir: &Path) -> anyhow::Result<Kept> {
+    let file = state_dir.join(STATE_FILE);
+    ensure!(
+        file.is_file(),
+        "{} holds no {STATE_FILE}: no registry kept its state there",
+        state_dir.display()
+    );
+    Ok(Kept::read(&mut Redb::open(&file)?)?)
+}
+
+/// Decodes and checks: what cannot be decoded is a violation as well.
+pub fn check_kept(kept: &Kept) -> Report {
+    let mut records = Vec::new();
+    let mut undecodable = Vec::new();
+    let entries = kept.journal.iter().map(|entry| &entry.bytes);
+    let objects = kept.objects.iter().map(|(_, value)| value);
+    for (position, bytes) in entries.chain(objects).enumerate() {
+        match decode(bytes) {
+            Ok(record) => records.push(record),
+            Err(error) => undecodable.push(Violation {
+                rule: "records can be read",
+                what: format!("record {position}: {error}"),
+            }),
+        }
+    }
+    for (key, value) in &kept.objects {
+        let said = decode(value).ok().and_then(|record| record.object_key());
+        if said.is_some_and(|said| said.to_string() != *key) {
+            undecodable.push(Violation {
+                rule: "objects stand under their own key",
+                what: key.clone(),
+            });
+        }
+    }
+    let mut report = check(&records);
+    report.violations.splice(0..0, undecodable);
+    report
+}
+
+/// As `vl3 registry check -o json` prints it.
+pub fn report_json(report: &Report) -> Value {
+    let list = |found: &[Violation]| {
+        let shown = found
+            .iter()
+            .map(|found| json!({ "rule": found.rule, "what": found.what }));
+        shown.collect::<Vec<_>>()
+    };
+    json!({
+        "clean": report.violations.is_empty(),
+        "records": report.records,
+        "networks": report.networks,
+        "leases": report.leases,
+        "names": report.names,
+        "services": report.services,
+        "endpoints": report.endpoints,
+        "remote_endpoints": report.remote,
+        "readopting": report.readopting,
+        "violations": list(&report.violations),
+        "notices": list(&report.notices),
+    })
+}
+
+/// Writes what a registry kept; refused when it does not make sense.
+pub fn write_backup(kept: Kept, domain: &str, file: &Path) -> anyhow::Result<Report> {
+    let report = check_kept(&kept);
+    let backup = Backup {
+        domain: domain.to_owned(),
+        taken: clock::wall(),
+        kept,
+    };
+    backup
+        .store(file)
+        .with_context(|| format!("write {}", file.display()))?;
+    Ok(report)
+}
+
+pub fn load_backup(file: &Path) -> anyhow::Result<Backup> {
+    Backup::load(file).with_context(|| format!("read {}", file.display()))
+}
+
+/// Puts a backup into the state directory of a stopped registry of that domain (any, where it
+/// is not known), marked: its next start only takes leases back for one renewal period.
+/// All or nothing: the store is built beside and renamed.
+pub fn restore(
+    file: &Path,
+    state_dir: &Path,
+    domain: Option<&str>,
+    force: bool,
+) -> anyhow::Result<Restored> {
+    let backup = load_backup(file)?;
+    if let Some(domain) = domain
+        && !backup.domain.is_empty()
+        && backup.domain != domain
+    {
+        bail!(
+            "{} is of domain {}, the registry is of domain {domain}",
+            file.display(),
+            backup.domain
+        );
+    }
+    let report = check_kept(&backup.kept);
+    if let Some(first) = report.violations.first() {
+        bail!(
+            "{} does not make sense ({} violations, the first: {}: {})",
+            file.display(),
+            report.violations.len(),
+            first.rule,
+            first.what
+        );
+    }
+    std::fs::create_dir_all(state_dir)
+        .with_context(|| format!("create {}", state_dir.display()))?;
+    let path = state_dir.join(STATE_FILE);
+    // Held open until the end: no registry starts meanwhile.
+    let held = path.exists().then(|| Redb::open(&path)).transpose()?;
+    let replaced = match held {
+        Some(mut held) => {
+            ensure!(
+                force || Kept::read(&mut held)?.is_empty(),
+                "{} is not empty; --force replaces what it holds",
+                path.display()
+            );
+            Some((held, state_dir.join(REPLACED_FILE)))
+        }
+        None => None,
+    };
+    let new = state_dir.join(NEW_FILE);
+    // What an earlier restore left that was cut off.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", new.display()));
+        }
+        _ => {}
+    }
+    fill(&mut Redb::open(&new)?, &backup.kept)?;
+    let rename = |from: &Path, to: &Path| {
+        std::fs::rename(from, to)
+            .with_context(|| format!("rename {} to {}", from.display(), to.display()))
+    };
+    if let Some((_, aside)) = &replaced {
+        rename(&path, aside)?;
+    }
+    rename(&new, &path)?;
+    sync_parent(&path).with_context(|| format!("sync {}", state_dir.display()))?;
+    Ok(Restored {
+        report,
+        taken: backup.taken,
+        replaced: replaced.map(|(_, aside)| aside),
+    })
+}
+
+/// Everything with its times, and the mark, in one step.
+fn fill(store: &mut dyn Store, kept: &Kept) -> anyhow::Result<()> {
+    let at = clock::wall();
+    let mut journal = kept.journal.clone();
+    let mut networks = Vec::new();
+    for entry in &kept.journal {
+        if let Ok(Record::Document { chain }) = decode(&entry.bytes)
+            && !networks.contains(&chain.uid())
+        {
+            networks.push(chain.uid());
+        }
+    }
+    let mark = |uid| {
+        let record = LeaseRecord::Restored { floor: None };
+        encode(&Record::Lease { uid, record })
+    };
+    let marks = networks.into_iter().filter_map(mark);
+    journal.extend(marks.map(|bytes| Entry { at, bytes }));
+    let mut append = kept.history.clone();
+    append.extend(journal.iter().cloned());
+    let swaps = kept.objects.iter().map(|(key, value)| Swap {
+        key: key.clone(),
+        expected: None,
+        value: Some(value.clone()),
+    });
+    let job = Job {
+        id: rand::random(),
+        append,
+        rewrite: (!kept.history.is_empty()).then_some(journal),
+        swaps: swaps.collect(),
+    };
+    store.commit(&job).context("fill the new store")?;
+    Ok(())
+}
