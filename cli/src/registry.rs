@@ -1,5 +1,7 @@
 //! `vl3 registry`: runs the role, or asks and orders what an operator wants of a running one.
 
+mod keep;
+
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -49,12 +51,20 @@ pub(crate) enum Action {
         #[command(flatten)]
         view: Shown,
     },
+    /// Write everything it keeps into a file, while it runs
+    Backup(keep::Backup),
+    /// Fill the state of a stopped registry from a backup of any age
+    Restore(keep::Restore),
+    /// Verify what is kept, by a running or stopped registry or in a backup; exit code 1 if
+    /// an invariant is broken
+    Check(keep::Check),
 }
 
 /// Which registry, and how its answer is printed.
 #[derive(Debug, Args)]
 pub(crate) struct Shown {
     /// Name or run directory of the registry; the one that runs on this machine when absent
+    /// (`check` also takes the file of a backup)
     target: Option<String>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
@@ -80,6 +90,9 @@ pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
         Action::Services(view) => view.print("services", Value::Null, out, list).await,
         Action::Endpoints(view) => view.print("endpoints", Value::Null, out, list).await,
         Action::Domains(view) => view.print("domains", Value::Null, out, list).await,
+        Action::Backup(args) => keep::backup(&args, out).await,
+        Action::Restore(args) => keep::restored(&args, out),
+        Action::Check(args) => keep::check(&args, out).await,
         Action::Release { what, yes, view } => release(&what, yes, &view, out).await,
     }
 }

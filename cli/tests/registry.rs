@@ -92,6 +92,66 @@ fn eventually_answers(dir: &Path) {
 }
 
 #[test]
+fn a_backup_is_taken_while_it_runs_and_restored_after_a_wipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    prepare(dir);
+    let running = start(dir);
+    let said = fine(dir, &["registry", "check", "./run"]);
+    assert!(said.contains("1 networks, 0 leases"), "{said}");
+    let said = fine(dir, &["registry", "backup", "east.backup", "./run"]);
+    assert!(said.starts_with("wrote east.backup"), "{said}");
+    fine(dir, &["registry", "check", "east.backup"]);
+    let restore = [
+        "registry",
+        "restore",
+        "east.backup",
+        "--config",
+        "registry.toml",
+    ];
+    let said = refused(dir, &restore);
+    assert!(said.contains("a registry runs on this state"), "{said}");
+    drop(running);
+    let said = refused(dir, &restore);
+    assert!(said.contains("is not empty; --force replaces"), "{said}");
+    std::fs::remove_dir_all(dir.join("state")).unwrap();
+    let said = refused(dir, &["registry", "check", "--state-dir", "state"]);
+    assert!(said.contains("holds no registry.redb"), "{said}");
+    fine(dir, &restore);
+    let forced = fine(dir, &[&restore[..], &["--force"]].concat());
+    assert!(forced.contains("registry.redb.before-restore"), "{forced}");
+    let said = fine(dir, &["registry", "check", "--state-dir", "state"]);
+    assert!(said.contains("leases are taken back"), "{said}");
+
+    // Anything but a whole backup of this domain changes nothing.
+    let before = std::fs::read(dir.join("state/registry.redb")).unwrap();
+    let whole = std::fs::read(dir.join("east.backup")).unwrap();
+    std::fs::write(dir.join("torn"), &whole[..whole.len() - 9]).unwrap();
+    std::fs::write(dir.join("foreign"), "something else").unwrap();
+    for (file, part) in [
+        ("torn", "it is torn"),
+        ("foreign", "no backup of a registry"),
+    ] {
+        let said = refused(
+            dir,
+            &[
+                "registry",
+                "restore",
+                file,
+                "--state-dir",
+                "state",
+                "--force",
+            ],
+        );
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(before == std::fs::read(dir.join("state/registry.redb")).unwrap());
+    let _running = start(dir);
+    let said = fine(dir, &["registry", "check", "./run"]);
+    assert!(said.contains("leases are taken back"), "the mark: {said}");
+}
+
+#[test]
 fn a_running_registry_answers_its_operator() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
