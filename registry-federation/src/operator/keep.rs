@@ -46,7 +46,7 @@ pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
     });
 }
 
-async fn blocking(
+pub(super) async fn blocking(
     work: impl FnOnce() -> Result<Value, String> + Send + 'static,
 ) -> Result<Value, String> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -3,6 +3,7 @@
 //!
 //! The fields are a contract (docs/registry.md): they are added to, never renamed.
 
+mod history;
 mod keep;
 mod lists;
 mod owners;
@@ -48,15 +49,14 @@ pub(crate) fn answer(
 }
 
 /// `leases`, `services`, `endpoints`, `domains`, `who-owns {what}`, `release {what, yes}`,
-/// `check`, `backup {file}`.
+/// `check`, `backup {file}`,
+/// `journal {since_seconds, limit}`.
 pub(crate) fn register(ctx: &RoleContext, handle: &Handle) {
     add(ctx, handle, "leases", |_| Ok(Question::Leases));
     add(ctx, handle, "services", |_| Ok(Question::Services));
     add(ctx, handle, "endpoints", |_| Ok(Question::Endpoints));
     add(ctx, handle, "domains", |_| Ok(Question::Domains));
-    add(ctx, handle, "who-owns", |arguments| {
-        Ok(Question::WhoOwns(text(arguments, "what")?))
-    });
+    history::register(ctx, handle);
     release::register(ctx, handle);
     keep::register(ctx, handle);
 }

@@ -1,7 +1,9 @@
 //! What an operator asks of a running registry.
 
 use crate::world::{Registry, World};
+use registry_federation::maintenance::restore;
 use serde_json::{Value, json};
+use vl3_core::allocator::Acquire;
 use vl3_core::ids::{RouterName, SpiffeId, WorkloadName};
 use vl3_core::registry::Claim;
 use vl3_proto::lease::encode_claim;
@@ -191,5 +193,135 @@ async fn lists_show_what_is_held_and_a_lease_ends_when_an_operator_says_yes() {
     assert_eq!(release("red-east", true).await.unwrap()["done"], true);
     assert_eq!(list("leases").await, json!([]));
     assert_eq!(whats(&registry.who_owns("web").await), [""; 0]);
+    registry.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_tells_since_when_and_who_was_there_before() {
+    let world = World::new(&["east"]);
+    let registry = east(&world).await;
+    let released = registry
+        .ask("release", json!({ "what": "red-east", "yes": true }))
+        .await
+        .unwrap();
+    assert_eq!(released["done"], true);
+    let other = world
+        .client("east", "vl3/router/red-east-2", &registry)
+        .await;
+    let second = Acquire {
+        router: RouterName::new("red-east-2").unwrap(),
+        ..world.acquire("east", 2)
+    };
+    other.acquire(&second).await.unwrap();
+
+    let answer = registry.who_owns("10.80.4.9").await;
+    assert_eq!(answer["found"][0]["router"], "red-east-2", "{answer}");
+    let since = answer["found"][0]["since"].as_str().unwrap();
+    assert!(since.starts_with("20") && since.ends_with('Z'), "{since}");
+    let events = |answer: &Value, list: &str| -> Vec<String> {
+        let events = answer[list].as_array().unwrap();
+        let what = |event: &Value| event["event"].as_str().unwrap().to_owned();
+        events.iter().map(what).collect()
+    };
+    let past = [
+        "lease-granted",
+        "name-claimed",
+        "lease-ended",
+        "name-released",
+        "lease-granted",
+    ];
+    assert_eq!(events(&answer, "history"), past, "{answer}");
+    let journal = registry.ask("journal", json!({})).await.unwrap();
+    assert_eq!(events(&journal, "events")[0], "document", "{journal}");
+    assert_eq!(events(&journal, "events")[1..], past, "{journal}");
+    assert_eq!(journal["events"][1]["network"], "red");
+    let last = registry
+        .ask("journal", json!({ "limit": 1 }))
+        .await
+        .unwrap();
+    assert_eq!(last["events"].as_array().unwrap().len(), 1);
+    assert!(
+        last["events"][0]["said"]
+            .as_str()
+            .unwrap()
+            .contains("to router red-east-2 (generation 2, "),
+        "{last}"
+    );
+    let web = registry.who_owns("web").await;
+    assert_eq!(whats(&web), [""; 0]);
+    assert_eq!(events(&web, "history"), ["name-claimed", "name-released"]);
+    registry.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_backup_takes_nothing_from_a_router_that_came_later() {
+    let world = World::new(&["east"]);
+    let state = world.dir.path().join("kept");
+    std::fs::create_dir(&state).unwrap();
+    let store = state.join("registry.redb");
+    let file = world.dir.path().join("east.backup");
+    let registry = world.registry_on_disk("east", &store).await;
+    let router = world.router("east", &registry).await;
+    let first = router
+        .acquire(&world.acquire("east", 1))
+        .await
+        .unwrap()
+        .lease;
+    let backup = json!({ "file": file.display().to_string() });
+    let report = registry.ask("backup", backup).await.unwrap();
+    assert_eq!(
+        (&report["clean"], &report["leases"], &report["domain"]),
+        (&json!(true), &json!(1), &json!("east"))
+    );
+    registry
+        .ask("release", json!({ "what": "red-east", "yes": true }))
+        .await
+        .unwrap();
+    let mut second = Acquire {
+        router: RouterName::new("red-east-2").unwrap(),
+        ..world.acquire("east", 2)
+    };
+    let path = "vl3/router/red-east-2";
+    let other = world.client("east", path, &registry).await;
+    let lease = other.acquire(&second).await.unwrap().lease;
+    assert_eq!(lease.prefix4, first.prefix4, "the same prefix, later");
+    registry.stop().await;
+
+    let refused = restore(&file, &state, Some("west"), true).unwrap_err();
+    assert!(
+        refused.to_string().contains("is of domain east"),
+        "{refused}"
+    );
+    let done = restore(&file, &state, Some("east"), true).unwrap();
+    assert!(done.replaced.unwrap().is_file());
+    let registry = world.registry_on_disk("east", &store).await;
+    let other = world.client("east", path, &registry).await;
+    let newcomer = Acquire {
+        router: RouterName::new("red-east-3").unwrap(),
+        ..world.acquire("east", 3)
+    };
+    let third = world
+        .client("east", "vl3/router/red-east-3", &registry)
+        .await;
+    let refused = third.acquire(&newcomer).await.unwrap_err();
+    assert!(
+        refused.message().contains("restored from a backup"),
+        "{refused}"
+    );
+    assert_eq!(
+        other.renew(&lease).await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
+    second.held = Some(lease.clone());
+    assert_eq!(other.acquire(&second).await.unwrap().lease, lease);
+    assert_eq!(other.renew(&lease).await.unwrap().lease, lease);
+    let leases = registry.ask("leases", Value::Null).await.unwrap();
+    assert_eq!(leases["leases"].as_array().unwrap().len(), 1, "{leases}");
+    assert_eq!(leases["leases"][0]["router"], "red-east-2");
+    let report = registry.ask("check", Value::Null).await.unwrap();
+    assert_eq!(
+        (&report["clean"], &report["readopting"]),
+        (&json!(true), &json!(1))
+    );
     registry.stop().await;
 }
