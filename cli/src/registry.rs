@@ -51,6 +51,17 @@ pub(crate) enum Action {
         #[command(flatten)]
         view: Shown,
     },
+    /// What happened, one line each, the newest last
+    Journal {
+        /// Only what is not older, as `2h` or `30m`
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        since: Option<Duration>,
+        /// At most so many, the newest
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+        #[command(flatten)]
+        view: View,
+    },
     /// Write everything it keeps into a file, while it runs
     Backup(keep::Backup),
     /// Fill the state of a stopped registry from a backup of any age
@@ -90,6 +101,11 @@ pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
         Action::Services(view) => view.print("services", Value::Null, out, list).await,
         Action::Endpoints(view) => view.print("endpoints", Value::Null, out, list).await,
         Action::Domains(view) => view.print("domains", Value::Null, out, list).await,
+        Action::Journal { since, limit, view } => {
+            let since = since.map(|since| since.as_secs());
+            let arguments = json!({ "since_seconds": since, "limit": limit });
+            view.print("journal", arguments, out, journal).await
+        }
         Action::Backup(args) => keep::backup(&args, out).await,
         Action::Restore(args) => keep::restored(&args, out),
         Action::Check(args) => keep::check(&args, out).await,
@@ -173,6 +189,37 @@ fn list(answer: &Value, out: &Output) {
     }
 }
 
+fn journal(answer: &Value, out: &Output) {
+    let events = readable(answer.get("events").unwrap_or(&Value::Null), &[]);
+    if events.is_empty() {
+        out.line("nothing happened");
+    }
+    events.iter().for_each(|event| out.line(&happened(event)));
+}
+
+fn happened(event: &Map<String, Value>) -> String {
+    let text = |key: &str| event.get(key).map(status::cell).unwrap_or_default();
+    // Before times were written down.
+    let at = event.get("at").filter(|at| !at.is_null());
+    let at = at.map_or_else(|| "some time ago".to_owned(), status::cell);
+    format!("{at}  {}  {}", text("network"), text("said"))
+}
+
+/// `90s`, `30m`, `2h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let allowed = || format!("{text:?} is no duration: 90s, 30m, 2h, 7d are");
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| allowed())?;
+    let unit = match text.get(digits.len()..) {
+        Some("s") => 1,
+        Some("m" | "min") => 60,
+        Some("h") => 3_600,
+        Some("d") => 86_400,
+        _ => return Err(allowed()),
+    };
+    Ok(Duration::from_secs(number.saturating_mul(unit)))
+}
+
 fn who_owns(answer: &Value, out: &Output) {
     let said = answer.get("said").and_then(Value::as_str);
     out.heading(said.unwrap_or_default());
@@ -187,6 +234,12 @@ fn who_owns(answer: &Value, out: &Output) {
             &format!("  {what}: {}", fields.collect::<Vec<_>>().join(", ")),
             out,
         );
+    }
+    let past = readable(answer.get("history").unwrap_or(&Value::Null), &[]);
+    if !past.is_empty() {
+        out.line("");
+        past.iter()
+            .for_each(|event| out.line(&format!("  {}", happened(event))));
     }
 }
 
@@ -253,6 +306,15 @@ mod tests {
         let answer = |seconds: u64, router: &str| json!({ "leases": [{ "router": router, "expires_in_seconds": seconds, "heard_seconds_ago": seconds }] });
         assert_eq!(timeless(&answer(7, "a")), timeless(&answer(6, "a")));
         assert_ne!(timeless(&answer(7, "a")), timeless(&answer(7, "b")));
+    }
+
+    #[test]
+    fn a_duration_has_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
+        for bad in ["", "2", "h", "2w", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::Args;
 use registry_federation::maintenance::{
     check_kept, load_backup, read_state, report_json, restore, write_backup,
 };
+use registry_federation::store::StoreConfig;
 use serde_json::{Value, json};
 use vl3_runtime::config::{Flags, load_from};
 
@@ -131,6 +132,12 @@ fn configured(config: &Path) -> Result<(PathBuf, Option<String>), Failure> {
         next: None,
         code: 2,
     })?;
+    if loaded.config.store != StoreConfig::Redb {
+        let error = anyhow!(
+            "restore fills the embedded store; this registry keeps its state elsewhere ([store])"
+        );
+        return Err(error.into());
+    }
     let dir = loaded.common.state_dir;
     let dir = dir.ok_or_else(|| anyhow!("state_dir is \"\": this registry keeps nothing"))?;
     Ok((dir, Some(loaded.config.domain.to_string())))
