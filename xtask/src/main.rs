@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod crash;
 mod interop;
 mod licences;
 mod metadata;
@@ -29,6 +30,8 @@ usage: cargo xtask COMMAND
                        one seed again, with its trace
   plants               builds each planted bug and checks that the simulation finds it
   multicluster [NAME]  the real binary in network namespaces, under faults (needs root)
+  crash [--kills N] [--seed S]
+                       kill -9 of a registry under load, N times (default 500)
   bench NAME [ARGS]    dataplane | attach; writes target/bench/NAME.json
   interop NAME         nsm; builds stock peers, needs Go
 ";
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         "sim" => sim::run(&rest),
         "plants" => plants::run(),
         "multicluster" => ci::multicluster(&rest),
+        "crash" => crash::run(&rest),
         "bench" => bench::run(&rest),
         "interop" => interop::run(&rest),
         "" | "help" | "--help" | "-h" => {
