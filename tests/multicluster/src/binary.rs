@@ -22,7 +22,7 @@ pub(crate) fn path() -> anyhow::Result<PathBuf> {
 }
 
 /// One verb that ends by itself; its standard output.
-pub(crate) fn verb(directory: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+pub fn verb(directory: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let done = Command::new(path()?)
         .args(arguments)
         .current_dir(directory)

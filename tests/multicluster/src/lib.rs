@@ -11,6 +11,7 @@ mod service;
 mod wait;
 mod workload;
 
+pub use binary::verb;
 pub use country::{Country, NetworkFile, NetworkSpec};
 pub use domain::Domain;
 pub use service::Service;

@@ -7,6 +7,7 @@ mod faults;
 mod garbage;
 mod networks;
 mod replicas;
+mod restore;
 mod underlay;
 
 use std::time::{Duration, Instant};
