@@ -21,9 +21,9 @@ pub(crate) mod writer;
 #[cfg(feature = "etcd")]
 pub use self::etcd::Etcd;
 pub use self::redb::Redb;
-pub use codec::{CodecError, decode, decode_removal, encode};
 pub(crate) use backup::sync_parent;
 pub use backup::{BACKUP_FORMAT, Backup, BackupError, Kept};
+pub use codec::{CodecError, decode, decode_removal, encode};
 pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
 pub use memory::Memory;
