@@ -10,7 +10,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 use model::Load;
 use world::World;
