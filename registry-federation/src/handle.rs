@@ -11,7 +11,7 @@ use vl3_runtime::{CancellationToken, clock};
 
 use crate::limits::Gate;
 use crate::operator::Question;
-use crate::store::{Kept, StoreError};
+use crate::store::{Contents, StoreError};
 
 /// Batches of events that a watcher may be behind before it is cut.
 pub(crate) const WATCH_BATCHES: usize = 1024;
@@ -58,7 +58,7 @@ pub(crate) enum Message {
     },
     /// Everything that is on disk.
     Keep {
-        kept: oneshot::Sender<Result<Kept, StoreError>>,
+        kept: oneshot::Sender<Result<Contents, StoreError>>,
     },
     /// An operator's.
     Ask {
@@ -177,7 +177,7 @@ impl Handle {
     }
 
     /// Everything that is on disk.
-    pub(crate) async fn kept(&self) -> Result<Kept, String> {
+    pub(crate) async fn kept(&self) -> Result<Contents, String> {
         // Err: never closed.
         let _permit = self.readers.acquire().await.map_err(|e| e.to_string())?;
         let (kept, answer) = oneshot::channel();

@@ -10,7 +10,7 @@ use vl3_core::registry::{Record, Report, Violation, check};
 use vl3_runtime::clock;
 
 use crate::app::STATE_FILE;
-use crate::store::{Backup, Entry, Job, Kept, Redb, Store, Swap, decode, encode, sync_parent};
+use crate::store::{Backup, Contents, Entry, Job, Redb, Store, Swap, decode, encode, sync_parent};
 
 /// Where a restore puts the store that it replaces.
 const REPLACED_FILE: &str = "registry.redb.before-restore";
@@ -26,18 +26,18 @@ pub struct Restored {
 }
 
 /// What a stopped registry kept in its state directory. Nothing is created.
-pub fn read_state(state_dir: &Path) -> anyhow::Result<Kept> {
+pub fn read_state(state_dir: &Path) -> anyhow::Result<Contents> {
     let file = state_dir.join(STATE_FILE);
     ensure!(
         file.is_file(),
         "{} holds no {STATE_FILE}: no registry kept its state there",
         state_dir.display()
     );
-    Ok(Kept::read(&mut Redb::open(&file)?)?)
+    Ok(Contents::read(&mut Redb::open(&file)?)?)
 }
 
 /// Decodes and checks: what cannot be decoded is a violation as well.
-pub fn check_kept(kept: &Kept) -> Report {
+pub fn check_kept(kept: &Contents) -> Report {
     let mut records = Vec::new();
     let mut undecodable = Vec::new();
     let entries = kept.journal.iter().map(|entry| &entry.bytes);
@@ -89,7 +89,7 @@ pub fn report_json(report: &Report) -> Value {
 }
 
 /// Writes what a registry kept; refused when it does not make sense.
-pub fn write_backup(kept: Kept, domain: &str, file: &Path) -> anyhow::Result<Report> {
+pub fn write_backup(kept: Contents, domain: &str, file: &Path) -> anyhow::Result<Report> {
     let report = check_kept(&kept);
     let backup = Backup {
         domain: domain.to_owned(),
@@ -144,7 +144,7 @@ pub fn restore(
     let replaced = match held {
         Some(mut held) => {
             ensure!(
-                force || Kept::read(&mut held)?.is_empty(),
+                force || Contents::read(&mut held)?.is_empty(),
                 "{} is not empty; --force replaces what it holds",
                 path.display()
             );
@@ -178,7 +178,7 @@ pub fn restore(
 }
 
 /// Everything with its times, and the mark, in one step.
-fn fill(store: &mut dyn Store, kept: &Kept) -> anyhow::Result<()> {
+fn fill(store: &mut dyn Store, kept: &Contents) -> anyhow::Result<()> {
     let at = clock::wall();
     let mut journal = kept.journal.clone();
     let mut networks = Vec::new();

@@ -17,7 +17,7 @@ use vl3_runtime::{RoleContext, clock};
 use super::keep::blocking;
 use super::{Question, text};
 use crate::handle::Handle;
-use crate::store::{Kept, decode};
+use crate::store::{Contents, decode};
 
 /// Events of `journal` when nobody says how many.
 const LIMIT_DEFAULT: usize = 100;
@@ -65,7 +65,7 @@ pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
     });
 }
 
-fn journal(kept: &Kept, since: Option<Duration>, limit: usize, now: Wall) -> Value {
+fn journal(kept: &Contents, since: Option<Duration>, limit: usize, now: Wall) -> Value {
     let (events, networks) = read(kept);
     let recent = |event: &&Event| since.is_none_or(|since| event.at + since >= now);
     let mut shown: Vec<_> = events
@@ -78,7 +78,7 @@ fn journal(kept: &Kept, since: Option<Duration>, limit: usize, now: Wall) -> Val
 }
 
 /// In the order of time; what a rewrite replaced included.
-fn read(kept: &Kept) -> (Vec<Event>, Networks) {
+fn read(kept: &Contents) -> (Vec<Event>, Networks) {
     let entries = kept.history.iter().chain(&kept.journal);
     let event = |entry: &crate::store::Entry| {
         let record = decode(&entry.bytes).ok()?;
@@ -175,7 +175,7 @@ fn show_lease(record: &LeaseRecord) -> Option<(&'static str, String)> {
 }
 
 /// `since` of what is found, and `history` of what was asked about.
-fn add_past(answer: &mut Value, kept: &Kept) {
+fn add_past(answer: &mut Value, kept: &Contents) {
     let (events, networks) = read(kept);
     let asked = answer["asked"].as_str().unwrap_or_default().to_owned();
     let range = asked

@@ -34,7 +34,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// Everything that a store keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct Contents {
     pub journal: Vec<Entry>,
     /// What rewrites replaced.
     pub history: Vec<Entry>,
@@ -48,7 +48,7 @@ pub struct Backup {
     /// Empty where nobody knew: a store does not say whose it is.
     pub domain: String,
     pub taken: Wall,
-    pub kept: Kept,
+    pub kept: Contents,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -81,7 +81,7 @@ pub enum BackupError {
     TooLarge,
 }
 
-impl Kept {
+impl Contents {
     pub fn read(store: &mut dyn Store) -> Result<Self, StoreError> {
         let objects = store.list()?.into_iter();
         Ok(Self {
@@ -136,7 +136,7 @@ impl Backup {
         let mut backup = Self {
             domain: String::new(),
             taken: Wall(0),
-            kept: Kept::default(),
+            kept: Contents::default(),
         };
         let mut frames = 0_u64;
         let mut unknown = None;
@@ -278,7 +278,7 @@ mod tests {
         Backup {
             domain: "east".to_owned(),
             taken: Wall(7),
-            kept: Kept {
+            kept: Contents {
                 journal: vec![entry(3, "b"), entry(4, "")],
                 history: vec![entry(1, "a")],
                 objects: vec![("service/x".to_owned(), b"value".to_vec())],

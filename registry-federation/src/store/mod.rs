@@ -22,7 +22,7 @@ pub(crate) mod writer;
 pub use self::etcd::Etcd;
 pub use self::redb::Redb;
 pub(crate) use backup::sync_parent;
-pub use backup::{BACKUP_FORMAT, Backup, BackupError, Kept};
+pub use backup::{BACKUP_FORMAT, Backup, BackupError, Contents};
 pub use codec::{CodecError, decode, decode_removal, encode};
 pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};

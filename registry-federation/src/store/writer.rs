@@ -12,13 +12,13 @@ use vl3_core::registry::Record;
 use vl3_runtime::clock;
 
 use super::codec::{decode, encode};
-use super::{Entry, Job, Kept, Object, Store, StoreError, Swap};
+use super::{Contents, Entry, Job, Object, Store, StoreError, Swap};
 
 /// Between two tries of a job while the store is not available.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is kept and where it goes.
-type Reading = oneshot::Sender<Result<Kept, StoreError>>;
+type Reading = oneshot::Sender<Result<Contents, StoreError>>;
 
 enum Task {
     Write(Order),
@@ -157,7 +157,7 @@ impl Keeper {
                 Task::Write(order) => order,
                 Task::Read(kept) => {
                     // Err: whoever asked is gone.
-                    let _gone = kept.send(Kept::read(&mut *self.store));
+                    let _gone = kept.send(Contents::read(&mut *self.store));
                     continue;
                 }
             };
