@@ -204,7 +204,15 @@ impl Driver {
                 Input::SyncClosed { stream: id, reason }
             }
             Message::Keep { kept } => {
-                self.writer.read(kept);
+                match &self.writer {
+                    Some(writer) => writer.read(kept),
+                    None => {
+                        let reason =
+                            "this replica follows another one: ask the active one".to_owned();
+                        // Err: whoever asked is gone.
+                        let _gone = kept.send(Err(StoreError::Unavailable(reason)));
+                    }
+                }
                 return;
             }
             Message::Ask { question, reply } => {

@@ -2,7 +2,6 @@
 //! is there after the restart, and what is on disk breaks no invariant.
 //!
 //! `VL3_CRASH_KILLS` and `VL3_CRASH_SEED` make it a longer or another run (`cargo xtask crash`).
-#![expect(clippy::print_stdout, reason = "a long run tells how far it is")]
 
 mod model;
 mod world;

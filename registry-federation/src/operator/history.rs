@@ -236,14 +236,13 @@ fn name_since(events: &[Event], uid: &str, name: &str) -> Option<Wall> {
     for event in events {
         match &event.record {
             Record::Name { uid: of, claim, .. }
-                if of.to_string() == uid && claim.name.as_str() == name =>
+                if of.to_string() == uid
+                    && claim.name.as_str() == name
+                    && held
+                        .as_ref()
+                        .is_none_or(|(_, before)| *before != claim.workload) =>
             {
-                if held
-                    .as_ref()
-                    .is_none_or(|(_, before)| *before != claim.workload)
-                {
-                    held = Some((event.at, claim.workload.clone()));
-                }
+                held = Some((event.at, claim.workload.clone()));
             }
             Record::NameReleased {
                 uid: of,
