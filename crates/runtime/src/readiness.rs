@@ -28,11 +28,21 @@ pub struct ReadyItem {
     key: (String, u64),
 }
 
+/// Stands until a role names its first condition.
+const START: &str = "start";
+
 impl Readiness {
+    /// Not ready until the first item: a role that has not begun has nothing to say.
+    pub(crate) fn starting(&self) {
+        self.lock().insert((START.to_owned(), 0), false);
+        self.update();
+    }
+
     pub fn item(&self, name: impl Into<String>) -> ReadyItem {
         let name = name.into();
         let key = {
             let mut items = self.lock();
+            items.remove(&(START.to_owned(), 0));
             let next = items
                 .keys()
                 .map(|(_, number)| number + 1)
@@ -95,6 +105,17 @@ impl Drop for ReadyItem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_that_named_no_condition_yet_is_not_ready() {
+        let readiness = Readiness::default();
+        readiness.starting();
+        assert_eq!(readiness.waiting_for(), [START]);
+        let lease = readiness.item("lease");
+        assert_eq!(readiness.waiting_for(), ["lease"]);
+        lease.set(true);
+        assert!(readiness.is_ready());
+    }
 
     #[test]
     fn ready_is_when_every_item_is_met() {

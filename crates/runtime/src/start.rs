@@ -61,6 +61,7 @@ where
         shutdown,
         ..RoleContext::new(common, identity)
     };
+    ctx.readiness.starting();
     admin::start(&ctx).await?;
     // Role futures are large; the heap keeps them off this stack.
     let role = Box::pin(run(config, ctx.clone()));
