@@ -59,11 +59,19 @@ impl Running {
 
 /// Serves until shutdown. Leases, names and endpoints stay.
 pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
+    let listening = ctx.readiness.item("listen");
+    let running = open(config, &ctx).await?;
+    listening.set(true);
+    running.wait().await
+}
+
+/// Opens the store that is configured and starts with it.
+async fn open(config: Config, ctx: &RoleContext) -> anyhow::Result<Running> {
     let store: Box<dyn Store> = match (&config.store, ctx.state_path(STATE_FILE)) {
         #[cfg(feature = "etcd")]
         (StoreConfig::Etcd(etcd), _) => {
             let etcd: Arc<dyn crate::store::Shared> = Arc::new(Etcd::new(etcd.clone())?);
-            return start(config, ctx, etcd).await?.wait().await;
+            return start(config, ctx.clone(), etcd).await;
         }
         #[cfg(not(feature = "etcd"))]
         (StoreConfig::Etcd(_), _) => anyhow::bail!("this program was built without etcd"),
@@ -73,7 +81,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
             Box::new(Memory::default())
         }
     };
-    start(config, ctx, store).await?.wait().await
+    start(config, ctx.clone(), store).await
 }
 
 /// Starts with a given store; returns when every listener is bound.
