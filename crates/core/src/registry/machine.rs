@@ -180,7 +180,7 @@ impl RegistryMachine {
     fn replay(&mut self, record: Record, now: Mono) -> Result<(), NetworkUid> {
         // The planted bug: a replayed lease starts over at its first round.
         #[cfg(feature = "plant-replay")]
-        let record = forget_generation(record);
+        let record = super::record::forget_generation(record);
         let of_network = match &record {
             Record::Lease { uid, .. }
             | Record::Name { uid, .. }
@@ -453,18 +453,6 @@ impl RegistryMachine {
     pub fn halted(&self) -> Option<&str> {
         self.halted.as_deref()
     }
-}
-
-#[cfg(feature = "plant-replay")]
-fn forget_generation(mut record: Record) -> Record {
-    if let Record::Lease {
-        record: LeaseRecord::Granted { lease, .. },
-        ..
-    } = &mut record
-    {
-        lease.generation = crate::ids::Generation(1);
-    }
-    record
 }
 
 impl Machine for RegistryMachine {

@@ -151,3 +151,15 @@ pub struct Claim {
     /// The name lives as long as this router's lease.
     pub router: RouterName,
 }
+
+#[cfg(feature = "plant-replay")]
+pub(super) fn forget_generation(mut record: Record) -> Record {
+    if let Record::Lease {
+        record: LeaseRecord::Granted { lease, .. },
+        ..
+    } = &mut record
+    {
+        lease.generation = crate::ids::Generation(1);
+    }
+    record
+}

@@ -23,7 +23,10 @@ const PAUSE: Duration = Duration::from_secs(10);
 const SOME: u64 = 1000;
 
 /// So many more registrations are accepted.
-#[expect(clippy::print_stdout, reason = "the figures of a run that lasts a minute")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures of a run that lasts a minute"
+)]
 async fn goes_on(load: &Load, what: &str) -> anyhow::Result<()> {
     let (before, since) = (load.accepted(), Instant::now());
     eventually(what, ACCEPTED_AGAIN_MAX, || async {
