@@ -279,19 +279,37 @@ fn rewrite(transaction: &WriteTransaction, snapshot: &[Entry]) -> Redbs<u64> {
     append(transaction, &snapshot)
 }
 
-fn swap(transaction: &WriteTransaction, swap: &Swap) -> Redbs<Result<u64, Conflict>> {
+/// Each change by itself, in order; a conflict changes nothing. The tables are opened and the
+/// revision is read and written once, however many changes share the transaction.
+fn swap_each(transaction: &WriteTransaction, swaps: &[Swap]) -> Redbs<Vec<Result<u64, Conflict>>> {
+    if swaps.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut objects = transaction.open_table(OBJECTS)?;
-    let key = swap.key.as_str();
-    let found = objects.get(key)?.map(|value| value.value().0);
-    if found != swap.expected {
-        return Ok(Err(Conflict { found }));
+    let mut meta = transaction.open_table(META)?;
+    let begin = meta
+        .get(KEY_REVISION)?
+        .map_or(0, |revision| revision.value());
+    let mut revision = begin;
+    let mut results = Vec::with_capacity(swaps.len());
+    for swap in swaps {
+        let key = swap.key.as_str();
+        let found = objects.get(key)?.map(|value| value.value().0);
+        if found != swap.expected {
+            results.push(Err(Conflict { found }));
+            continue;
+        }
+        revision += 1;
+        match &swap.value {
+            Some(value) => drop(objects.insert(key, (revision, value.as_slice()))?),
+            None => drop(objects.remove(key)?),
+        }
+        results.push(Ok(revision));
     }
-    let revision = step(transaction)?;
-    match &swap.value {
-        Some(value) => drop(objects.insert(key, (revision, value.as_slice()))?),
-        None => drop(objects.remove(key)?),
+    if revision != begin {
+        meta.insert(KEY_REVISION, revision)?;
     }
-    Ok(Ok(revision))
+    Ok(results)
 }
 
 impl Journal for Redb {
@@ -347,8 +365,7 @@ impl Objects for Redb {
     }
 
     fn swap(&mut self, swaps: &[Swap]) -> Result<Vec<Result<u64, Conflict>>, StoreError> {
-        let results: Vec<_> =
-            self.write(|transaction| swaps.iter().map(|one| swap(transaction, one)).collect())?;
+        let results = self.write(|transaction| swap_each(transaction, swaps))?;
         for (swap, result) in swaps.iter().zip(&results) {
             if let Ok(revision) = result {
                 self.tell(swap, *revision);
@@ -366,12 +383,14 @@ impl Store for Redb {
     fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
         let fail = |error| self.failed(error);
         let transaction = self.begin().map_err(fail)?;
-        let mut revisions = Vec::with_capacity(job.swaps.len());
-        for one in &job.swaps {
-            // Err: the transaction is dropped, which undoes it.
-            let revision = swap(&transaction, one).map_err(fail)?;
-            revisions.push(revision.map_err(|conflict| one.fenced(conflict.found))?);
-        }
+        // Err: the transaction is dropped, which undoes it.
+        let results = swap_each(&transaction, &job.swaps).map_err(fail)?;
+        let revisions = job
+            .swaps
+            .iter()
+            .zip(results)
+            .map(|(swap, result)| result.map_err(|conflict| swap.fenced(conflict.found)))
+            .collect::<Result<Vec<u64>, _>>()?;
         if !job.append.is_empty() {
             append(&transaction, &job.append).map_err(fail)?;
         }
