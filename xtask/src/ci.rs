@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::shell::{self, cargo, say, shown};
 
-/// What a change must survive; some 0.15 s of CPU each.
-const SIM_SEEDS: &str = "2000";
+/// What a change must survive; some 0.15 s of CPU each. `cargo xtask sim --seeds N` plays more.
+const SIM_SEEDS: &str = "1000";
 const FEDERATION_SEEDS: &str = "200";
 
 /// What one step found: how many checks it stands for, or why it failed.
@@ -177,9 +177,10 @@ fn documentation_step() -> anyhow::Result<Outcome> {
         ))
 }
 
-/// The programs that later steps start: `vl3` and `vl3-sim`, in the one debug profile.
+/// The programs and all tests, in the one debug profile. Always the whole workspace with all
+/// targets: other selections unify features differently and would build half of it again.
 fn build_step() -> anyhow::Result<Outcome> {
-    one(cargo().args(["build", "--workspace", "--bins", "--locked"]))
+    one(cargo().args(["build", "--workspace", "--all-targets", "--locked"]))
 }
 
 fn tests_step() -> anyhow::Result<Outcome> {
@@ -200,8 +201,9 @@ fn multicluster_step(names: &[String]) -> anyhow::Result<Outcome> {
     // One at a time: each test is several networks of processes, and the machine has two cores.
     command.args([
         "test",
-        "--package",
-        "vl3-multicluster",
+        "--workspace",
+        "--test",
+        "clusters",
         "--locked",
         "--no-fail-fast",
         "--",
