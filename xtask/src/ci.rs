@@ -10,7 +10,7 @@ use crate::shell::{self, cargo, say, shown};
 
 /// What a change must survive; some 0.15 s of CPU each. `cargo xtask sim --seeds N` plays more.
 const SIM_SEEDS: &str = "1000";
-const FEDERATION_SEEDS: &str = "200";
+const FEDERATION_SEEDS: &str = "300";
 
 /// What one step found: how many checks it stands for, or why it failed.
 struct Outcome {

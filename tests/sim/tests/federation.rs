@@ -30,6 +30,14 @@ fn the_same_seed_of_registries_gives_the_same_trace() {
     assert_ne!(first.hash, play(8, true).hash);
 }
 
+/// Two domains that one version removed went on with each other: both were away when it came,
+/// and met those who hold it in another network only.
+#[test]
+fn who_is_removed_while_away_hears_of_it_in_another_network() {
+    let played = play(203, false);
+    assert!(played.broken.is_none(), "{:?}", played.broken);
+}
+
 /// The world of `--profile scale`, small: everybody hears of every change in time, in order,
 /// whatever was lost before.
 #[test]

@@ -100,6 +100,11 @@ pub enum Event {
     Greet {
         domain: DomainName,
     },
+    /// The networks that the domain believes to be common; once per stream.
+    Opened {
+        domain: DomainName,
+        uids: BTreeSet<NetworkUid>,
+    },
     Upsert {
         domain: DomainName,
         uid: NetworkUid,
@@ -175,6 +180,8 @@ struct Stream {
     next_keep_alive: Mono,
     /// Names of the snapshot that is coming in; None when none is.
     snapshot: Option<BTreeSet<String>>,
+    /// Whether the other end said who it is.
+    greeted: bool,
     /// Whether a whole snapshot came in.
     synced: bool,
 }

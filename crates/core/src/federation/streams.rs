@@ -170,6 +170,7 @@ impl Federation {
                 heard: now,
                 next_keep_alive: now + self.config.keep_alive,
                 snapshot: None,
+                greeted: false,
                 synced: false,
             });
             out.push(Event::Greet {
@@ -416,6 +417,19 @@ impl Federation {
         self.streams.get(&stream)
     }
 
+    /// The stream that stands with a domain.
+    pub fn stream(&self, domain: &DomainName) -> Option<StreamId> {
+        let stream = self.remotes.get(domain)?.stream.as_ref()?;
+        Some(stream.id)
+    }
+
+    /// The domains with which a network is common.
+    pub fn common(&self, uid: NetworkUid) -> impl Iterator<Item = &DomainName> + '_ {
+        let remotes = self.remotes.iter();
+        let remotes = remotes.filter(move |(_, remote)| remote.membership.uids.contains(&uid));
+        remotes.map(|(domain, _)| domain)
+    }
+
     /// The networks that are common with a domain.
     pub fn uids(&self, domain: &DomainName) -> BTreeSet<NetworkUid> {
         self.remotes
@@ -496,6 +510,7 @@ impl Stream {
             SyncMessage::Open {
                 version,
                 domain: said,
+                uids,
                 ..
             } => {
                 if version != SYNC_VERSION {
@@ -507,7 +522,9 @@ impl Stream {
                     return Err(format!("the registry of {domain} says it is {said}"));
                 }
                 self.snapshot = Some(BTreeSet::new());
-                Ok(None)
+                let again = mem::replace(&mut self.greeted, true);
+                let uids = uids.into_iter().collect();
+                Ok((!again).then_some(Event::Opened { domain, uids }))
             }
             SyncMessage::Upsert {
                 sequence,

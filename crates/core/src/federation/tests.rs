@@ -1,12 +1,12 @@
 //! Two registries' machines with streams between them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::StreamId;
 use crate::document::Chain;
-use crate::document::fixture::{chain, domain, id, next};
-use crate::ids::{DomainName, Generation};
+use crate::document::fixture::{chain, document, domain, id, next, signed};
+use crate::ids::{DomainName, Generation, NetworkName, NetworkUid};
 use crate::machine::{Machine, Outbox};
 use crate::registry::{
     Boot, CallId, Command, Config, Effect, Endpoint, Input, Marks, Peer, RegistryMachine,
@@ -25,6 +25,8 @@ struct Pair {
     sides: [Side; 2],
     ends: BTreeMap<(usize, StreamId), (usize, StreamId)>,
     chain: Chain,
+    /// The networks in which certificates count.
+    vouched: BTreeSet<NetworkUid>,
     now: Now,
     reachable: bool,
     accepted: u64,
@@ -38,7 +40,7 @@ fn at(secs: u64) -> Now {
     }
 }
 
-fn side(name: &'static str, chain: &Chain) -> Side {
+fn side(name: &'static str, documents: Vec<Chain>) -> Side {
     let config = Config::new(
         domain(name),
         id(name, "vl3/registry/r"),
@@ -46,7 +48,7 @@ fn side(name: &'static str, chain: &Chain) -> Side {
         7,
     );
     let boot = Boot {
-        documents: vec![chain.clone()],
+        documents,
         ..Boot::default()
     };
     let machine = RegistryMachine::boot(config, boot, at(1)).unwrap();
@@ -64,12 +66,18 @@ impl Pair {
     }
 
     fn with(chain: Chain) -> Self {
-        let sides = [side("east", &chain), side("west", &chain)];
+        Self::of(vec![chain])
+    }
+
+    /// Changes are of the first network.
+    fn of(chains: Vec<Chain>) -> Self {
+        let sides = ["east", "west"].map(|name| side(name, chains.clone()));
         let (now, ends) = (at(1), BTreeMap::new());
         let mut pair = Self {
             sides,
             ends,
-            chain,
+            vouched: chains.iter().map(Chain::uid).collect(),
+            chain: chains[0].clone(),
             now,
             reachable: true,
             accepted: 0,
@@ -88,7 +96,7 @@ impl Pair {
     fn peer(&self, at: usize) -> Peer {
         Peer::vouched(
             id(self.sides[at].name, "vl3/registry/r"),
-            [self.chain.uid()].into(),
+            self.vouched.clone(),
         )
     }
 
@@ -258,6 +266,18 @@ impl Pair {
         self.settle();
     }
 
+    /// The version of the first network that this side holds.
+    fn version(&self, at: usize) -> u64 {
+        let held = self.sides[at].machine.document(self.chain.uid());
+        held.expect("of the configuration").document().version
+    }
+
+    fn revoke_west(&mut self, at: usize) {
+        self.publish(at, |document| {
+            document.members.get_mut(&domain("west")).unwrap().revoked = true;
+        });
+    }
+
     /// Names of remote endpoints that this side believes.
     fn remote(&self, at: usize) -> Vec<(String, String)> {
         let of_remote = |(domain, endpoint): (Option<&DomainName>, Arc<Endpoint>)| {
@@ -269,6 +289,16 @@ impl Pair {
             .filter_map(of_remote)
             .collect()
     }
+}
+
+/// Another network of both, in which west has these roots.
+fn blue(west_bundle: &[u8]) -> Chain {
+    let mut blue = document(&["east", "west"]);
+    blue.nonce = vec![8; 32];
+    blue.uid = NetworkUid::derive(&blue.nonce, &blue.admin_keys);
+    blue.name = NetworkName::new("blue").unwrap();
+    blue.members.get_mut(&domain("west")).unwrap().bundle = west_bundle.to_vec();
+    Chain::verify(vec![signed(blue, &[1])]).unwrap()
 }
 
 fn red(name: &str) -> Vec<(String, String)> {
@@ -362,19 +392,8 @@ fn a_newer_document_crosses_and_a_revoked_domain_loses_its_entries_alone() {
     pair.register(1, 1);
     pair.register(0, 1);
     pair.publish(1, |document| document.policy.stale_limit_seconds = 1);
-    let version = |pair: &Pair, at: usize| {
-        pair.sides[at]
-            .machine
-            .documents()
-            .next()
-            .unwrap()
-            .document()
-            .version
-    };
-    assert_eq!((version(&pair, 0), version(&pair, 1)), (2, 2));
-    pair.publish(0, |document| {
-        document.members.get_mut(&domain("west")).unwrap().revoked = true
-    });
+    assert_eq!((pair.version(0), pair.version(1)), (2, 2));
+    pair.revoke_west(0);
     assert_eq!(pair.remote(0), vec![]);
     assert_eq!(
         pair.sides[0].machine.endpoints().count(),
@@ -382,6 +401,38 @@ fn a_newer_document_crosses_and_a_revoked_domain_loses_its_entries_alone() {
         "the own entry stays"
     );
     assert!(pair.sides[0].machine.remotes().is_empty());
+    assert_eq!(pair.version(1), 3, "west is told why");
+    assert_eq!(pair.remote(1), vec![]);
+    assert!(pair.sides[1].machine.remotes().is_empty());
+}
+
+#[test]
+fn who_was_away_when_it_was_removed_learns_it_on_a_stream_of_another_network() {
+    let mut pair = Pair::of(vec![chain(&["east", "west"]), blue(&[])]);
+    pair.register(0, 1);
+    pair.reachable = false;
+    pair.run(20);
+    pair.revoke_west(0);
+    assert_eq!(pair.version(1), 1);
+    pair.reachable = true;
+    pair.run(30);
+    assert_eq!(pair.version(1), 2);
+    assert_eq!(pair.remote(1), vec![]);
+    let connected = |at: usize| pair.sides[at].machine.remotes()[0].connected;
+    assert!(connected(0) && connected(1), "for the sake of blue");
+}
+
+#[test]
+fn a_document_is_not_told_to_whom_other_roots_vouch_for() {
+    let mut pair = Pair::of(vec![chain(&["east", "west"]), blue(b"others")]);
+    pair.reachable = false;
+    pair.run(20);
+    pair.revoke_west(0);
+    pair.vouched.remove(&pair.chain.uid());
+    pair.reachable = true;
+    pair.run(30);
+    assert!(pair.sides[0].machine.remotes()[0].connected);
+    assert_eq!(pair.version(1), 1);
 }
 
 #[test]

@@ -13,10 +13,10 @@ use super::packed::Packed;
 use super::record::Record;
 use super::remotes::Limited;
 use crate::document::{Chain, Offer, Role};
-use crate::federation::{Event, Federation, Membership, StreamId, believe};
+use crate::federation::{Event, Federation, Membership, StreamId, SyncMessage, believe};
 use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::Outbox;
-use crate::time::Now;
+use crate::time::{Now, Wall};
 
 type Out<'a> = &'a mut Outbox<Effect>;
 type Offered = (NetworkUid, Arc<Endpoint>, Duration);
@@ -96,6 +96,10 @@ impl RegistryMachine {
                         .greet(&domain, documents, snapshot, &mut more);
                     events.extend(more.take());
                 }
+                Event::Opened { domain, uids } => {
+                    let missed = self.missed_by(&domain, &uids, now.wall);
+                    self.inform(&domain, missed, out);
+                }
                 Event::Upsert {
                     domain,
                     uid,
@@ -135,6 +139,59 @@ impl RegistryMachine {
                 .then(|| (uid, own.endpoint.clone(), lifetime))
         });
         (documents, offered.collect())
+    }
+
+    /// Documents of networks that the domain believes to be common and that are not: it was
+    /// away when the version came that ended its membership, or ours. Only for whom the
+    /// document lists, and who is known here by the same roots.
+    fn missed_by(
+        &self,
+        domain: &DomainName,
+        uids: &BTreeSet<NetworkUid>,
+        wall: Wall,
+    ) -> Vec<Chain> {
+        let Some(speaker) = self.speakers.get(domain) else {
+            return Vec::new();
+        };
+        let common = self.federation.uids(domain);
+        let known: Vec<_> = common
+            .iter()
+            .filter(|uid| self.counts_in(speaker, **uid))
+            .filter_map(|uid| self.document(*uid)?.document().member(domain, wall))
+            .collect();
+        let may_read = |chain: &&Chain| {
+            let member = chain.document().members.get(domain);
+            member.is_some_and(|member| {
+                member.grants(Role::Registry, &speaker.id)
+                    && known.iter().any(|known| known.bundle == member.bundle)
+            })
+        };
+        let missed = uids.difference(&common);
+        let missed = missed.filter_map(|uid| self.document(*uid));
+        missed.filter(may_read).cloned().collect()
+    }
+
+    /// At once: what an admin signed need not be on our disk before others have it, and the
+    /// stream may end with it.
+    fn inform(&self, domain: &DomainName, documents: Vec<Chain>, out: Out<'_>) {
+        let messages: Vec<_> = documents.into_iter().map(SyncMessage::Document).collect();
+        if let Some(stream) = self.federation.stream(domain)
+            && !messages.is_empty()
+        {
+            out.push(Effect::Send { stream, messages });
+        }
+    }
+
+    /// With whom a version ends what was common hears it as the last word on the stream.
+    fn take_leave(&self, chain: &Chain, wall: Wall, out: Out<'_>) {
+        let document = chain.document();
+        let live = |domain| document.member(domain, wall).is_some();
+        let stays = live(&self.config.domain);
+        for domain in self.federation.common(document.uid) {
+            if !stays || !live(domain) {
+                self.inform(domain, vec![chain.clone()], out);
+            }
+        }
     }
 
     fn believe_endpoint(
@@ -271,6 +328,7 @@ impl RegistryMachine {
             self.end_watch(watcher, refusal, out);
         }
         self.alarm_exclusions(chain, out);
+        self.take_leave(chain, now.wall, out);
         self.reconcile(now, out);
         self.federate(now, out, |federation, events| {
             federation.document(chain, events)

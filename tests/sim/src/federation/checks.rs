@@ -273,8 +273,50 @@ impl World {
                     return Err(Broken::new(7, what));
                 }
             }
+            self.check_removed(network)?;
         }
         Ok(())
+    }
+
+    /// Nobody is obliged to reach whom a version removed, nor to tell it of later ones; but who
+    /// still believes to be a member has no stream, in whatever network, with one that knows.
+    fn check_removed(&self, network: &Network) -> Step {
+        let held = |node: usize| {
+            let held = self.machine(node)?.document(network.uid)?;
+            Some(held.document())
+        };
+        for node in (0..self.nodes.len()).filter(|node| !network.has(*node)) {
+            let believes = held(node).filter(|document| {
+                let member = document.members.get(&domain_name(node));
+                member.is_some_and(|member| !member.revoked)
+            });
+            let Some(version) = believes.map(|document| document.version) else {
+                continue;
+            };
+            for other in 0..self.nodes.len() {
+                let knows = held(other).is_some_and(|document| document.version > version);
+                if knows && self.stands_between(node, other) {
+                    let what = format!(
+                        "d{node} holds version {version} of {}, its stream with d{other} stands",
+                        network.name
+                    );
+                    return Err(Broken::new(7, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stands_between(&self, a: usize, b: usize) -> bool {
+        let with = |node: usize, other: usize| {
+            let name = domain_name(other);
+            let remotes = self.machine(node).map(|machine| machine.remotes());
+            remotes
+                .into_iter()
+                .flatten()
+                .any(|remote| remote.domain == name && remote.synced)
+        };
+        with(a, b) && with(b, a)
     }
 
     /// Whoever wants to be registered is, with its last words, and nobody else.
@@ -306,13 +348,9 @@ impl World {
         let (Some(here), Some(there)) = (self.machine(node), self.machine(domain)) else {
             return Ok(());
         };
-        let both = |network: &&Network| network.has(node) && network.has(domain);
-        let common = self.networks.iter().filter(both).map(|network| network.uid);
-        let common: BTreeSet<_> = common.collect();
-        if common.is_empty() {
-            // One of them may not know that it is no member any more.
-            return Ok(());
-        }
+        // As both know it: members hold the newest version, see above, but two domains that were
+        // removed and that nobody can tell go on with what they have.
+        let common = &self.common(node, domain) & &self.common(domain, node);
         let of_common = |endpoint: &Arc<Endpoint>| {
             Marks::of(endpoint).is_some_and(|marks| common.contains(&marks.uid))
         };
