@@ -1,7 +1,7 @@
 //! Sync streams between registries: in order within one stream, late or never across a cut.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use vl3_core::federation::{StreamId, SyncMessage};
@@ -12,6 +12,7 @@ use vl3_core::{Mono, Wall};
 use super::cast::{domain_name, registry_id};
 use super::faults::Fault;
 use super::world::{Event, Step, World};
+use crate::broken::Broken;
 
 #[derive(Clone, Debug)]
 pub(super) enum Parcel {
@@ -29,6 +30,8 @@ pub(super) struct Pipe {
     held: [VecDeque<Parcel>; 2],
     /// How many messages each end's sender invented.
     invented: [u64; 2],
+    /// What each end was told of since the last `Open`.
+    named: [BTreeSet<Arc<str>>; 2],
 }
 
 impl World {
@@ -79,6 +82,7 @@ impl World {
                 last: [self.now; 2],
                 held: [VecDeque::new(), VecDeque::new()],
                 invented: [0; 2],
+                named: [BTreeSet::new(), BTreeSet::new()],
             },
         );
         self.nodes[node].streams.insert(stream, (pipe, 0));
@@ -147,7 +151,12 @@ impl World {
                     if !stands {
                         return Ok(());
                     }
+                    let ends = matches!(message, SyncMessage::EndOfSnapshot { .. });
+                    self.hear(pipe, to, &message);
                     self.input(node, Input::SyncReceived { stream, message })?;
+                    if ends {
+                        self.check_snapshot(pipe, to)?;
+                    }
                 }
                 Ok(())
             }
@@ -162,6 +171,46 @@ impl World {
                 self.input(node, Input::SyncClosed { stream, reason })
             }
         }
+    }
+
+    fn hear(&mut self, pipe: u64, to: usize, message: &SyncMessage) {
+        let Some(of) = self.pipes.get_mut(&pipe) else {
+            return;
+        };
+        match message {
+            SyncMessage::Open { .. } => of.named[to].clear(),
+            SyncMessage::Upsert { endpoint, .. } => {
+                of.named[to].insert(endpoint.name.as_str().into());
+            }
+            SyncMessage::Remove { name, .. } => {
+                of.named[to].remove(name);
+            }
+            _ => {}
+        }
+    }
+
+    /// Invariant 7 at the end of a snapshot: what it does not name is gone at once, however
+    /// long entries would stay without a stream.
+    fn check_snapshot(&self, pipe: u64, to: usize) -> Step {
+        let Some(of) = self.pipes.get(&pipe) else {
+            return Ok(());
+        };
+        let ((node, _, stream), (speaker, ..)) = (of.ends[to], of.ends[1 - to]);
+        let name = domain_name(speaker);
+        let stands = self.nodes[node].streams.contains_key(&stream);
+        let Some(machine) = self.machine(node).filter(|_| stands) else {
+            return Ok(());
+        };
+        let mut held = machine.endpoints().filter(|(of, _)| *of == Some(&name));
+        let unnamed = held.find(|(_, endpoint)| !of.named[to].contains(endpoint.name.as_str()));
+        if let Some((_, endpoint)) = unnamed {
+            let what = format!(
+                "d{node} holds {} of {name}, whose whole snapshot does not name it",
+                endpoint.name
+            );
+            return Err(Broken::new(7, what));
+        }
+        Ok(())
     }
 
     /// The machine closes its end; the other one hears of it, unless it is cut off.
