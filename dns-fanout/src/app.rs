@@ -41,6 +41,7 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
         trust: ctx.trust.clone(),
         alarms: ctx.document_alarms.clone(),
         shared_names: config.shared_names,
+        upstream_port: config.upstream_port,
         views,
         own: own_sender,
     };
@@ -99,7 +100,6 @@ impl Server {
 
         let (completions, completed) = mpsc::channel(COMPLETIONS_MAX);
         let settings = Settings {
-            port: config.upstream_port,
             sockets: config.upstream_sockets,
         };
         let upstreams = Upstreams::new(

@@ -1,14 +1,15 @@
 //! The one owner of the resolver: questions, replies and states in; queries and answers out.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use vl3_core::names::{
-    Answer, Decision, Resolver, ResolverCounters, ResolverEffect, ResolverInput, View,
+    Asking, Decision, Network, Reading, Resolver, ResolverCounters, ResolverEffect, ResolverInput,
+    UpstreamId, View,
 };
 use vl3_core::{Machine, Outbox, Ticket, TicketCounter};
 use vl3_runtime::{CancellationToken, clock};
@@ -158,12 +159,12 @@ impl Engine {
                 since: Instant::now(),
             },
         );
-        self.input(ResolverInput::Ask {
+        self.input(ResolverInput::Ask(Asking {
             asker,
             source,
             question,
             flags,
-        });
+        }));
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -182,19 +183,16 @@ impl Engine {
         let Some(view) = views.borrow_and_update().clone() else {
             return;
         };
-        let servers: BTreeSet<IpAddr> = view
-            .state()
-            .servers
-            .iter()
-            .flat_map(|server| server.addresses.iter().copied())
+        let servers: BTreeSet<SocketAddr> = view
+            .upstreams()
+            .flat_map(|upstream| upstream.servers.iter().copied())
             .collect();
         self.upstreams.keep_only(&servers);
-        let rejected = view.rejected_servers();
-        if self
-            .resolver
-            .view()
-            .is_none_or(|before| before.rejected_servers() != rejected)
-        {
+        let rejected = view
+            .network()
+            .map_or(&[][..], |network| network.rejected_servers());
+        let before = self.resolver.view().and_then(|view| view.network());
+        if before.is_none_or(|before| before.rejected_servers() != rejected) {
             for address in rejected {
                 tracing::warn!(%address, "a server to ask is our own listener; it is left out");
             }
@@ -224,22 +222,25 @@ impl Engine {
                     }
                 }
                 ResolverEffect::Forget(ticket) => self.upstreams.forget(ticket),
-                ResolverEffect::Answer { asker, answer } => self.answer(asker, &answer),
+                ResolverEffect::Answer(answered) => {
+                    self.answer(answered.asker, &answered.reading);
+                }
             }
         }
     }
 
-    fn answer(&mut self, asker: Ticket, answer: &Answer) {
+    fn answer(&mut self, asker: Ticket, reading: &Reading) {
         let Some(waiting) = self.asking.remove(&asker) else {
             return;
         };
         self.metrics
-            .response(answer, waiting.since.elapsed().as_secs_f64());
-        if answer.decision == Decision::VotesMissing {
+            .response(reading, waiting.since.elapsed().as_secs_f64());
+        if reading.decision == Decision::VotesMissing {
             let name = &waiting.request.question.name;
-            tracing::debug!(%name, rcode = answer.rcode.label(), "answered with votes missing");
+            tracing::debug!(%name, rcode = reading.rcode.label(), "answered with votes missing");
         }
-        let octets = wire::build(&waiting.request, answer, waiting.responder.is_udp());
+        let answer = reading.to_answer();
+        let octets = wire::build(&waiting.request, &answer, waiting.responder.is_udp());
         if let Err(why) = waiting.responder.send(octets) {
             self.metrics.dropped(why);
         }
@@ -247,13 +248,14 @@ impl Engine {
 
     fn status(&self) -> Value {
         let counters = self.resolver.counters();
-        let view = self.resolver.view().map(|view| {
+        let network = self.resolver.view().and_then(|view| view.network());
+        let view = network.map(|view: &Network| {
             let servers: Vec<Value> = view.state().servers.iter().map(|server| json!({
                 "domain": server.domain.as_str(),
                 "router": server.router.as_str(),
                 "addresses": server.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "sibling": server.sibling,
-                "rtt_ms": server.addresses.iter().filter_map(|address| self.resolver.rtt(*address)).min().map(|rtt| rtt.as_secs_f64() * 1e3),
+                "rtt_ms": self.resolver.rtt(&UpstreamId::of_router(&server.domain, &server.router)).map(|rtt| rtt.as_secs_f64() * 1e3),
             })).collect();
             let names: serde_json::Map<String, Value> = view.state().names.iter().map(|(name, local)| {
                 let addresses: Vec<String> = local.addresses.iter().map(ToString::to_string).collect();

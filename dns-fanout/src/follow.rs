@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use tokio::sync::watch;
 use vl3_core::document::{Offer, Role, RoleIds};
 use vl3_core::ids::NetworkUid;
-use vl3_core::names::{Policy, View};
+use vl3_core::names::{NetworkParts, Policy, View, ViewError, ViewParts};
 use vl3_identity::Trust;
 use vl3_proto::document::decode_chain;
 use vl3_proto::vl3::network::v1::DocumentChain;
@@ -35,6 +35,8 @@ pub(crate) struct Follower {
     pub(crate) trust: Trust,
     pub(crate) alarms: DocumentAlarms,
     pub(crate) shared_names: Policy,
+    /// Where other domains' servers listen.
+    pub(crate) upstream_port: u16,
     pub(crate) views: watch::Sender<Option<Arc<View>>>,
     pub(crate) own: watch::Sender<OwnAddress>,
 }
@@ -115,7 +117,17 @@ impl Follower {
             addresses: core.own_addresses.clone(),
             ticket: state.fd_ticket.clone(),
         };
-        let view = View::new(document, core, self.shared_names).context("the document's zone")?;
+        let network = NetworkParts {
+            document,
+            state: core,
+            shared_names: self.shared_names,
+            port: self.upstream_port,
+        };
+        let view = View::assemble(ViewParts {
+            network: Some(network),
+            ..ViewParts::default()
+        })
+        .map_err(told)?;
         believed.sequence = sequence;
         self.own.send_if_modified(|known| {
             let changed = *known != own;
@@ -158,4 +170,10 @@ impl Follower {
         believed.wire = Some(wire.clone());
         Ok(())
     }
+}
+
+/// All of them at once (R7.4).
+fn told(errors: Vec<ViewError>) -> anyhow::Error {
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}", errors.join("; "))
 }

@@ -229,7 +229,7 @@ impl Metrics {
         };
         self.queries
             .get_or_create(&QueryLabels {
-                to: query.domain.to_string(),
+                to: query.upstream.label().to_owned(),
                 proto,
             })
             .inc();

@@ -4,7 +4,7 @@ mod socket;
 mod tcp;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use vl3_core::Ticket;
-use vl3_core::names::{Failure, Query, Reply, Transport};
+use vl3_core::names::{Failure, Query, Question, Reply, Transport};
 use vl3_runtime::Tasks;
 
 use crate::metrics::Metrics;
@@ -34,7 +34,6 @@ pub(crate) enum Completion {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) port: u16,
     pub(crate) sockets: usize,
 }
 
@@ -45,13 +44,13 @@ pub(crate) struct Upstreams {
     tasks: Arc<Tasks>,
     completions: mpsc::Sender<Completion>,
     metrics: Metrics,
-    pools: HashMap<IpAddr, Vec<Option<Slot>>>,
+    pools: HashMap<SocketAddr, Vec<Option<Slot>>>,
     carriers: HashMap<Ticket, Carrier>,
     tcp: Arc<Semaphore>,
 }
 
 enum Carrier {
-    Udp { server: IpAddr, slot: usize },
+    Udp { server: SocketAddr, slot: usize },
     Tcp(AbortHandle),
 }
 
@@ -108,7 +107,7 @@ impl Upstreams {
     }
 
     /// Closes sockets to servers that are asked no more (R3.9).
-    pub(crate) fn keep_only(&mut self, servers: &BTreeSet<IpAddr>) {
+    pub(crate) fn keep_only(&mut self, servers: &BTreeSet<SocketAddr>) {
         self.pools.retain(|server, _| servers.contains(server));
     }
 
@@ -134,9 +133,8 @@ impl Upstreams {
         let entry = pool.get_mut(at).ok_or(Failure::Network)?;
         let fresh = entry.take().filter(|slot| !slot.is_worn());
         let mut slot = fresh.unwrap_or_else(|| {
-            let server = SocketAddr::new(query.server, self.settings.port);
             Slot::open(
-                server,
+                query.server,
                 self.dial.clone(),
                 &self.tasks,
                 self.completions.clone(),
@@ -145,7 +143,7 @@ impl Upstreams {
         });
         let sent = slot.send(Command::Send {
             ticket: query.ticket,
-            question: query.question.clone(),
+            question: Question::clone(&query.question),
             flags: query.flags,
         });
         *entry = Some(slot);
@@ -164,7 +162,7 @@ impl Upstreams {
         let permit = Arc::clone(&self.tcp)
             .try_acquire_owned()
             .map_err(|_| Failure::Network)?;
-        let server = SocketAddr::new(query.server, self.settings.port);
+        let server = query.server;
         let (dial, completions, query) =
             (self.dial.clone(), self.completions.clone(), query.clone());
         let ticket = query.ticket;

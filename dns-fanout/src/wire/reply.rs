@@ -31,6 +31,7 @@ pub(crate) fn build(request: &Request, answer: &Answer, udp: bool) -> Vec<u8> {
     let out = |record| record_out(record, &request.question.name, request.spelled());
     message.add_answers(answer.answers.iter().map(out));
     message.add_authorities(answer.authority.iter().map(out));
+    message.add_additionals(answer.additional.iter().map(out));
     if let Some(client) = request.edns {
         message.set_edns(edns(client.dnssec_ok, answer.extended.as_ref()));
     }
@@ -71,7 +72,9 @@ fn fit(mut message: Message, limit: usize) -> Vec<u8> {
         if octets.len() <= limit {
             return octets;
         }
-        if !message.authorities.is_empty() {
+        if !message.additionals.is_empty() {
+            message.additionals.clear();
+        } else if !message.authorities.is_empty() {
             message.authorities.clear();
         } else if let Some(last) = message.answers.last() {
             let kept = set_start(&message.answers, last);

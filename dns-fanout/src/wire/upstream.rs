@@ -19,9 +19,10 @@ pub(crate) enum Mismatch {
     OtherQuestion,
 }
 
-/// RD=0 on the overlay (R4.1); an OPT of our own, without any of the client's options (R3.4).
+/// RD as the upstream wants it (R4.1); an OPT of our own, without any of the client's options (R3.4).
 pub(crate) fn encode_query(id: u16, question: &Question, flags: Flags) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = flags.recursion_desired;
     message.metadata.checking_disabled = flags.checking_disabled;
     let mut query = Query::query(name_out(&question.name), question.rtype.0.into());
     query.set_query_class(question.class.into());
@@ -65,10 +66,8 @@ pub(crate) fn parse_reply(
         // A cut message may end within a record; the header says enough to go on over TCP.
         let truncated = header[2] & 0x02 != 0;
         let cut = Reply {
-            rcode: Rcode::SERV_FAIL,
             truncated: true,
-            answers: Vec::new(),
-            authority: Vec::new(),
+            ..Reply::code(Rcode::SERV_FAIL)
         };
         return Ok(if truncated {
             Ok(cut)
@@ -82,11 +81,15 @@ pub(crate) fn parse_reply(
     else {
         return Ok(Err(Failure::Malformed));
     };
+    // What cannot be taken is left out: nothing depends on it.
+    let additional = message.additionals.iter().filter_map(record_in).collect();
     Ok(Ok(Reply {
         rcode: Rcode(message.metadata.response_code.into()),
         truncated: message.metadata.truncation,
+        authenticated: message.metadata.authentic_data,
         answers,
         authority,
+        additional,
     }))
 }
 

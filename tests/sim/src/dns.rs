@@ -8,8 +8,9 @@ use std::sync::Arc;
 use vl3_core::allocator::Lease;
 use vl3_core::forward::PortClass;
 use vl3_core::names::{
-    Answer, Data as RecordData, DomainServer, Failure, Flags, LocalName, Name, Policy, Question,
-    Record, RecordType, Reply, Resolver, ResolverEffect, ResolverInput, ResolverState, View,
+    Asking, Data as RecordData, DomainServer, Failure, Flags, LocalName, Name, Policy, Question,
+    Reading, Record, RecordType, Reply, Resolver, ResolverEffect, ResolverInput, ResolverState,
+    View,
 };
 use vl3_core::router::{self, OWN_PORT};
 use vl3_core::{Machine as _, Outbox, Ticket};
@@ -106,7 +107,8 @@ impl World {
             self.note(&Node::Router(index), format_args!("dns -> {effect:?}"));
             match effect {
                 ResolverEffect::Query(query) => {
-                    let v6 = query.server.is_ipv6();
+                    let server = query.server.ip();
+                    let v6 = server.is_ipv6();
                     let source = self.routers[index]
                         .plane
                         .own
@@ -129,8 +131,8 @@ impl World {
                         index,
                         id,
                         source,
-                        query.server,
-                        Payload::Question(query.question),
+                        server,
+                        Payload::Question(Question::clone(&query.question)),
                     )?;
                 }
                 ResolverEffect::Forget(ticket) => {
@@ -139,8 +141,9 @@ impl World {
                         .queries
                         .retain(|_, known| *known != ticket);
                 }
-                ResolverEffect::Answer { asker, answer } => {
-                    if let Some((address, id)) = self.routers[index].dns.askers.remove(&asker) {
+                ResolverEffect::Answer(answered) => {
+                    let asker = self.routers[index].dns.askers.remove(&answered.asker);
+                    if let Some((address, id)) = asker {
                         let v6 = address.is_ipv6();
                         let source = self.routers[index]
                             .plane
@@ -149,7 +152,7 @@ impl World {
                             .copied()
                             .find(|own| own.is_ipv6() == v6);
                         if let Some(source) = source {
-                            let reply = self.reply_of(index, address, &answer);
+                            let reply = self.reply_of(index, address, &answered.reading);
                             self.speak_as_own(
                                 index,
                                 id,
@@ -198,12 +201,12 @@ impl World {
                 let flags = Flags::default();
                 self.dns_input(
                     index,
-                    ResolverInput::Ask {
+                    ResolverInput::Ask(Asking {
                         asker,
                         source: data.source,
                         question,
                         flags,
-                    },
+                    }),
                 )
             }
             Payload::Answer(reply) => {
@@ -236,12 +239,15 @@ impl World {
     }
 
     /// What goes over the wire; a liar puts an address of another domain into it.
-    fn reply_of(&mut self, index: usize, asker: IpAddr, answer: &Answer) -> Reply {
+    fn reply_of(&mut self, index: usize, asker: IpAddr, reading: &Reading) -> Reply {
+        let answer = reading.to_answer();
         let mut reply = Reply {
             rcode: answer.rcode,
             truncated: answer.truncated,
-            answers: answer.answers.clone(),
-            authority: answer.authority.clone(),
+            authenticated: answer.authenticated,
+            answers: answer.answers,
+            authority: answer.authority,
+            additional: answer.additional,
         };
         // Its own workloads are in its hands anyway.
         let own = self.routers[index]

@@ -6,32 +6,46 @@
 //! questions of one view. Rule numbers (R1.1 and so on) are
 //! those of `docs/dns.md`. Who holds a name in its domain (R1.10) is the registry's matter.
 
+mod answer;
+mod clients;
+mod explain;
+mod loops;
 mod merge;
 mod name;
+mod overlay;
+mod pending;
 mod plan;
 mod record;
 mod resolution;
 mod resolver;
 mod rtt;
 mod special;
+mod suffix;
+mod union;
+mod upstream;
 mod view;
 mod vote;
 
 #[cfg(test)]
 mod tests;
 
-pub use merge::{MERGED_RECORDS_MAX, merge};
+pub use answer::{Answer, Decision, ExtendedError, Rcode, Reading, Turns};
+pub use explain::{STEPS_MAX, Step, Trace};
+pub use loops::{HOPS_MAX, Hop, LoopMark};
+pub use merge::{Ballot, MERGED_RECORDS_MAX, Merge, Merged, merge};
 pub use name::{LABEL_OCTETS_MAX, NAME_OCTETS_MAX, Name, NameError};
+pub use overlay::{
+    ClientClass, DNS_PORT, DomainServer, LOCAL_TTL, LocalName, Network, NetworkParts, ResolverState,
+};
 pub use plan::{Ask, Plan, plan};
-pub use record::{
-    Answer, CLASS_IN, Data, Decision, ExtendedError, Flags, Question, Rcode, Record, RecordType,
-    Soa,
+pub use record::{CLASS_IN, Data, Flags, Question, Record, RecordType, Soa};
+pub use resolution::{
+    Asked, DEADLINE, Manner, Query, Resolution, ResolutionEffect, ResolutionInput,
 };
-pub use resolution::{DEADLINE, Query, Resolution, ResolutionEffect, ResolutionInput, Transport};
-pub use resolver::{Resolver, ResolverCounters, ResolverEffect, ResolverInput, WAITING_MAX};
+pub use resolver::{
+    Answered, Asking, Resolver, ResolverCounters, ResolverEffect, ResolverInput, WAITING_MAX,
+};
 pub use rtt::{Rtt, TRY_MAX, TRY_MIN};
-pub use view::{
-    ClientClass, DomainServer, LOCAL_TTL, LocalName, NEGATIVE_TTL, Policy, ResolverState,
-    UNSURE_TTL, Upstream, View, Voter,
-};
-pub use vote::{Failure, Reply, Vote, classify};
+pub use upstream::{Owner, Preference, Tags, Transport, Upstream, UpstreamId, Voter};
+pub use view::{NEGATIVE_TTL, PREFER_WAIT, Policy, UNSURE_TTL, View, ViewError, ViewParts};
+pub use vote::{Classed, Failure, Negative, Positive, Reply, Vote, classify};

@@ -1,7 +1,9 @@
 //! Domain names: labels without case (RFC 4343), bounded as RFC 1035 2.3.4 says.
 
 use core::fmt;
+use std::borrow::Borrow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -21,15 +23,22 @@ pub enum NameError {
     LongName,
 }
 
-/// An absolute name, lower case, in uncompressed wire form without the final root octet.
+/// An absolute name, lower case, in uncompressed wire form without the final root octet. Clones
+/// share their octets.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
-    wire: Vec<u8>,
+    wire: Arc<[u8]>,
+}
+
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        &self.wire
+    }
 }
 
 impl Name {
-    pub const fn root() -> Self {
-        Self { wire: Vec::new() }
+    pub fn root() -> Self {
+        Self::default()
     }
 
     /// Dotted text, with or without the final dot; no escapes.
@@ -43,7 +52,8 @@ impl Name {
 
     /// Labels from the left, of any octets.
     pub fn from_labels<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, NameError> {
-        let mut wire = Vec::with_capacity(32);
+        let mut wire = [0_u8; NAME_OCTETS_MAX - 1];
+        let mut at = 0;
         for label in labels {
             let length = u8::try_from(label.len()).map_err(|_| NameError::LongLabel)?;
             match label.len() {
@@ -51,13 +61,18 @@ impl Name {
                 1..=LABEL_OCTETS_MAX => {}
                 _ => return Err(NameError::LongLabel),
             }
-            wire.push(length);
-            wire.extend(label.iter().map(u8::to_ascii_lowercase));
-            if wire.len() + 1 > NAME_OCTETS_MAX {
+            let end = at + 1 + label.len();
+            let Some(room) = wire.get_mut(at..end) else {
                 return Err(NameError::LongName);
-            }
+            };
+            room[0] = length;
+            room[1..].copy_from_slice(label);
+            room[1..].make_ascii_lowercase();
+            at = end;
         }
-        Ok(Self { wire })
+        Ok(Self {
+            wire: Arc::from(&wire[..at]),
+        })
     }
 
     /// `label.self`; fails when that is too long.
@@ -67,7 +82,7 @@ impl Name {
 
     /// Labels from the left.
     pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = self.wire.as_slice();
+        let mut rest = &*self.wire;
         core::iter::from_fn(move || {
             let (length, tail) = rest.split_first()?;
             let (label, tail) = tail.split_at_checked(usize::from(*length))?;
@@ -80,25 +95,46 @@ impl Name {
         self.labels().count()
     }
 
-    pub const fn is_root(&self) -> bool {
+    pub fn is_root(&self) -> bool {
         self.wire.is_empty()
+    }
+
+    /// The wire forms, without the root octet, of the name itself, its parent and so on up to the
+    /// root.
+    pub(super) fn ancestors(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = Some(&*self.wire);
+        core::iter::from_fn(move || {
+            let this = rest?;
+            rest = this
+                .split_first()
+                .and_then(|(length, tail)| tail.get(usize::from(*length)..));
+            Some(this)
+        })
     }
 
     /// The labels left of `suffix`, from the left; `None` when `self` is not at or below it.
     pub fn below(&self, suffix: &Self) -> Option<Vec<&[u8]>> {
-        let labels: Vec<&[u8]> = self.labels().collect();
-        let kept = labels.len().checked_sub(suffix.label_count())?;
-        let matches = labels[kept..].iter().copied().eq(suffix.labels());
-        matches.then(|| labels[..kept].to_vec())
+        self.is_at_or_below(suffix).then(|| {
+            let kept = self.label_count() - suffix.label_count();
+            self.labels().take(kept).collect()
+        })
     }
 
     pub fn is_at_or_below(&self, suffix: &Self) -> bool {
-        self.below(suffix).is_some()
+        self.ancestors()
+            .find(|ancestor| ancestor.len() <= suffix.wire.len())
+            .is_some_and(|ancestor| *ancestor == *suffix.wire)
+    }
+
+    /// Octets of the wire form without the final root octet.
+    pub fn octets(&self) -> &[u8] {
+        &self.wire
     }
 
     /// Wire form with the final root octet, lower case.
     pub fn to_wire(&self) -> Vec<u8> {
-        let mut wire = self.wire.clone();
+        let mut wire = Vec::with_capacity(self.wire.len() + 1);
+        wire.extend_from_slice(&self.wire);
         wire.push(0);
         wire
     }

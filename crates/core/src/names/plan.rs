@@ -1,12 +1,14 @@
 //! The planner: question, view and asker give an answer at once or the owners to ask.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::special::{LOCALHOST, Special, special};
-use super::view::{LOCAL_TTL, NEGATIVE_TTL, local_ttl};
+use super::merge::{Ballot, Merge, merge};
+use super::overlay::{LOCAL_TTL, local_ttl};
+use super::special::{Kind, LOCALHOST, special};
+use super::view::NEGATIVE_TTL;
 use super::{
-    Answer, CLASS_IN, ClientClass, Data, Decision, ExtendedError, Failure, Name, Policy, Question,
-    Rcode, Record, RecordType, Upstream, View, Vote, Voter, merge,
+    Answer, CLASS_IN, ClientClass, Data, Decision, ExtendedError, Failure, Flags, Name, Network,
+    Policy, Question, Rcode, Record, RecordType, Upstream, View, Vote, Voter,
 };
 use crate::ids::{DomainName, WorkloadName};
 use crate::time::Now;
@@ -22,56 +24,146 @@ pub enum Plan {
 /// domains without a live server).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
-    pub upstreams: Vec<Upstream>,
-    pub votes: BTreeMap<Voter, Vote>,
+    pub upstreams: Vec<Arc<Upstream>>,
+    pub votes: Vec<Ballot>,
     pub policy: Policy,
+    /// The rule that chose them.
+    pub rule: &'static str,
 }
 
 /// Decides one question for one asker.
 ///
 /// Names match the longest suffix: `<domain>.<zone>` goes to that domain alone, `<zone>` to all
-/// that contribute (R1.3, R1.8); what an asker may get follows the order of packets (R4.1).
+/// that contribute (R1.3, R1.8), any other to the resolvers configured for it; what an asker may
+/// get follows the order of packets (R4.1).
 pub fn plan(view: &View, question: &Question, asker: ClientClass, now: Now) -> Plan {
     if let Some(refusal) = unsupported(question) {
         return Plan::Answer(refusal);
     }
-    if let Some(labels) = question.name.below(&view.zone) {
-        return in_zone(view, question, asker, &labels, now);
-    }
-    if let Some(prefix) = question.name.reverse_prefix() {
-        let pools = [
-            view.document.pool4.map(ipnet::IpNet::V4),
-            Some(ipnet::IpNet::V6(view.document.pool6)),
-        ];
-        let mut pools = pools.into_iter().flatten();
-        if prefix.prefix_len() == prefix.max_prefix_len()
-            && pools.clone().any(|pool| pool.contains(&prefix))
-        {
-            return reverse(view, question, asker, prefix.addr(), now);
-        }
-        if pools.any(|pool| pool.contains(&prefix) || prefix.contains(&pool)) {
-            // Full names exist below: never NXDOMAIN, which would cut them off.
-            return Plan::Answer(negative(
-                view,
-                &question.name,
-                Rcode::NO_ERROR,
-                Decision::Structure,
-            ));
+    let configured = view.configured_for(&question.name);
+    if let Some(network) = view.network() {
+        let context = Context {
+            view,
+            network,
+            question,
+            asker,
+            now,
+        };
+        if let Some(plan) = in_network(context, configured) {
+            return plan;
         }
     }
-    match special(&question.name) {
-        Some(Special::Localhost) => Plan::Answer(localhost(view, question)),
-        Some(Special::NxDomain) => Plan::Answer(negative(
+    outside(view, question, asker, configured)
+}
+
+/// What every part of a plan within the network looks at.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    view: &'a View,
+    network: &'a Network,
+    question: &'a Question,
+    asker: ClientClass,
+    now: Now,
+}
+
+type Configured<'a> = Option<(usize, &'a [Arc<Upstream>])>;
+
+/// `None`: not a name of the network, or a configured suffix is longer (R1.3).
+fn in_network(context: Context<'_>, configured: Configured<'_>) -> Option<Plan> {
+    let Context {
+        view,
+        network,
+        question,
+        ..
+    } = context;
+    let matched = configured.map_or(0, |(labels, _)| labels);
+    if let Some(labels) = question.name.below(&network.zone) {
+        let zone_labels = network.zone.label_count();
+        if matched > zone_labels + 1 {
+            return None;
+        }
+        let domain = labels
+            .last()
+            .and_then(|last| domain_of(last))
+            .filter(|domain| is_member(context, domain));
+        // A member's tree is the longer suffix, unless a resolver has just that.
+        let own_labels = zone_labels + usize::from(domain.is_some() && labels.len() > 1);
+        if matched > own_labels {
+            return None;
+        }
+        let also = configured
+            .filter(|(labels, _)| *labels == own_labels && context.asker == ClientClass::Member)
+            .map_or(&[][..], |(_, list)| list);
+        return Some(in_zone(context, &labels, domain.as_ref(), also));
+    }
+    let prefix = question.name.reverse_prefix()?;
+    if prefix.prefix_len() == prefix.max_prefix_len()
+        && network.pools().any(|pool| pool.contains(&prefix))
+    {
+        return Some(reverse(context, prefix.addr()));
+    }
+    let touches = |pool: ipnet::IpNet| pool.contains(&prefix) || prefix.contains(&pool);
+    // Full names exist below: never NXDOMAIN, which would cut them off.
+    network.pools().any(touches).then(|| {
+        Plan::Answer(negative(
             view,
             &question.name,
-            Rcode::NX_DOMAIN,
-            Decision::SpecialUse,
-        )),
-        None => Plan::Answer(Answer::code(Rcode::REFUSED, Decision::Outside).because(
-            ExtendedError::NOT_AUTHORITATIVE,
-            format!("not in {}", view.zone),
-        )),
+            Rcode::NO_ERROR,
+            Decision::Structure,
+        ))
+    })
+}
+
+/// Names of nobody in the network: special ones are answered here, others asked of the resolvers
+/// whose suffix matches longest.
+fn outside(
+    view: &View,
+    question: &Question,
+    asker: ClientClass,
+    configured: Configured<'_>,
+) -> Plan {
+    let name = &question.name;
+    let special = special(name)
+        .filter(|special| configured.is_none_or(|(labels, _)| labels < special.labels));
+    match special.map(|special| special.kind) {
+        Some(Kind::Localhost) => return Plan::Answer(localhost(view, question)),
+        Some(Kind::NxDomain) => {
+            return Plan::Answer(negative(view, name, Rcode::NX_DOMAIN, Decision::SpecialUse));
+        }
+        None => {}
     }
+    let Some((_, upstreams)) = configured else {
+        let why = view.network().map_or_else(
+            || "no upstream for this name".to_owned(),
+            |network| format!("not in {}", network.zone()),
+        );
+        return Plan::Answer(
+            Answer::code(Rcode::REFUSED, Decision::Outside)
+                .because(ExtendedError::NOT_AUTHORITATIVE, why),
+        );
+    };
+    if asker != ClientClass::Member {
+        // A router asks for what this domain owns; what lies outside it finds by itself.
+        return Plan::Answer(not_for_asker("a name outside the network"));
+    }
+    Plan::Ask(Ask {
+        upstreams: upstreams.to_vec(),
+        votes: Vec::new(),
+        policy: view.policy_for(name).unwrap_or_default(),
+        rule: "R1.3",
+    })
+}
+
+fn not_for_asker(why: &str) -> Answer {
+    Answer::code(Rcode::REFUSED, Decision::NotForAsker).because(ExtendedError::PROHIBITED, why)
+}
+
+fn is_member(context: Context<'_>, domain: &DomainName) -> bool {
+    context
+        .network
+        .document
+        .member(domain, context.now.wall)
+        .is_some()
 }
 
 fn unsupported(question: &Question) -> Option<Answer> {
@@ -82,34 +174,43 @@ fn unsupported(question: &Question) -> Option<Answer> {
     is_meta.then(|| Answer::code(Rcode::NOT_IMP, Decision::Unsupported))
 }
 
+/// `also`: resolvers that are configured for just this part of the zone.
 fn in_zone(
-    view: &View,
-    question: &Question,
-    asker: ClientClass,
+    context: Context<'_>,
     labels: &[&[u8]],
-    now: Now,
+    domain: Option<&DomainName>,
+    also: &[Arc<Upstream>],
 ) -> Plan {
+    let Context {
+        view,
+        network,
+        question,
+        ..
+    } = context;
     let Some((last, left)) = labels.split_last() else {
         return Plan::Answer(apex(view, question));
     };
-    let domain = domain_of(last).filter(|domain| view.document.member(domain, now.wall).is_some());
     match (left, domain) {
-        ([], domain) => shared(view, question, asker, last, domain.is_some(), now),
+        ([], domain) => shared(context, last, domain.is_some(), also),
         (_, Some(domain)) => {
             let local = match left {
-                [name] if domain == *view.domain() => {
-                    local_vote(view, &question.name, name, question.rtype, now)
-                }
-                _ => Vote::NxDomain,
+                [name] if domain == network.domain() => local_vote(context, name),
+                _ => Vote::nx_domain(),
             };
-            owned(view, &question.name, asker, &domain, local)
+            owned(context, domain, local, also)
         }
-        (_, None) => Plan::Answer(negative(
+        (_, None) if also.is_empty() => Plan::Answer(negative(
             view,
             &question.name,
             Rcode::NX_DOMAIN,
             Decision::NoOwner,
         )),
+        (_, None) => Plan::Ask(Ask {
+            upstreams: also.to_vec(),
+            votes: vec![(Voter::Local, Vote::nx_domain())],
+            policy: view.policy_for(&question.name).unwrap_or_default(),
+            rule: "R1.3",
+        }),
     }
 }
 
@@ -118,89 +219,99 @@ fn domain_of(label: &[u8]) -> Option<DomainName> {
 }
 
 /// A name or address of one domain; `local` is this router's own vote, used in its own domain.
-fn owned(view: &View, name: &Name, asker: ClientClass, domain: &DomainName, local: Vote) -> Plan {
+fn owned(context: Context<'_>, domain: &DomainName, local: Vote, also: &[Arc<Upstream>]) -> Plan {
+    let network = context.network;
     let mut ask = Ask {
         upstreams: Vec::new(),
-        votes: BTreeMap::new(),
-        policy: Policy::FirstPositive,
+        votes: Vec::new(),
+        policy: context
+            .view
+            .policy_for(&context.question.name)
+            .unwrap_or_default(),
+        rule: "R1.8",
     };
-    if domain == view.domain() {
-        let known = local != Vote::NxDomain;
-        ask.votes.insert(Voter::Local, local);
-        if known || asker == ClientClass::Sibling {
-            return answered(view, name, &ask);
+    if domain == network.domain() {
+        let known = !local.is_nx_domain();
+        ask.votes.push((Voter::Local, local));
+        if known || context.asker == ClientClass::Sibling {
+            return answered(context, &ask);
         }
-        ask_siblings(view, &mut ask);
-    } else if asker == ClientClass::Member {
-        ask_domain(view, &mut ask, domain);
+        ask_siblings(network, &mut ask);
+    } else if context.asker == ClientClass::Member {
+        ask_domain(network, &mut ask, domain);
     } else {
         // A router asks only for what this domain owns; others it asks itself.
-        return Plan::Answer(
-            Answer::code(Rcode::REFUSED, Decision::NotForAsker)
-                .because(ExtendedError::PROHIBITED, "another domain's name"),
-        );
+        return Plan::Answer(not_for_asker("another domain's name"));
     }
-    asked_or_answered(view, name, ask)
+    ask.upstreams.extend(also.iter().cloned());
+    asked_or_answered(context, ask)
 }
 
 /// `<name>.<zone>`: every domain that contributes. A label that is also a member's exists at
 /// least as the root of that member's names.
-fn shared(
-    view: &View,
-    question: &Question,
-    asker: ClientClass,
-    label: &[u8],
-    is_domain: bool,
-    now: Now,
-) -> Plan {
-    let name = &question.name;
+fn shared(context: Context<'_>, label: &[u8], is_domain: bool, also: &[Arc<Upstream>]) -> Plan {
+    let Context {
+        view,
+        network,
+        question,
+        asker,
+        now,
+    } = context;
     let mut ask = Ask {
         upstreams: Vec::new(),
-        votes: BTreeMap::new(),
-        policy: view.shared_policy,
+        votes: Vec::new(),
+        policy: view
+            .policy_for(&question.name)
+            .unwrap_or(network.shared_policy),
+        rule: "R1.8",
     };
-    let own_contributes = view
+    let own_contributes = network
         .contributors(now)
-        .any(|member| member.domain == *view.domain());
-    let mut local = Vote::NxDomain;
+        .any(|member| member.domain == *network.domain());
+    let mut local = Vote::nx_domain();
     if own_contributes {
-        local = local_vote(view, &question.name, label, question.rtype, now);
+        local = local_vote(context, label);
     }
-    let known = local != Vote::NxDomain;
+    let known = !local.is_nx_domain();
+    let has_records = local.is_positive();
     if is_domain && !known {
-        local = Vote::NoData;
+        local = Vote::no_data();
     }
-    ask.votes.insert(Voter::Local, local);
+    ask.votes.push((Voter::Local, local));
     // A name that is this router's own needs nobody else, unless all that have it are wanted.
-    let settled = known && view.shared_policy == Policy::FirstPositive;
+    let settled = match ask.policy {
+        Policy::FirstPositive | Policy::Race => known,
+        // The own class is the best one.
+        Policy::Prefer => has_records,
+        Policy::Union | Policy::Weighted => false,
+    };
     if settled || asker == ClientClass::Sibling {
-        return answered(view, name, &ask);
+        return answered(context, &ask);
     }
     if own_contributes {
-        ask_siblings(view, &mut ask);
+        ask_siblings(network, &mut ask);
     }
     if asker == ClientClass::Member {
-        let others: Vec<DomainName> = view
-            .contributors(now)
-            .map(|member| member.domain.clone())
-            .filter(|domain| domain != view.domain())
-            .collect();
-        for domain in &others {
-            ask_domain(view, &mut ask, domain);
+        for member in network.contributors(now) {
+            if member.domain != *network.domain() {
+                ask_domain(network, &mut ask, &member.domain);
+            }
         }
+        ask.upstreams.extend(also.iter().cloned());
     }
-    asked_or_answered(view, name, ask)
+    asked_or_answered(context, ask)
 }
 
 /// An overlay address: only the domain whose block holds it (R1.3).
-fn reverse(
-    view: &View,
-    question: &Question,
-    asker: ClientClass,
-    address: std::net::IpAddr,
-    now: Now,
-) -> Plan {
-    let holder = view
+fn reverse(context: Context<'_>, address: std::net::IpAddr) -> Plan {
+    let Context {
+        view,
+        network,
+        question,
+        now,
+        ..
+    } = context;
+    let holder = network
         .document
         .holder(address)
         .filter(|member| member.is_live(now.wall));
@@ -212,93 +323,84 @@ fn reverse(
             Decision::NoOwner,
         ));
     };
-    let local = match view.by_address.get(&address) {
+    let local = match network.by_address.get(&address) {
         Some(name) if matches!(question.rtype, RecordType::PTR | RecordType::ANY) => {
-            match view.canonical(name, view.domain()) {
+            match network.canonical(name, network.domain()) {
                 Ok(target) => {
-                    let lease = view
+                    let lease = network
                         .state
                         .names
                         .get(name)
                         .and_then(|local| local.lease_until);
-                    let ttl = local_ttl(lease, now);
-                    let record = Record {
+                    Vote::positive(vec![Record {
                         owner: question.name.clone(),
-                        ttl,
+                        ttl: local_ttl(lease, now),
                         data: Data::Ptr(target),
-                    };
-                    Vote::Positive {
-                        records: vec![record],
-                        truncated: false,
-                    }
+                    }])
                 }
-                Err(_) => Vote::NoData,
+                Err(_) => Vote::no_data(),
             }
         }
-        Some(_) => Vote::NoData,
-        None => Vote::NxDomain,
+        Some(_) => Vote::no_data(),
+        None => Vote::nx_domain(),
     };
-    owned(view, &question.name, asker, &holder.domain, local)
+    owned(context, &holder.domain, local, &[])
 }
 
-fn local_vote(view: &View, owner: &Name, label: &[u8], rtype: RecordType, now: Now) -> Vote {
+fn local_vote(context: Context<'_>, label: &[u8]) -> Vote {
     let name = core::str::from_utf8(label)
         .ok()
         .and_then(|text| WorkloadName::new(text).ok());
-    let Some(local) = name.and_then(|name| view.state.names.get(&name)) else {
-        return Vote::NxDomain;
+    let Some(local) = name.and_then(|name| context.network.state.names.get(&name)) else {
+        return Vote::nx_domain();
     };
-    let records = view.local_records(owner, local, rtype, now);
+    let question = context.question;
+    let records = Network::local_records(&question.name, local, question.rtype, context.now);
     if records.is_empty() {
-        Vote::NoData
+        Vote::no_data()
     } else {
-        Vote::Positive {
-            records,
-            truncated: false,
-        }
+        Vote::positive(records)
     }
 }
 
-fn ask_domain(view: &View, ask: &mut Ask, domain: &DomainName) {
-    match view.server_of(domain) {
-        Some(upstream) => ask.upstreams.push(upstream),
-        None => {
-            let router = nobody();
-            ask.votes.insert(
-                Voter::Upstream(domain.clone(), router),
-                Vote::Failed(Failure::NobodyLive),
-            );
-        }
+fn ask_domain(network: &Network, ask: &mut Ask, domain: &DomainName) {
+    if let Some(upstream) = network.server_of(domain) {
+        ask_server(ask, upstream);
     }
 }
 
-fn ask_siblings(view: &View, ask: &mut Ask) {
-    for sibling in view.siblings() {
-        match sibling {
-            Ok(upstream) => ask.upstreams.push(upstream),
-            Err(server) => {
-                let voter = Voter::Upstream(server.domain.clone(), server.router.clone());
-                ask.votes.insert(voter, Vote::Failed(Failure::NobodyLive));
-            }
-        }
+fn ask_siblings(network: &Network, ask: &mut Ask) {
+    for sibling in network.siblings() {
+        ask_server(ask, sibling);
     }
 }
 
-/// Stands for "no router" in a missing vote.
-fn nobody() -> crate::ids::RouterName {
-    crate::ids::RouterName::new("-").expect("one allowed character")
+fn ask_server(ask: &mut Ask, upstream: &Arc<Upstream>) {
+    if upstream.servers.is_empty() {
+        let voter = Voter::Upstream(Arc::clone(upstream));
+        ask.votes.push((voter, Vote::Failed(Failure::NobodyLive)));
+    } else {
+        ask.upstreams.push(Arc::clone(upstream));
+    }
 }
 
-fn asked_or_answered(view: &View, name: &Name, ask: Ask) -> Plan {
+fn asked_or_answered(context: Context<'_>, ask: Ask) -> Plan {
     if ask.upstreams.is_empty() {
-        answered(view, name, &ask)
+        answered(context, &ask)
     } else {
         Plan::Ask(ask)
     }
 }
 
-fn answered(view: &View, name: &Name, ask: &Ask) -> Plan {
-    let mut answer = merge(view, name, ask.policy, &ask.votes, 0);
+fn answered(context: Context<'_>, ask: &Ask) -> Plan {
+    let about = Merge {
+        view: context.view,
+        question: context.question,
+        flags: Flags::default(),
+        policy: ask.policy,
+        random: 0,
+    };
+    let mut answer = merge(about, &ask.votes).choose(0).clone();
     if answer.decision == Decision::Merged {
         answer.decision = Decision::Local;
     }
@@ -309,7 +411,7 @@ fn apex(view: &View, question: &Question) -> Answer {
     if matches!(question.rtype, RecordType::SOA | RecordType::ANY) {
         let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Structure);
         answer.authoritative = true;
-        answer.answers = vec![view.soa(view.zone.clone(), NEGATIVE_TTL)];
+        answer.answers = vec![view.soa(question.name.clone(), NEGATIVE_TTL)];
         return answer;
     }
     negative(view, &question.name, Rcode::NO_ERROR, Decision::Structure)

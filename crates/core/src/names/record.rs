@@ -18,6 +18,9 @@ impl RecordType {
     pub const SOA: Self = Self(6);
     pub const PTR: Self = Self(12);
     pub const TXT: Self = Self(16);
+    pub const DS: Self = Self(43);
+    pub const RRSIG: Self = Self(46);
+    pub const DNSKEY: Self = Self(48);
     pub const AAAA: Self = Self(28);
     pub const SRV: Self = Self(33);
     pub const ANY: Self = Self(255);
@@ -66,8 +69,9 @@ impl Question {
 }
 
 /// Flags of a question that must agree for two questions to be one (R2.11).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flags {
+    /// In a [`Query`](super::Query): the RD bit to send, by the server that is asked.
     pub recursion_desired: bool,
     pub dnssec_ok: bool,
     pub checking_disabled: bool,
@@ -146,152 +150,4 @@ pub struct Record {
     /// Seconds.
     pub ttl: u32,
     pub data: Data,
-}
-
-/// A response code (RFC 6895 2.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Rcode(pub u16);
-
-impl Rcode {
-    pub const NO_ERROR: Self = Self(0);
-    pub const FORM_ERR: Self = Self(1);
-    pub const SERV_FAIL: Self = Self(2);
-    pub const NX_DOMAIN: Self = Self(3);
-    pub const NOT_IMP: Self = Self(4);
-    pub const REFUSED: Self = Self(5);
-    pub const NOT_AUTH: Self = Self(9);
-    pub const BAD_VERS: Self = Self(16);
-
-    /// A label for metrics; codes that we never expect share one.
-    pub const fn label(self) -> &'static str {
-        match self.0 {
-            0 => "NOERROR",
-            1 => "FORMERR",
-            2 => "SERVFAIL",
-            3 => "NXDOMAIN",
-            4 => "NOTIMP",
-            5 => "REFUSED",
-            9 => "NOTAUTH",
-            16 => "BADVERS",
-            _ => "OTHER",
-        }
-    }
-}
-
-/// Why an answer is what it is, beyond its code (RFC 8914).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExtendedError {
-    pub code: u16,
-    pub text: String,
-}
-
-impl ExtendedError {
-    pub const OTHER: u16 = 0;
-    pub const PROHIBITED: u16 = 18;
-    pub const NOT_AUTHORITATIVE: u16 = 20;
-    pub const NO_REACHABLE_AUTHORITY: u16 = 22;
-}
-
-/// Which rule decided an answer. Also a metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Decision {
-    /// From the records of this router (R1.5).
-    Local,
-    /// Part of the network's own tree: apex, domain labels, partial reverse names.
-    Structure,
-    /// Never forwarded (R1.6).
-    SpecialUse,
-    /// Names a domain that is no member, or an address that nobody owns (R1.8, R1.3).
-    NoOwner,
-    /// Not in this network and no outside resolver is configured.
-    Outside,
-    /// Who asks may not have this (R4.1).
-    NotForAsker,
-    /// A class or type that is not served (R6.3, R3.5).
-    Unsupported,
-    /// From votes, all of which arrived.
-    Merged,
-    /// From votes of which some are missing (R2.5).
-    VotesMissing,
-    /// Refused at the limit of questions in flight (R3.10).
-    Overload,
-}
-
-impl Decision {
-    pub const ALL: [Self; 10] = [
-        Self::Local,
-        Self::Structure,
-        Self::SpecialUse,
-        Self::NoOwner,
-        Self::Outside,
-        Self::NotForAsker,
-        Self::Unsupported,
-        Self::Merged,
-        Self::VotesMissing,
-        Self::Overload,
-    ];
-
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Structure => "structure",
-            Self::SpecialUse => "special_use",
-            Self::NoOwner => "no_owner",
-            Self::Outside => "outside",
-            Self::NotForAsker => "not_for_asker",
-            Self::Unsupported => "unsupported",
-            Self::Merged => "merged",
-            Self::VotesMissing => "votes_missing",
-            Self::Overload => "overload",
-        }
-    }
-}
-
-/// What the asker is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub rcode: Rcode,
-    /// AA: every record comes from this router's own data.
-    pub authoritative: bool,
-    /// The only usable answer was cut by an upstream (R3.1): TC=1 towards UDP clients.
-    pub truncated: bool,
-    pub answers: Vec<Record>,
-    /// The zone's SOA with a negative answer (RFC 2308).
-    pub authority: Vec<Record>,
-    pub extended: Option<ExtendedError>,
-    pub decision: Decision,
-}
-
-impl Answer {
-    /// A code and nothing else.
-    pub const fn code(rcode: Rcode, decision: Decision) -> Self {
-        Self {
-            rcode,
-            authoritative: false,
-            truncated: false,
-            answers: Vec::new(),
-            authority: Vec::new(),
-            extended: None,
-            decision,
-        }
-    }
-
-    #[must_use]
-    pub fn because(mut self, code: u16, text: impl Into<String>) -> Self {
-        self.extended = Some(ExtendedError {
-            code,
-            text: text.into(),
-        });
-        self
-    }
-
-    /// NOERROR with at least one record.
-    pub fn is_positive(&self) -> bool {
-        self.rcode == Rcode::NO_ERROR && !self.answers.is_empty()
-    }
-
-    /// NOERROR without records: the name exists.
-    pub fn is_nodata(&self) -> bool {
-        self.rcode == Rcode::NO_ERROR && self.answers.is_empty()
-    }
 }

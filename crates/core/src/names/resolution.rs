@@ -1,42 +1,80 @@
 //! One question's fan-out: asks every owner, repeats, falls back to TCP, merges.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::explain::{Step, Trace};
+use super::loops::{Hop, LoopMark};
+use super::merge::{Ballot, Merge, Merged, merge};
+use super::pending::{Pending, Sent};
 use super::{
-    Answer, Ask, Failure, Flags, Policy, Question, Reply, Upstream, View, Vote, Voter, classify,
-    merge,
+    Ask, Classed, Failure, Flags, Policy, Preference, Question, Reply, Transport, Upstream, View,
+    Vote, Voter, classify,
 };
-use crate::ids::DomainName;
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::time::{Mono, Now};
 
 /// A question is answered within this time, whoever is silent (R3.6).
 pub const DEADLINE: Duration = Duration::from_millis(1500);
-/// UDP tries per upstream: one and its retransmission; a TCP try may follow (R3.8: at most 3).
-const UDP_TRIES_MAX: u8 = 2;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Transport {
-    Udp,
-    Tcp,
-}
-
-/// One query to send. The shell answers each with [`ResolutionInput::Reply`] or
-/// [`ResolutionInput::Failed`]; silence is the machine's own business.
+/// One query to send. The shell answers each with a reply or a failure; silence is the machine's
+/// own business.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     pub ticket: Ticket,
-    pub domain: DomainName,
-    pub server: IpAddr,
+    pub upstream: Arc<Upstream>,
+    pub server: SocketAddr,
     pub transport: Transport,
-    /// The try before this one: a retransmission leaves by another socket (R3.6).
+    /// The try before this one: a repetition leaves by another socket (R3.6).
     pub after: Option<Ticket>,
-    pub question: Question,
-    /// DO and CD travel on; RD never does (R4.1).
+    pub question: Arc<Question>,
+    /// As they are to be sent: DO and CD travel on, RD is the upstream's (R4.1).
     pub flags: Flags,
+    /// The name goes out in random letter case, and the reply must repeat it (R3.3); otherwise
+    /// [`Failure::CaseChanged`].
+    pub mixed_case: bool,
+    /// Sent along as a private EDNS option (R4.2).
+    pub mark: Option<LoopMark>,
+}
+
+/// What every query of one fan-out asks.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub question: Arc<Question>,
+    pub flags: Flags,
+    /// The way of the question up to here.
+    pub mark: LoopMark,
+    /// Our own number in marks.
+    pub instance: u64,
+}
+
+impl Asked {
+    /// A client's question.
+    pub fn new(question: Question, flags: Flags) -> Self {
+        Self {
+            question: Arc::new(question),
+            flags,
+            mark: LoopMark::default(),
+            instance: 0,
+        }
+    }
+
+    pub(super) fn mark_for(&self, upstream: &Upstream) -> Option<LoopMark> {
+        let hop = Hop {
+            instance: self.instance,
+            upstream: upstream.id.number(),
+        };
+        upstream.marks_loops().then(|| self.mark.and(hop)).flatten()
+    }
+}
+
+/// How one upstream is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// The wait before the repetition.
+    pub try_limit: Duration,
+    pub mixed_case: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,95 +96,89 @@ pub enum ResolutionEffect {
     Query(Query),
     /// Nobody waits for this query any more: the shell frees its message ID.
     Forget(Ticket),
-    /// A UDP reply came after this time.
-    Measured {
-        server: IpAddr,
-        rtt: Duration,
+    /// An upstream replied; by UDP, after this time.
+    Heard {
+        upstream: Arc<Upstream>,
+        rtt: Option<Duration>,
+        /// Addresses taken out of the reply (R6.7).
+        private_removed: usize,
+    },
+    /// A query that left at `sent` ended without a reply, or without one that counts.
+    Unheard {
+        upstream: Arc<Upstream>,
+        failure: Failure,
+        sent: Mono,
+    },
+    /// A reply is overdue: the question was repeated.
+    Overdue {
+        upstream: Arc<Upstream>,
+        sent: Mono,
     },
     /// The one answer; nothing follows it.
-    Answer(Answer),
+    Answer(Merged),
 }
 
 /// One fan-out. Lives from `Ask` to `Answer`.
 ///
-/// Per upstream: `UDP -> (no reply in its time) UDP again -> reply`, and from a cut reply
-/// `-> TCP -> reply, or the cut reply when TCP fails`. The vote is final with a reply, with a
-/// failure of the last try, or at the deadline.
+/// Ask -> (replies, failures, repetitions)* -> Answer: at the first positive vote (policies that
+/// take the first), when every vote is in, or at the deadline.
 #[derive(Debug)]
 pub struct Resolution {
     view: Arc<View>,
     asked: Asked,
     policy: Policy,
-    votes: BTreeMap<Voter, Vote>,
-    pending: BTreeMap<Voter, Pending>,
+    votes: Vec<Ballot>,
+    pending: Vec<Pending>,
     tickets: TicketCounter,
-    rotation: u64,
+    random: u64,
+    time_limit: Duration,
+    started: Mono,
     deadline: Option<Mono>,
+    /// A positive vote is in, one of a better class may follow until then (R2.2 `prefer`).
+    prefer_until: Option<Mono>,
     answered: bool,
-}
-
-/// What every query of one fan-out asks.
-#[derive(Clone, Debug)]
-struct Asked {
-    question: Question,
-    flags: Flags,
-}
-
-#[derive(Debug)]
-struct Pending {
-    upstream: Upstream,
-    /// The wait before the retransmission, by this upstream's round-trip time.
-    try_limit: Duration,
-    udp_tries: u8,
-    outstanding: BTreeMap<Ticket, Sent>,
-    last: Option<Ticket>,
-    retransmit_at: Option<Mono>,
-    /// What a cut UDP reply said, should TCP fail (R3.1).
-    cut: Option<Vote>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    server: IpAddr,
-    at: Mono,
-    transport: Transport,
+    trace: Option<Box<Trace>>,
 }
 
 impl Resolution {
-    /// `try_limit` gives the wait per server address, `rotation` turns a union.
+    /// `manner` says how each upstream is asked, `random` chooses what a merged set leaves out.
     pub fn new(
         view: Arc<View>,
-        question: Question,
-        flags: Flags,
+        asked: Asked,
         ask: Ask,
-        rotation: u64,
-        try_limit: impl Fn(IpAddr) -> Duration,
+        time_limit: Duration,
+        random: u64,
+        manner: impl Fn(&Upstream) -> Manner,
     ) -> Self {
         let pending = ask
             .upstreams
             .into_iter()
             .map(|upstream| {
-                let limit = upstream
-                    .addresses
-                    .first()
-                    .map_or(super::rtt::TRY_MAX, |first| try_limit(*first));
-                (upstream.voter(), Pending::new(upstream, limit))
+                let Manner {
+                    try_limit,
+                    mixed_case,
+                } = manner(&upstream);
+                Pending::new(upstream, try_limit, mixed_case)
             })
             .collect();
         Self {
             view,
-            asked: Asked { question, flags },
+            asked,
             policy: ask.policy,
             votes: ask.votes,
             pending,
             tickets: TicketCounter::default(),
-            rotation,
+            random,
+            time_limit,
+            started: Mono::default(),
             deadline: None,
+            prefer_until: None,
             answered: false,
+            trace: None,
         }
     }
 
-    pub const fn question(&self) -> &Question {
+    pub fn question(&self) -> &Question {
         &self.asked.question
     }
 
@@ -154,9 +186,18 @@ impl Resolution {
         self.answered
     }
 
-    /// Votes that are in, for explaining an answer.
-    pub const fn votes(&self) -> &BTreeMap<Voter, Vote> {
+    /// Votes that are in.
+    pub fn votes(&self) -> &[Ballot] {
         &self.votes
+    }
+
+    /// Keeps what happens from here on (R7.3).
+    pub fn set_trace(&mut self, trace: Option<Box<Trace>>) {
+        self.trace = trace;
+    }
+
+    pub const fn take_trace(&mut self) -> Option<Box<Trace>> {
+        self.trace.take()
     }
 
     /// Continues another counter: fan-outs whose tickets meet share one.
@@ -169,12 +210,39 @@ impl Resolution {
         self.tickets.clone()
     }
 
-    fn start(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
-        self.deadline = Some(now.mono + DEADLINE);
-        for pending in self.pending.values_mut() {
-            pending.ask_udp(&self.asked, &mut self.tickets, now, out);
+    fn note(&mut self, now: Now, step: impl FnOnce() -> Step) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(now.mono.saturating_since(self.started), step());
         }
-        self.settle(out);
+    }
+
+    fn start(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        self.started = now.mono;
+        self.deadline = Some(now.mono + self.time_limit);
+        for at in 0..self.pending.len() {
+            self.ask(at, now, out);
+        }
+        self.settle(now, out);
+    }
+
+    fn ask(&mut self, at: usize, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        if let Some(pending) = self.pending.get_mut(at) {
+            pending.ask(&self.asked, &mut self.tickets, now, out);
+            self.note_query(now, out);
+        }
+    }
+
+    fn note_query(&mut self, now: Now, out: &Outbox<ResolutionEffect>) {
+        if self.trace.is_some()
+            && let Some(ResolutionEffect::Query(query)) = out.as_slice().last()
+        {
+            let step = Step::Asked {
+                upstream: query.upstream.id.clone(),
+                server: query.server,
+                transport: query.transport,
+            };
+            self.note(now, || step);
+        }
     }
 
     fn on_reply(
@@ -184,36 +252,42 @@ impl Resolution {
         now: Now,
         out: &mut Outbox<ResolutionEffect>,
     ) {
-        let Some((voter, sent)) = self.take(ticket) else {
+        let Some((at, sent)) = self.take(ticket) else {
             return;
         };
-        if sent.transport == Transport::Udp {
-            let rtt = now.mono.saturating_since(sent.at);
-            out.push(ResolutionEffect::Measured {
-                server: sent.server,
-                rtt,
-            });
-        }
-        let Some(pending) = self.pending.get_mut(&voter) else {
-            return;
-        };
-        let vote = classify(&self.view, &self.asked.question, &pending.upstream, reply);
-        if reply.truncated && sent.transport == Transport::Udp {
+        let upstream = Arc::clone(&self.pending[at].upstream);
+        let Classed {
+            vote,
+            private_removed,
+        } = classify(
+            &self.view,
+            &self.asked.question,
+            self.asked.flags,
+            &upstream,
+            reply,
+        );
+        self.note(now, || Step::Said {
+            upstream: upstream.id.clone(),
+            vote: vote.label(),
+            records: reply.answers.len(),
+            truncated: reply.truncated,
+        });
+        let by_udp = sent.transport == Transport::Udp;
+        out.push(ResolutionEffect::Heard {
+            upstream,
+            rtt: by_udp.then(|| now.mono.saturating_since(sent.at)),
+            private_removed,
+        });
+        if reply.truncated && by_udp {
+            let pending = &mut self.pending[at];
             if pending.cut.is_none() {
                 pending.cut = Some(vote);
-                pending.retransmit_at = None;
-                pending.ask(
-                    Transport::Tcp,
-                    sent.server,
-                    &self.asked,
-                    &mut self.tickets,
-                    now,
-                    out,
-                );
+                pending.ask_whole(sent.server, &self.asked, &mut self.tickets, now, out);
+                self.note_query(now, out);
             }
             return;
         }
-        self.vote(voter, vote, out);
+        self.vote(at, vote, now, out);
     }
 
     fn on_failure(
@@ -223,82 +297,132 @@ impl Resolution {
         now: Now,
         out: &mut Outbox<ResolutionEffect>,
     ) {
-        let Some((voter, sent)) = self.take(ticket) else {
+        let Some((at, sent)) = self.take(ticket) else {
             return;
         };
-        let Some(pending) = self.pending.get_mut(&voter) else {
-            return;
-        };
-        if sent.transport == Transport::Udp
-            && pending.cut.is_none()
-            && pending.udp_tries < UDP_TRIES_MAX
-        {
-            pending.ask_udp(&self.asked, &mut self.tickets, now, out);
-            return;
+        let upstream = Arc::clone(&self.pending[at].upstream);
+        self.note(now, || Step::Failed {
+            upstream: upstream.id.clone(),
+            failure,
+        });
+        out.push(ResolutionEffect::Unheard {
+            upstream,
+            failure,
+            sent: sent.at,
+        });
+        let pending = &mut self.pending[at];
+        if failure == Failure::CaseChanged {
+            pending.plain_case();
         }
-        let tcp_failed = sent.transport == Transport::Tcp;
-        if let Some(cut) = pending.cut.take_if(|_| tcp_failed) {
-            self.vote(voter, cut, out);
-        } else if pending.outstanding.is_empty() {
-            self.vote(voter, Vote::Failed(failure), out);
+        if pending.may_try() {
+            return self.ask(at, now, out);
+        }
+        let whole_failed = sent.transport == Transport::Tcp;
+        if let Some(cut) = pending.cut.take_if(|_| whole_failed) {
+            self.vote(at, cut, now, out);
+        } else if pending.is_silent() {
+            self.vote(at, Vote::Failed(failure), now, out);
         }
     }
 
-    fn take(&mut self, ticket: Ticket) -> Option<(Voter, Sent)> {
-        self.pending.iter_mut().find_map(|(voter, pending)| {
-            pending
-                .outstanding
-                .remove(&ticket)
-                .map(|sent| (voter.clone(), sent))
-        })
+    fn take(&mut self, ticket: Ticket) -> Option<(usize, Sent)> {
+        self.pending
+            .iter_mut()
+            .enumerate()
+            .find_map(|(at, pending)| Some((at, pending.take(ticket)?)))
     }
 
     /// One upstream's last word.
-    fn vote(&mut self, voter: Voter, vote: Vote, out: &mut Outbox<ResolutionEffect>) {
-        if let Some(pending) = self.pending.remove(&voter) {
-            forget(&pending, out);
-        }
-        self.votes.insert(voter, vote);
-        self.settle(out);
+    fn vote(&mut self, at: usize, vote: Vote, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        let pending = self.pending.remove(at);
+        pending.forget(out);
+        self.votes.push((Voter::Upstream(pending.upstream), vote));
+        self.settle(now, out);
     }
 
-    /// Answers as soon as no further vote can be waited for: a positive under first-positive
-    /// (R2.3), else every vote (R2.6: what arrives first decides nothing else).
-    fn settle(&mut self, out: &mut Outbox<ResolutionEffect>) {
-        let has_positive = self
-            .votes
-            .values()
-            .any(|vote| matches!(vote, Vote::Positive { .. }));
-        let enough = self.policy == Policy::FirstPositive && has_positive;
-        if self.answered || !(enough || self.pending.is_empty()) {
+    /// Answers as soon as no further vote can be waited for: see [`Policy`]; else every vote
+    /// (R2.6: what arrives first decides nothing else).
+    fn settle(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        if self.answered || !(self.pending.is_empty() || self.is_enough(now)) {
             return;
         }
         self.answered = true;
-        for pending in self.pending.values() {
-            forget(pending, out);
+        for pending in &self.pending {
+            pending.forget(out);
         }
         self.pending.clear();
         self.deadline = None;
-        let answer = merge(
-            &self.view,
-            &self.asked.question.name,
-            self.policy,
-            &self.votes,
-            self.rotation,
-        );
-        out.push(ResolutionEffect::Answer(answer));
+        self.prefer_until = None;
+        let about = Merge {
+            view: &self.view,
+            question: &self.asked.question,
+            flags: self.asked.flags,
+            policy: self.policy,
+            random: self.random,
+        };
+        out.push(ResolutionEffect::Answer(merge(about, &self.votes)));
     }
 
-    fn on_deadline(&mut self, out: &mut Outbox<ResolutionEffect>) {
-        for (voter, mut pending) in core::mem::take(&mut self.pending) {
-            forget(&pending, out);
+    fn is_enough(&mut self, now: Now) -> bool {
+        let upstreams = || {
+            self.votes
+                .iter()
+                .filter(|(voter, _)| *voter != Voter::Local)
+        };
+        match self.policy {
+            Policy::Union | Policy::Weighted => false,
+            Policy::FirstPositive => self.votes.iter().any(|(_, vote)| vote.is_positive()),
+            Policy::Race => upstreams().any(|(_, vote)| {
+                matches!(
+                    vote,
+                    Vote::Positive(_) | Vote::NoData(_) | Vote::NxDomain(_)
+                )
+            }),
+            Policy::Prefer => {
+                let Some(best) = self.best_positive() else {
+                    return false;
+                };
+                let is_better = |pending: &Pending| pending.upstream.class < best;
+                if !self.pending.iter().any(is_better) {
+                    return true;
+                }
+                let until = *self
+                    .prefer_until
+                    .get_or_insert(now.mono + self.view.prefer_wait);
+                until <= now.mono
+            }
+        }
+    }
+
+    fn best_positive(&self) -> Option<Preference> {
+        self.votes
+            .iter()
+            .filter(|(_, vote)| vote.is_positive())
+            .map(|(voter, _)| voter.class())
+            .min()
+    }
+
+    fn on_deadline(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        for mut pending in core::mem::take(&mut self.pending) {
+            pending.forget(out);
+            if let Some(sent) = pending.waiting_since() {
+                out.push(ResolutionEffect::Unheard {
+                    upstream: Arc::clone(&pending.upstream),
+                    failure: Failure::TimedOut,
+                    sent,
+                });
+            }
             let vote = pending
                 .cut
                 .take()
                 .unwrap_or(Vote::Failed(Failure::TimedOut));
-            self.votes.insert(voter, vote);
+            self.note(now, || Step::Failed {
+                upstream: pending.upstream.id.clone(),
+                failure: Failure::TimedOut,
+            });
+            self.votes.push((Voter::Upstream(pending.upstream), vote));
         }
-        self.settle(out);
+        self.settle(now, out);
     }
 }
 
@@ -321,12 +445,21 @@ impl Machine for Resolution {
 
     fn wake(&mut self, now: Now, out: &mut Outbox<ResolutionEffect>) {
         if self.deadline.is_some_and(|deadline| deadline <= now.mono) {
-            self.on_deadline(out);
-            return;
+            return self.on_deadline(now, out);
         }
-        for pending in self.pending.values_mut() {
-            if pending.retransmit_at.is_some_and(|at| at <= now.mono) {
-                pending.ask_udp(&self.asked, &mut self.tickets, now, out);
+        if self.prefer_until.is_some_and(|until| until <= now.mono) {
+            return self.settle(now, out);
+        }
+        for at in 0..self.pending.len() {
+            let pending = &self.pending[at];
+            if pending.repeat_at.is_some_and(|due| due <= now.mono) {
+                if let Some(sent) = pending.waiting_since() {
+                    out.push(ResolutionEffect::Overdue {
+                        upstream: Arc::clone(&pending.upstream),
+                        sent,
+                    });
+                }
+                self.ask(at, now, out);
             }
         }
     }
@@ -334,84 +467,12 @@ impl Machine for Resolution {
     fn next_wake(&self) -> Option<(Mono, &'static str)> {
         let repeat = self
             .pending
-            .values()
-            .filter_map(|pending| pending.retransmit_at)
+            .iter()
+            .filter_map(|pending| pending.repeat_at)
             .min();
         let repeat = repeat.map(|at| (at, "repeat a query"));
+        let prefer = self.prefer_until.map(|at| (at, "wait for a better class"));
         let deadline = self.deadline.map(|at| (at, "deadline of a question"));
-        repeat.into_iter().chain(deadline).min()
-    }
-}
-
-impl Pending {
-    const fn new(upstream: Upstream, try_limit: Duration) -> Self {
-        Self {
-            upstream,
-            try_limit,
-            udp_tries: 0,
-            outstanding: BTreeMap::new(),
-            last: None,
-            retransmit_at: None,
-            cut: None,
-        }
-    }
-
-    /// The next UDP try; tries go through the server's addresses in turn.
-    fn ask_udp(
-        &mut self,
-        asked: &Asked,
-        tickets: &mut TicketCounter,
-        now: Now,
-        out: &mut Outbox<ResolutionEffect>,
-    ) {
-        let turn = usize::from(self.udp_tries).checked_rem(self.upstream.addresses.len());
-        let Some(server) = turn
-            .and_then(|turn| self.upstream.addresses.get(turn))
-            .copied()
-        else {
-            self.retransmit_at = None;
-            return;
-        };
-        self.udp_tries += 1;
-        self.retransmit_at = (self.udp_tries < UDP_TRIES_MAX).then(|| now.mono + self.try_limit);
-        self.ask(Transport::Udp, server, asked, tickets, now, out);
-    }
-
-    fn ask(
-        &mut self,
-        transport: Transport,
-        server: IpAddr,
-        asked: &Asked,
-        tickets: &mut TicketCounter,
-        now: Now,
-        out: &mut Outbox<ResolutionEffect>,
-    ) {
-        let ticket = tickets.issue();
-        self.outstanding.insert(
-            ticket,
-            Sent {
-                server,
-                at: now.mono,
-                transport,
-            },
-        );
-        let after = self.last.replace(ticket);
-        let Asked { question, flags } = asked.clone();
-        let domain = self.upstream.domain.clone();
-        out.push(ResolutionEffect::Query(Query {
-            ticket,
-            domain,
-            server,
-            transport,
-            after,
-            question,
-            flags,
-        }));
-    }
-}
-
-fn forget(pending: &Pending, out: &mut Outbox<ResolutionEffect>) {
-    for ticket in pending.outstanding.keys() {
-        out.push(ResolutionEffect::Forget(*ticket));
+        repeat.into_iter().chain(prefer).chain(deadline).min()
     }
 }

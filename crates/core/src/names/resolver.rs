@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::resolution::{Query, Resolution, ResolutionEffect, ResolutionInput};
+use super::merge::{Merged, choose};
+use super::resolution::{Asked, Manner, Query, Resolution, ResolutionEffect, ResolutionInput};
 use super::rtt::Rtt;
 use super::{
-    Answer, ClientClass, Decision, ExtendedError, Failure, Flags, Plan, Question, Rcode, Reply,
-    View, Vote, plan,
+    Answer, ClientClass, DEADLINE, Decision, ExtendedError, Failure, Flags, Plan, Question, Rcode,
+    Reading, Reply, UpstreamId, View, Vote, plan,
 };
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::rng::Rng;
@@ -24,13 +25,7 @@ const RTTS_MAX: usize = 4_096;
 pub enum ResolverInput {
     /// A state from the router; questions in flight end by the one they began with (R3.9).
     View(Arc<View>),
-    /// `asker` is the caller's own number, used once, and comes back with the answer.
-    Ask {
-        asker: Ticket,
-        source: IpAddr,
-        question: Question,
-        flags: Flags,
-    },
+    Ask(Asking),
     Reply {
         ticket: Ticket,
         reply: Reply,
@@ -41,15 +36,29 @@ pub enum ResolverInput {
     },
 }
 
+/// One client's question.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    /// The caller's own number, used once; comes back with the answer.
+    pub asker: Ticket,
+    pub source: IpAddr,
+    pub question: Question,
+    pub flags: Flags,
+}
+
+/// The answer to one asker.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    pub asker: Ticket,
+    pub reading: Reading,
+}
+
 #[derive(Clone, Debug)]
 pub enum ResolverEffect {
     Query(Query),
     /// Nobody waits for this query any more.
     Forget(Ticket),
-    Answer {
-        asker: Ticket,
-        answer: Arc<Answer>,
-    },
+    Answer(Answered),
 }
 
 /// What happened, since the start.
@@ -63,6 +72,8 @@ pub struct ResolverCounters {
     pub strangers: u64,
     /// Questions before the first state.
     pub not_ready: u64,
+    /// Private addresses taken out of replies (R6.7).
+    pub private_removed: u64,
     /// Missing votes by reason.
     pub failures: BTreeMap<Failure, u64>,
     pub decisions: BTreeMap<Decision, u64>,
@@ -75,12 +86,13 @@ pub struct Resolver {
     view: Option<Arc<View>>,
     rng: Rng,
     tickets: TicketCounter,
-    rtts: BTreeMap<IpAddr, Rtt>,
+    rtts: BTreeMap<UpstreamId, Rtt>,
     running: BTreeMap<u64, Running>,
     by_key: BTreeMap<Key, u64>,
     by_ticket: BTreeMap<Ticket, u64>,
     wakes: BTreeSet<(Mono, &'static str, u64)>,
     next_id: u64,
+    turn: u32,
     waiting: usize,
     counters: ResolverCounters,
 }
@@ -117,6 +129,7 @@ impl Resolver {
             by_ticket: BTreeMap::new(),
             wakes: BTreeSet::new(),
             next_id: 0,
+            turn: 0,
             waiting: 0,
             counters: ResolverCounters::default(),
         }
@@ -140,19 +153,17 @@ impl Resolver {
         self.running.len()
     }
 
-    pub fn rtt(&self, server: IpAddr) -> Option<Duration> {
-        self.rtts.get(&server).map(Rtt::smoothed)
+    pub fn rtt(&self, upstream: &UpstreamId) -> Option<Duration> {
+        self.rtts.get(upstream).map(Rtt::smoothed)
     }
 
-    fn ask(
-        &mut self,
-        asker: Ticket,
-        source: IpAddr,
-        question: Question,
-        flags: Flags,
-        now: Now,
-        out: &mut Outbox<ResolverEffect>,
-    ) {
+    fn ask(&mut self, asking: Asking, now: Now, out: &mut Outbox<ResolverEffect>) {
+        let Asking {
+            asker,
+            source,
+            question,
+            flags,
+        } = asking;
         let Some(view) = self.view.clone() else {
             self.counters.not_ready += 1;
             let answer = Answer::code(Rcode::SERV_FAIL, Decision::VotesMissing).because(
@@ -196,10 +207,17 @@ impl Resolver {
         let id = self.next_id;
         self.next_id += 1;
         let rtts = &self.rtts;
-        let try_limit = |server| rtts.get(&server).copied().unwrap_or_default().try_limit();
-        let rotation = self.rng.next_u64();
-        let question = key.question.clone();
-        let resolution = Resolution::new(view, question, flags, ask, rotation, try_limit);
+        let manner = |upstream: &super::Upstream| Manner {
+            try_limit: rtts
+                .get(&upstream.id)
+                .copied()
+                .unwrap_or_default()
+                .try_limit(),
+            mixed_case: upstream.mixes_case(),
+        };
+        let random = self.rng.next_u64();
+        let asked = Asked::new(key.question.clone(), flags);
+        let resolution = Resolution::new(view, asked, ask, DEADLINE, random, manner);
         self.by_key.insert(key.clone(), id);
         let running = Running {
             resolution,
@@ -216,10 +234,10 @@ impl Resolver {
 
     fn answer(&mut self, asker: Ticket, answer: Answer, out: &mut Outbox<ResolverEffect>) {
         self.count(&answer);
-        out.push(ResolverEffect::Answer {
+        out.push(ResolverEffect::Answer(Answered {
             asker,
-            answer: Arc::new(answer),
-        });
+            reading: Reading::new(answer),
+        }));
     }
 
     fn count(&mut self, answer: &Answer) {
@@ -254,7 +272,17 @@ impl Resolver {
                     self.by_ticket.remove(&ticket);
                     out.push(ResolverEffect::Forget(ticket));
                 }
-                ResolutionEffect::Measured { server, rtt } => measure(&mut self.rtts, server, rtt),
+                ResolutionEffect::Heard {
+                    upstream,
+                    rtt,
+                    private_removed,
+                } => {
+                    self.counters.private_removed += u64::try_from(private_removed).unwrap_or(0);
+                    if let Some(rtt) = rtt {
+                        measure(&mut self.rtts, &upstream.id, rtt);
+                    }
+                }
+                ResolutionEffect::Unheard { .. } | ResolutionEffect::Overdue { .. } => {}
                 ResolutionEffect::Answer(merged) => answer = Some(merged),
             }
         }
@@ -273,7 +301,7 @@ impl Resolver {
         }
     }
 
-    fn finish(&mut self, id: u64, answer: Answer, out: &mut Outbox<ResolverEffect>) {
+    fn finish(&mut self, id: u64, merged: Merged, out: &mut Outbox<ResolverEffect>) {
         let Some(running) = self.running.remove(&id) else {
             return;
         };
@@ -281,27 +309,40 @@ impl Resolver {
         for ticket in &running.tickets {
             self.by_ticket.remove(ticket);
         }
-        for vote in running.resolution.votes().values() {
-            match vote {
-                Vote::Failed(failure) => *self.counters.failures.entry(*failure).or_default() += 1,
-                Vote::NoOpinion => {
-                    *self
-                        .counters
-                        .failures
-                        .entry(Failure::ErrorCode)
-                        .or_default() += 1
+        for (voter, vote) in running.resolution.votes() {
+            let failure = match vote {
+                Vote::Failed(failure) => *failure,
+                Vote::NoOpinion if voter.is_owner() => Failure::ErrorCode,
+                Vote::NoOpinion | Vote::Positive(_) | Vote::NoData(_) | Vote::NxDomain(_) => {
+                    continue;
                 }
-                Vote::Positive { .. } | Vote::NoData | Vote::NxDomain => {}
-            }
+            };
+            *self.counters.failures.entry(failure).or_default() += 1;
         }
         self.waiting = self.waiting.saturating_sub(running.askers.len());
-        let answer = Arc::new(answer);
+        let choices: Vec<(u32, Arc<Answer>)> = merged
+            .choices
+            .into_iter()
+            .map(|(weight, answer)| (weight, Arc::new(answer)))
+            .collect();
         for asker in running.askers {
-            self.count(&answer);
-            out.push(ResolverEffect::Answer {
+            let at = choose(
+                choices.iter().map(|(weight, _)| *weight),
+                self.rng.next_u64(),
+            );
+            let Some((_, answer)) = choices.get(at) else {
+                continue;
+            };
+            self.count(answer);
+            self.turn = self.turn.wrapping_add(1);
+            out.push(ResolverEffect::Answer(Answered {
                 asker,
-                answer: Arc::clone(&answer),
-            });
+                reading: Reading {
+                    answer: Arc::clone(answer),
+                    age: 0,
+                    turn: self.turn,
+                },
+            }));
         }
     }
 
@@ -325,11 +366,11 @@ impl Resolver {
 }
 
 /// Bounded: at the limit the servers seen so far keep their figures, others use the default.
-fn measure(rtts: &mut BTreeMap<IpAddr, Rtt>, server: IpAddr, rtt: Duration) {
-    if let Some(known) = rtts.get_mut(&server) {
+fn measure(rtts: &mut BTreeMap<UpstreamId, Rtt>, server: &UpstreamId, rtt: Duration) {
+    if let Some(known) = rtts.get_mut(server) {
         known.sample(rtt);
     } else if rtts.len() < RTTS_MAX {
-        rtts.entry(server).or_default().sample(rtt);
+        rtts.entry(server.clone()).or_default().sample(rtt);
     }
 }
 
@@ -340,23 +381,12 @@ impl Machine for Resolver {
     fn handle(&mut self, input: ResolverInput, now: Now, out: &mut Outbox<ResolverEffect>) {
         match input {
             ResolverInput::View(view) => {
-                let servers: BTreeSet<IpAddr> = view
-                    .state()
-                    .servers
-                    .iter()
-                    .flat_map(|server| server.addresses.iter().copied())
-                    .collect();
+                let servers: BTreeSet<&UpstreamId> =
+                    view.upstreams().map(|upstream| &upstream.id).collect();
                 self.rtts.retain(|server, _| servers.contains(server));
                 self.view = Some(view);
             }
-            ResolverInput::Ask {
-                asker,
-                source,
-                question,
-                flags,
-            } => {
-                self.ask(asker, source, question, flags, now, out);
-            }
+            ResolverInput::Ask(asking) => self.ask(asking, now, out),
             ResolverInput::Reply { ticket, reply } => {
                 self.completion(ticket, ResolutionInput::Reply { ticket, reply }, now, out);
             }

@@ -9,10 +9,17 @@ use super::Name;
 
 /// What a special name is answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Special {
+pub(super) enum Kind {
     /// 127.0.0.1 and ::1.
     Localhost,
     NxDomain,
+}
+
+/// A special zone: an upstream suffix of at least as many labels names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Special {
+    pub(super) kind: Kind,
+    pub(super) labels: usize,
 }
 
 /// Reverse zones that are answered locally, as the prefixes they stand for.
@@ -36,19 +43,26 @@ const LOCAL_RANGES: [&str; 17] = [
     "fc00::/8",
 ];
 
-/// Whether a name outside every upstream's suffix is one of them.
+/// Whether a name lies in a special zone.
 pub(super) fn special(name: &Name) -> Option<Special> {
+    let of = |kind, labels| Some(Special { kind, labels });
     match name.labels().last()? {
-        b"localhost" => return Some(Special::Localhost),
-        b"invalid" | b"onion" | b"local" => return Some(Special::NxDomain),
-        _ => {}
+        b"localhost" => return of(Kind::Localhost, 1),
+        b"invalid" | b"onion" | b"local" => return of(Kind::NxDomain, 1),
+        b"arpa" => {}
+        _ => return None,
     }
     let prefix = name.reverse_prefix()?;
-    LOCAL_RANGES
+    let range = LOCAL_RANGES
         .iter()
         .filter_map(|range| range.parse::<IpNet>().ok())
-        .any(|range| range.contains(&prefix))
-        .then_some(Special::NxDomain)
+        .find(|range| range.contains(&prefix))?;
+    let bits = usize::from(range.prefix_len());
+    let labels = match range {
+        IpNet::V4(_) => bits.div_ceil(8),
+        IpNet::V6(_) => bits.div_ceil(4),
+    };
+    of(Kind::NxDomain, labels + 2)
 }
 
 pub(super) const LOCALHOST: [IpAddr; 2] = [

@@ -1,33 +1,27 @@
-//! What one network sees: its document, this router's records, whom to ask, who asks.
+//! What one network sees: its upstreams, its records, who asks. A view needs no router: resolvers
+//! that were configured and a list of clients make one.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use core::time::Duration;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Data, Name, NameError, Record, RecordType, Soa};
-use crate::document::{Document, Member};
-use crate::ids::{DomainName, RouterName, WorkloadName};
-use crate::time::{Mono, Now};
+use super::clients::ClientTable;
+use super::suffix::Suffixes;
+use super::{
+    ClientClass, Data, MERGED_RECORDS_MAX, Name, NameError, Network, NetworkParts, Record,
+    ResolverState, Soa, Upstream, UpstreamId,
+};
+use crate::document::Document;
 
-/// TTL of local records, seconds (R1.5).
-pub const LOCAL_TTL: u32 = 30;
 /// TTL of negative answers, seconds (R5.2 for names of a network).
 pub const NEGATIVE_TTL: u32 = 30;
 /// TTL of NODATA while votes are missing, seconds (R2.5).
 pub const UNSURE_TTL: u32 = 5;
-
-/// Who asks, by the ingress that owns the source address (R4.1). Order: who may get more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ClientClass {
-    /// Another router of the own domain: gets this router's names.
-    Sibling,
-    /// A router of another domain: gets this domain's names.
-    Remote,
-    /// A workload or leaf of this router: gets anyone's names.
-    Member,
-}
+/// How long `prefer` waits for a better class (R2.2).
+pub const PREFER_WAIT: Duration = Duration::from_millis(30);
 
 /// How votes for one kind of name become one answer (R2.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,205 +31,236 @@ pub enum Policy {
     FirstPositive,
     /// All positive answers together.
     Union,
+    /// The positive answer of the best preference class.
+    Prefer,
+    /// All are asked, one upstream's records are taken, by weight, anew for each reply.
+    Weighted,
+    /// The first answer, negative ones too.
+    Race,
 }
 
-/// Addresses of one workload of this router.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LocalName {
-    pub addresses: BTreeSet<IpAddr>,
-    /// TTLs never exceed what is left until then (R1.5).
-    pub lease_until: Option<Mono>,
-}
+impl Policy {
+    pub const ALL: [Self; 5] = [
+        Self::FirstPositive,
+        Self::Union,
+        Self::Prefer,
+        Self::Weighted,
+        Self::Race,
+    ];
 
-/// A server to ask: a live router of another domain, or a sibling.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DomainServer {
-    pub domain: DomainName,
-    pub router: RouterName,
-    /// Overlay addresses in order of preference; empty: known, but nobody lives.
-    pub addresses: Vec<IpAddr>,
-    pub sibling: bool,
-}
-
-/// What a router tells its DNS server, whole, on every change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolverState {
-    pub sequence: u64,
-    pub domain: DomainName,
-    pub names: BTreeMap<WorkloadName, LocalName>,
-    pub servers: Vec<DomainServer>,
-    pub clients: Vec<(IpNet, ClientClass)>,
-    pub own_addresses: Vec<IpAddr>,
-}
-
-/// Key of an upstream: a router of a domain. Local data vote first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Voter {
-    Local,
-    Upstream(DomainName, RouterName),
-}
-
-/// A server that a question goes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    pub domain: DomainName,
-    pub router: RouterName,
-    /// Never empty.
-    pub addresses: Vec<IpAddr>,
-}
-
-impl Upstream {
-    pub fn voter(&self) -> Voter {
-        Voter::Upstream(self.domain.clone(), self.router.clone())
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FirstPositive => "first-positive",
+            Self::Union => "union",
+            Self::Prefer => "prefer",
+            Self::Weighted => "weighted",
+            Self::Race => "race",
+        }
     }
+}
+
+/// What a view is made of. Start from `default()`, which serves nobody.
+#[derive(Clone, Debug)]
+pub struct ViewParts {
+    /// Grows with every change; a network's state brings its own, the larger counts.
+    pub sequence: u64,
+    pub network: Option<NetworkParts>,
+    /// Resolvers that were configured.
+    pub upstreams: Vec<Upstream>,
+    /// The policy for names at or below a suffix; the longest wins. The root's is the default.
+    pub policies: Vec<(Name, Policy)>,
+    /// Who may ask, beside those of the network (R6.6).
+    pub clients: Vec<(IpNet, ClientClass)>,
+    /// Where we listen: never asked (R4.4). Wildcard addresses are spelled out by the caller.
+    pub listeners: Vec<SocketAddr>,
+    /// How long [`Policy::Prefer`] waits for a better class.
+    pub prefer_wait: Duration,
+    /// Largest merged record set (R2.7).
+    pub records_max: usize,
+}
+
+impl Default for ViewParts {
+    fn default() -> Self {
+        Self {
+            sequence: 0,
+            network: None,
+            upstreams: Vec::new(),
+            policies: Vec::new(),
+            clients: Vec::new(),
+            listeners: Vec::new(),
+            prefer_wait: PREFER_WAIT,
+            records_max: MERGED_RECORDS_MAX,
+        }
+    }
+}
+
+/// Why parts make no view (R7.4: all of them are told at once).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ViewError {
+    #[error("the document's zone is no name: {0}")]
+    Zone(NameError),
+    #[error("upstream {0}: the name is used twice")]
+    Twice(UpstreamId),
+    #[error("upstream {0}: no address")]
+    NoAddress(UpstreamId),
+    #[error("upstream {upstream}: {address} is our own listener; asking it would loop")]
+    OwnListener {
+        upstream: UpstreamId,
+        address: SocketAddr,
+    },
 }
 
 /// Everything that an answer depends on. Immutable; replaced whole (R1.1, R3.9).
 #[derive(Clone, Debug)]
 pub struct View {
-    pub(super) document: Arc<Document>,
-    pub(super) zone: Name,
-    pub(super) shared_policy: Policy,
-    pub(super) state: ResolverState,
-    pub(super) by_address: BTreeMap<IpAddr, WorkloadName>,
+    sequence: u64,
+    network: Option<Network>,
+    upstreams: Vec<Arc<Upstream>>,
+    by_suffix: Suffixes<Vec<Arc<Upstream>>>,
+    policies: Suffixes<Option<Policy>>,
     clients: ClientTable,
-    rejected: Vec<IpAddr>,
+    pub(super) prefer_wait: Duration,
+    pub(super) records_max: usize,
 }
 
 impl View {
-    /// Fails only when the document's zone is no name.
+    /// A view of a network alone. Fails only when the document's zone is no name.
     pub fn new(
         document: Arc<Document>,
-        mut state: ResolverState,
-        shared_policy: Policy,
+        state: ResolverState,
+        shared_names: Policy,
     ) -> Result<Self, NameError> {
-        let zone = Name::parse(&document.zone)?;
-        let rejected = reject_own_listeners(&mut state);
-        let mut by_address = BTreeMap::new();
-        for (name, local) in &state.names {
-            for address in &local.addresses {
-                by_address.entry(*address).or_insert_with(|| name.clone());
+        let network = Network::new(NetworkParts {
+            document,
+            state,
+            shared_names,
+            port: super::DNS_PORT,
+        })?;
+        Ok(Self::of(Some(network), ViewParts::default()))
+    }
+
+    /// Checks everything and names all that is wrong.
+    pub fn assemble(mut parts: ViewParts) -> Result<Self, Vec<ViewError>> {
+        let mut errors = Vec::new();
+        let network = parts
+            .network
+            .take()
+            .and_then(|network| match Network::new(network) {
+                Ok(network) => Some(network),
+                Err(error) => {
+                    errors.push(ViewError::Zone(error));
+                    None
+                }
+            });
+        let mut known = BTreeSet::new();
+        for upstream in &parts.upstreams {
+            if !known.insert(&upstream.id) {
+                errors.push(ViewError::Twice(upstream.id.clone()));
+            }
+            if upstream.servers.is_empty() {
+                errors.push(ViewError::NoAddress(upstream.id.clone()));
+            }
+            let own = upstream
+                .servers
+                .iter()
+                .filter(|server| parts.listeners.iter().any(|own| is_same(own, server)));
+            errors.extend(own.map(|address| ViewError::OwnListener {
+                upstream: upstream.id.clone(),
+                address: *address,
+            }));
+        }
+        if errors.is_empty() {
+            Ok(Self::of(network, parts))
+        } else {
+            Err(errors)
+        }
+    }
+
+    fn of(network: Option<Network>, parts: ViewParts) -> Self {
+        let mut clients = parts.clients;
+        let mut sequence = parts.sequence;
+        if let Some(network) = &network {
+            clients.extend(&network.state.clients);
+            sequence = sequence.max(network.state.sequence);
+        }
+        let upstreams: Vec<Arc<Upstream>> = parts.upstreams.into_iter().map(Arc::new).collect();
+        let mut by_suffix = Suffixes::default();
+        for upstream in &upstreams {
+            let everything = upstream.suffixes.is_empty().then(Name::root);
+            for suffix in upstream.suffixes.iter().cloned().chain(everything) {
+                let list: &mut Vec<Arc<Upstream>> = by_suffix.entry(suffix);
+                if !list.iter().any(|known| known.id == upstream.id) {
+                    list.push(Arc::clone(upstream));
+                }
             }
         }
-        let clients = ClientTable::new(&state.clients);
-        Ok(Self {
-            document,
-            zone,
-            shared_policy,
-            state,
-            by_address,
-            clients,
-            rejected,
-        })
-    }
-
-    pub const fn zone(&self) -> &Name {
-        &self.zone
-    }
-
-    pub const fn domain(&self) -> &DomainName {
-        &self.state.domain
-    }
-
-    pub fn document(&self) -> &Document {
-        &self.document
-    }
-
-    pub const fn state(&self) -> &ResolverState {
-        &self.state
+        let mut policies = Suffixes::default();
+        for (suffix, policy) in parts.policies {
+            *policies.entry(suffix) = Some(policy);
+        }
+        Self {
+            sequence,
+            network,
+            upstreams,
+            by_suffix,
+            policies,
+            clients: ClientTable::new(&clients),
+            prefer_wait: parts.prefer_wait,
+            records_max: parts.records_max,
+        }
     }
 
     /// Changes with every new state.
     pub const fn sequence(&self) -> u64 {
-        self.state.sequence
+        self.sequence
     }
 
-    /// Server addresses that are our own listeners and are never asked (R4.4).
-    pub fn rejected_servers(&self) -> &[IpAddr] {
-        &self.rejected
+    pub const fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Every server that may be asked: those of the network that live, then the configured ones.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.network
+            .iter()
+            .flat_map(Network::upstreams)
+            .chain(&self.upstreams)
     }
 
     /// Who asks from that address; `None`: nobody we serve.
-    pub fn client_class(&self, source: IpAddr) -> Option<ClientClass> {
+    pub fn client_class(&self, source: std::net::IpAddr) -> Option<ClientClass> {
         self.clients.lookup(source.to_canonical())
     }
 
-    /// `<name>.<domain>.<zone>`.
-    pub fn canonical(&self, name: &WorkloadName, domain: &DomainName) -> Result<Name, NameError> {
-        self.zone.child(domain.as_str())?.child(name.as_str())
-    }
-
-    /// Whether a name lies in the tree that belongs to `domain` alone.
-    pub fn belongs_to(&self, name: &Name, domain: &DomainName) -> bool {
-        name.below(&self.zone).is_some_and(|labels| {
-            labels.len() >= 2 && labels.last() == Some(&domain.as_str().as_bytes())
+    /// Whether a name belongs to the network: its zone, or an overlay address.
+    pub(super) fn is_network_name(&self, name: &Name) -> bool {
+        self.network.as_ref().is_some_and(|network| {
+            name.is_at_or_below(&network.zone)
+                || name
+                    .reverse_prefix()
+                    .is_some_and(|prefix| network.pools().any(|pool| pool.contains(&prefix)))
         })
     }
 
-    /// Live members that may answer shared names, the own domain included (R1.8).
-    pub(super) fn contributors(&self, now: Now) -> impl Iterator<Item = &Member> + '_ {
-        self.document
-            .live_members(now.wall)
-            .filter(|member| self.document.contributes_shared(&member.domain))
+    /// The configured upstreams whose longest suffix matches longest, and its labels (R1.3).
+    pub(super) fn configured_for(&self, name: &Name) -> Option<(usize, &[Arc<Upstream>])> {
+        self.by_suffix
+            .longest(name)
+            .map(|(labels, list)| (labels, list.as_slice()))
     }
 
-    /// One live server of another domain (R1.9).
-    pub(super) fn server_of(&self, domain: &DomainName) -> Option<Upstream> {
-        self.state
-            .servers
-            .iter()
-            .find(|server| {
-                !server.sibling && server.domain == *domain && !server.addresses.is_empty()
-            })
-            .map(upstream)
-    }
-
-    /// Every sibling: each holds other names of the own domain. `Err` names one that is known but
-    /// not alive.
-    pub(super) fn siblings(&self) -> impl Iterator<Item = Result<Upstream, &DomainServer>> + '_ {
-        self.state
-            .servers
-            .iter()
-            .filter(|server| server.sibling)
-            .map(|server| {
-                if server.addresses.is_empty() {
-                    Err(server)
-                } else {
-                    Ok(upstream(server))
-                }
-            })
-    }
-
-    /// Records of a local name of one type; `ANY` gives one type (RFC 8482).
-    pub(super) fn local_records(
-        &self,
-        owner: &Name,
-        local: &LocalName,
-        rtype: RecordType,
-        now: Now,
-    ) -> Vec<Record> {
-        let ttl = local_ttl(local.lease_until, now);
-        let all = local.addresses.iter().map(|address| Record {
-            owner: owner.clone(),
-            ttl,
-            data: Data::from(*address),
-        });
-        if rtype == RecordType::ANY {
-            let all: Vec<Record> = all.collect();
-            let first = all.first().map(|record| record.data.rtype());
-            return all
-                .into_iter()
-                .filter(|record| Some(record.data.rtype()) == first)
-                .collect();
-        }
-        all.filter(|record| record.data.rtype() == rtype).collect()
+    /// The policy of the longest suffix that has one.
+    pub(super) fn policy_for(&self, name: &Name) -> Option<Policy> {
+        self.policies.longest(name).and_then(|(_, policy)| *policy)
     }
 
     /// The SOA of a negative answer about `name`: its owner is an ancestor of the name, as
     /// negative caching wants (RFC 2308 3).
     pub(super) fn soa_above(&self, name: &Name, ttl: u32) -> Record {
-        if name.is_at_or_below(&self.zone) {
-            return self.soa(self.zone.clone(), ttl);
+        if let Some(network) = &self.network
+            && name.is_at_or_below(&network.zone)
+        {
+            return self.soa(network.zone.clone(), ttl);
         }
         // One octet below in-addr.arpa, two nibbles below ip6.arpa, else the last label.
         let labels: Vec<&[u8]> = name.labels().collect();
@@ -249,16 +274,17 @@ impl View {
         self.soa(owner, ttl)
     }
 
-    /// The SOA itself.
+    /// The SOA itself: of the network, else of a server without a zone of its own.
     pub(super) fn soa(&self, owner: Name, ttl: u32) -> Record {
-        let rname = self
-            .zone
-            .child("hostmaster")
-            .unwrap_or_else(|_| self.zone.clone());
+        let (mname, version) = self.network.as_ref().map_or_else(
+            || (owner.clone(), 1),
+            |network| (network.zone.clone(), network.document.version),
+        );
+        let rname = mname.child("hostmaster").unwrap_or_else(|_| mname.clone());
         // The low 32 bits, as serial arithmetic wants (RFC 1982).
-        let serial = u32::try_from(self.document.version & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        let serial = u32::try_from(version & u64::from(u32::MAX)).unwrap_or(u32::MAX);
         let soa = Soa {
-            mname: self.zone.clone(),
+            mname,
             rname,
             serial,
             refresh: 3600,
@@ -274,76 +300,6 @@ impl View {
     }
 }
 
-fn upstream(server: &DomainServer) -> Upstream {
-    Upstream {
-        domain: server.domain.clone(),
-        router: server.router.clone(),
-        addresses: server.addresses.clone(),
-    }
-}
-
-pub(super) fn local_ttl(lease_until: Option<Mono>, now: Now) -> u32 {
-    lease_until.map_or(LOCAL_TTL, |until| {
-        let left = until.saturating_since(now.mono).as_secs();
-        u32::try_from(left).unwrap_or(LOCAL_TTL).min(LOCAL_TTL)
-    })
-}
-
-/// Takes our own listeners out of every server's addresses (R4.4): asking ourselves loops.
-fn reject_own_listeners(state: &mut ResolverState) -> Vec<IpAddr> {
-    let own: BTreeSet<IpAddr> = state
-        .own_addresses
-        .iter()
-        .map(IpAddr::to_canonical)
-        .collect();
-    let mut rejected = Vec::new();
-    for server in &mut state.servers {
-        server.addresses.retain(|address| {
-            let is_own = own.contains(&address.to_canonical());
-            if is_own {
-                rejected.push(*address);
-            }
-            !is_own
-        });
-    }
-    rejected
-}
-
-/// Longest prefix of a source address.
-#[derive(Clone, Debug, Default)]
-struct ClientTable {
-    prefixes: BTreeMap<IpNet, ClientClass>,
-    /// Lengths in use, per family (v4, v6), longest first.
-    lengths: [Vec<u8>; 2],
-}
-
-impl ClientTable {
-    /// Of equal prefixes the class that may get less wins.
-    fn new(clients: &[(IpNet, ClientClass)]) -> Self {
-        let mut table = Self::default();
-        for (prefix, class) in clients {
-            let entry = table.prefixes.entry(prefix.trunc()).or_insert(*class);
-            *entry = (*entry).min(*class);
-            table.lengths[family(prefix.addr())].push(prefix.prefix_len());
-        }
-        for lengths in &mut table.lengths {
-            lengths.sort_unstable_by(|a, b| b.cmp(a));
-            lengths.dedup();
-        }
-        table
-    }
-
-    fn lookup(&self, source: IpAddr) -> Option<ClientClass> {
-        self.lengths[family(source)].iter().find_map(|length| {
-            let prefix = IpNet::new(source, *length).ok()?.trunc();
-            self.prefixes.get(&prefix).copied()
-        })
-    }
-}
-
-const fn family(address: IpAddr) -> usize {
-    match address {
-        IpAddr::V4(_) => 0,
-        IpAddr::V6(_) => 1,
-    }
+fn is_same(own: &SocketAddr, server: &SocketAddr) -> bool {
+    own.port() == server.port() && own.ip().to_canonical() == server.ip().to_canonical()
 }

@@ -237,7 +237,7 @@ fn r1_8_a_members_own_label_exists_whatever_the_others_say() {
     let crate::names::Plan::Ask(ask) = planned(&view, "west.red.test", T::A, Member) else {
         panic!("a shared name could still have it");
     };
-    let answer = crate::names::merge(&view, &name("west.red.test"), ask.policy, &ask.votes, 0);
+    let answer = merged(&view, "west.red.test", ask.policy, &ask.votes);
     assert!(answer.is_nodata());
 }
 
@@ -378,7 +378,7 @@ fn r4_4_our_own_listener_is_never_an_upstream() {
     ];
     let view = view_of(document(), state, Policy::FirstPositive);
     assert_eq!(
-        view.rejected_servers(),
+        view.network().unwrap().rejected_servers(),
         [ip("172.16.0.1"), ip("fd77::1:0:0:1")]
     );
     assert_eq!(

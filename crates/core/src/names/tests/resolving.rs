@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::world::*;
 use crate::machine::{Machine, Outbox, Ticket};
 use crate::names::{
-    Answer, Decision, Failure, Flags, Policy, Query, Rcode, RecordType, Reply, Resolver,
+    Answer, Asking, Decision, Failure, Flags, Policy, Query, Rcode, RecordType, Reply, Resolver,
     ResolverEffect, ResolverInput, Transport, View, WAITING_MAX,
 };
 use crate::time::{Mono, Now};
@@ -49,9 +49,10 @@ impl Bench {
             match effect {
                 ResolverEffect::Query(query) => self.queries.push(query),
                 ResolverEffect::Forget(ticket) => self.forgotten.push(ticket),
-                ResolverEffect::Answer { asker, answer } => {
+                ResolverEffect::Answer(answered) => {
+                    let answer = Arc::new(answered.reading.to_answer());
                     assert!(
-                        self.answers.insert(asker.0, answer).is_none(),
+                        self.answers.insert(answered.asker.0, answer).is_none(),
                         "answered twice"
                     );
                 }
@@ -62,12 +63,12 @@ impl Bench {
     fn ask_from(&mut self, source: &str, text: &str, rtype: T) -> u64 {
         self.asked += 1;
         let (asker, question) = (Ticket(self.asked), question(text, rtype));
-        self.input(ResolverInput::Ask {
+        self.input(ResolverInput::Ask(Asking {
             asker,
             source: ip(source),
             question,
             flags: Flags::default(),
-        });
+        }));
         self.asked
     }
 
@@ -93,7 +94,10 @@ impl Bench {
     }
 
     fn to(&self, at: usize) -> (&str, Transport) {
-        (self.queries[at].domain.as_str(), self.queries[at].transport)
+        (
+            self.queries[at].upstream.label(),
+            self.queries[at].transport,
+        )
     }
 }
 
@@ -276,8 +280,8 @@ fn r3_6_the_repeat_follows_the_servers_round_trip_and_tries_its_other_address() 
         Duration::from_millis(50),
         "the lower bound"
     );
-    assert_eq!(bench.queries[sent].server, ip("172.16.4.1"));
-    assert_eq!(bench.queries[sent + 1].server, ip("fd77::2:0:0:1"));
+    assert_eq!(bench.queries[sent].server, socket("172.16.4.1"));
+    assert_eq!(bench.queries[sent + 1].server, socket("fd77::2:0:0:1"));
     // A late reply to the first try counts as well.
     bench.reply(sent, found("db.west.red.test"));
     assert!(bench.answers[&asked].is_positive());
@@ -298,7 +302,7 @@ fn r3_9_a_new_view_serves_new_questions_while_old_ones_end_by_theirs() {
     let after = bench.ask("db.west.red.test");
     assert_eq!(
         bench.queries[1].server,
-        ip("172.16.5.1"),
+        socket("172.16.5.1"),
         "not shared with the question before"
     );
     bench.reply(0, found("db.west.red.test"));
@@ -343,15 +347,15 @@ fn r2_5_before_the_first_state_nothing_is_denied() {
     let mut resolver = Resolver::new(1);
     let mut out = Outbox::default();
     let question = question("web.east.red.test", T::A);
-    let input = ResolverInput::Ask {
+    let input = ResolverInput::Ask(Asking {
         asker: Ticket(1),
         source: ip(MEMBER),
         question,
         flags: Flags::default(),
-    };
+    });
     resolver.handle(input, at(0), &mut out);
     assert!(
-        matches!(&out.take()[..], [ResolverEffect::Answer { answer, .. }] if answer.rcode == Rcode::SERV_FAIL)
+        matches!(&out.take()[..], [ResolverEffect::Answer(answered)] if answered.reading.rcode == Rcode::SERV_FAIL)
     );
 }
 

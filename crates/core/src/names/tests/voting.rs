@@ -2,22 +2,23 @@
 
 use super::world::*;
 use crate::names::{
-    Data, Failure, Policy, Question, Rcode, Record, RecordType, Reply, Upstream, Vote, Voter,
-    classify, merge,
+    Data, Failure, Flags, Owner, Policy, Question, Rcode, Reading, Record, RecordType, Reply,
+    Upstream, Vote, Voter, classify,
 };
 
 use RecordType as T;
 
 fn west() -> Upstream {
-    Upstream {
+    let owner = Owner {
         domain: domain("west"),
         router: "red-west".parse().unwrap(),
-        addresses: vec![ip("172.16.4.1")],
-    }
+        sibling: false,
+    };
+    Upstream::overlay(owner, vec![socket("172.16.4.1")], &name(ZONE))
 }
 
 fn vote(question: &Question, reply: &Reply) -> Vote {
-    classify(&view(), question, &west(), reply)
+    classify(&view(), question, Flags::default(), &west(), reply).vote
 }
 
 fn opaque(owner: &str, rtype: u16) -> Record {
@@ -34,9 +35,9 @@ fn opaque(owner: &str, rtype: u16) -> Record {
 fn r2_1_replies_are_classed() {
     let asked = question("db.west.red.test", T::A);
     let found = positive(vec![address("db.west.red.test", "172.16.4.9")]);
-    assert!(matches!(vote(&asked, &found), Vote::Positive { .. }));
-    assert_eq!(vote(&asked, &code(Rcode::NO_ERROR)), Vote::NoData);
-    assert_eq!(vote(&asked, &code(Rcode::NX_DOMAIN)), Vote::NxDomain);
+    assert!(matches!(vote(&asked, &found), Vote::Positive(_)));
+    assert_eq!(vote(&asked, &code(Rcode::NO_ERROR)), Vote::no_data());
+    assert_eq!(vote(&asked, &code(Rcode::NX_DOMAIN)), Vote::nx_domain());
     for rcode in [Rcode::REFUSED, Rcode::NOT_AUTH, Rcode::NOT_IMP] {
         assert_eq!(vote(&asked, &code(rcode)), Vote::NoOpinion);
     }
@@ -49,7 +50,7 @@ fn r2_1_replies_are_classed() {
     };
     assert_eq!(vote(&asked, &referral), Vote::NoOpinion);
     let other_type = positive(vec![address("db.west.red.test", "fd77::2:0:0:9")]);
-    assert_eq!(vote(&asked, &other_type), Vote::NoData);
+    assert_eq!(vote(&asked, &other_type), Vote::no_data());
 }
 
 #[test]
@@ -61,20 +62,24 @@ fn r2_1_aliases_are_followed_within_the_message() {
         alias("b.west.red.test", "c.west.red.test"),
         alias("a.west.red.test", "b.west.red.test"),
     ]);
-    let Vote::Positive { records, .. } = vote(&asked, &whole) else {
+    let Vote::Positive(found) = vote(&asked, &whole) else {
         panic!("positive")
     };
-    let types: Vec<T> = records.iter().map(|record| record.data.rtype()).collect();
+    let types: Vec<T> = found
+        .records
+        .iter()
+        .map(|record| record.data.rtype())
+        .collect();
     assert_eq!(
         types,
         [T::CNAME, T::CNAME, T::A],
         "aliases first, in the order they are followed"
     );
     let dangling = positive(vec![alias("a.west.red.test", "b.west.red.test")]);
-    assert_eq!(vote(&asked, &dangling), Vote::NoData);
+    assert_eq!(vote(&asked, &dangling), Vote::no_data());
     assert!(matches!(
         vote(&question("a.west.red.test", T::CNAME), &dangling),
-        Vote::Positive { .. }
+        Vote::Positive(_)
     ));
     let circle = positive(vec![
         alias("a.west.red.test", "b.west.red.test"),
@@ -125,7 +130,7 @@ fn r2_12_names_and_addresses_belong_to_the_answering_domain() {
         assert!(
             matches!(
                 vote(&asked, &positive(vec![record.clone()])),
-                Vote::Positive { .. }
+                Vote::Positive(_)
             ),
             "{record:?}"
         );
@@ -139,7 +144,7 @@ fn r2_12_names_and_addresses_belong_to_the_answering_domain() {
     };
     assert!(matches!(
         vote(&pointer, &to("db.west.red.test")),
-        Vote::Positive { .. }
+        Vote::Positive(_)
     ));
     assert_eq!(
         vote(&pointer, &to("web.east.red.test")),
@@ -156,7 +161,7 @@ fn r5_1_lives_from_others_are_capped() {
             ..address("db.west.red.test", "172.16.4.9")
         };
         match vote(&asked, &positive(vec![long])) {
-            Vote::Positive { records, .. } => records[0].ttl,
+            Vote::Positive(found) => found.records[0].ttl,
             other => panic!("{other:?}"),
         }
     };
@@ -166,31 +171,31 @@ fn r5_1_lives_from_others_are_capped() {
 #[test]
 fn r2_7_a_union_has_no_doubles_one_ttl_the_own_records_first_and_an_end() {
     let view = view();
-    let asked = name("db.red.test");
     let records = |block: u8, count: u8, ttl: u32| {
         let records = (0..count).map(|host| Record {
             ttl,
             ..address("db.red.test", &format!("172.16.{block}.{host}"))
         });
-        Vote::Positive {
-            records: records
-                .chain([address("db.red.test", "172.16.4.0")])
-                .collect(),
-            truncated: false,
-        }
+        let doubled = records.chain([address("db.red.test", "172.16.4.0")]);
+        Vote::positive(doubled.collect())
     };
     let votes = [
         (Voter::Local, records(0, 1, 20)),
-        (west().voter(), records(4, 3, 7)),
+        (Voter::Upstream(west().into()), records(4, 3, 7)),
     ];
-    let merged = merge(&view, &asked, Policy::Union, &votes.clone().into(), 0);
+    let merge = |votes: &[_]| merged(&view, "db.red.test", Policy::Union, votes);
+    let merged = merge(&votes);
     assert_eq!(
         addresses(&merged),
         ["172.16.0.0", "172.16.4.0", "172.16.4.1", "172.16.4.2"]
     );
     assert!(merged.answers.iter().all(|record| record.ttl == 7));
     assert!(!merged.authoritative);
-    let turned = merge(&view, &asked, Policy::Union, &votes.into(), 1);
+    let turned = Reading {
+        turn: 1,
+        ..Reading::new(merged.clone())
+    }
+    .to_answer();
     assert_ne!(
         addresses(&turned),
         addresses(&merged),
@@ -199,9 +204,9 @@ fn r2_7_a_union_has_no_doubles_one_ttl_the_own_records_first_and_an_end() {
     assert_eq!(addresses(&turned).len(), 4);
     let many = [
         (Voter::Local, records(0, 60, 30)),
-        (west().voter(), records(4, 60, 30)),
+        (Voter::Upstream(west().into()), records(4, 60, 30)),
     ];
-    let cut = merge(&view, &asked, Policy::Union, &many.into(), 5);
+    let cut = merge(&many);
     assert_eq!(cut.answers.len(), 64);
     assert_eq!(
         addresses(&cut)

@@ -1,15 +1,15 @@
 //! A network of three domains as the DNS server of `east` sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::document::{Document, Member, Policy as DocumentPolicy, RoleIds};
 use crate::ids::{DomainName, Generation, NetworkName, NetworkUid, RouterName, WorkloadName};
 use crate::names::{
-    Answer, ClientClass, Data, DomainServer, LocalName, Name, Plan, Policy, Question, Rcode,
-    Record, RecordType, Reply, ResolverState, View, plan,
+    Answer, Ballot, ClientClass, Data, DomainServer, Flags, LocalName, Merge, Name, Plan, Policy,
+    Question, Rcode, Record, RecordType, Reply, ResolverState, View, merge, plan,
 };
 use crate::time::{Mono, Now, Wall};
 
@@ -28,6 +28,11 @@ pub(super) fn domain(name: &str) -> DomainName {
 
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// A server's address and port.
+pub(super) fn socket(text: &str) -> SocketAddr {
+    SocketAddr::new(ip(text), 53)
 }
 
 pub(super) fn member(name: &str, block4: &str, block6: &str) -> Member {
@@ -119,6 +124,19 @@ pub(super) fn view() -> Arc<View> {
     view_of(document(), state(), Policy::FirstPositive)
 }
 
+/// Merges votes about a name of any type, without flags.
+pub(super) fn merged(view: &View, text: &str, policy: Policy, votes: &[Ballot]) -> Answer {
+    let question = question(text, RecordType::A);
+    let about = Merge {
+        view,
+        question: &question,
+        flags: Flags::default(),
+        policy,
+        random: 0,
+    };
+    merge(about, votes).choose(0).clone()
+}
+
 pub(super) fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
@@ -138,7 +156,10 @@ pub(super) fn asked(plan: Plan) -> Vec<String> {
             let mut domains: Vec<String> = ask
                 .upstreams
                 .iter()
-                .map(|upstream| upstream.router.to_string())
+                .map(|upstream| match &upstream.owner {
+                    Some(owner) => owner.router.to_string(),
+                    None => upstream.id.to_string(),
+                })
                 .collect();
             domains.sort();
             domains
@@ -168,20 +189,13 @@ pub(super) fn address(owner: &str, text: &str) -> Record {
 
 pub(super) fn positive(records: Vec<Record>) -> Reply {
     Reply {
-        rcode: Rcode::NO_ERROR,
-        truncated: false,
         answers: records,
-        authority: Vec::new(),
+        ..Reply::code(Rcode::NO_ERROR)
     }
 }
 
 pub(super) fn code(rcode: Rcode) -> Reply {
-    Reply {
-        rcode,
-        truncated: false,
-        answers: Vec::new(),
-        authority: Vec::new(),
-    }
+    Reply::code(rcode)
 }
 
 /// Addresses of an answer, in order.
