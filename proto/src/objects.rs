@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use prost_types::Timestamp;
 use vl3_core::federation::SyncMessage;
 use vl3_core::ids::DomainName;
@@ -197,6 +198,37 @@ pub fn encode_sync(message: &SyncMessage) -> sync::SyncMessage {
 /// Networks that one `Open` may name.
 const UIDS_MAX: usize = 4096;
 
+/// Bytes of a name, as a registry takes it.
+const NAME_BYTES_MAX: usize = 253;
+
+/// Bytes of an endpoint that one domain tells another; what is larger is malformed. A registry
+/// believes far smaller ones only.
+const SYNC_ENDPOINT_BYTES_MAX: usize = 64 * 1024;
+
+/// A name that is worth to be looked at further: nobody keeps what may be megabytes.
+fn bounded(field: &'static str, name: &str) -> Result<(), FieldError> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let allowed = "at most 253 bytes";
+    Err(FieldError::new(
+        field,
+        format!("{} bytes", name.len()),
+        allowed,
+    ))
+}
+
+fn decode_told(upsert: Option<nsm::NetworkServiceEndpoint>) -> Result<Endpoint, FieldError> {
+    let endpoint = upsert.ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?;
+    bounded("upsert.endpoint.name", &endpoint.name)?;
+    let bytes = endpoint.encoded_len();
+    if bytes > SYNC_ENDPOINT_BYTES_MAX {
+        let value = format!("{bytes} bytes");
+        return Err(FieldError::new("upsert.endpoint", value, "at most 64 KiB"));
+    }
+    decode_endpoint(endpoint)
+}
+
 /// None: a kind of message that this version does not know, to be passed over.
 pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, DocumentError> {
     use sync::sync_message::Body;
@@ -225,18 +257,17 @@ pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, Do
         Body::Upsert(upsert) => SyncMessage::Upsert {
             sequence: upsert.sequence,
             uid: network_uid("upsert.uid", &upsert.uid)?,
-            endpoint: Arc::new(decode_endpoint(
-                upsert
-                    .endpoint
-                    .ok_or_else(|| FieldError::new("upsert.endpoint", "", "an endpoint"))?,
-            )?),
+            endpoint: Arc::new(decode_told(upsert.endpoint)?),
             lifetime: Duration::from_secs(upsert.lifetime_seconds.into()),
         },
-        Body::Remove(remove) => SyncMessage::Remove {
-            sequence: remove.sequence,
-            uid: network_uid("remove.uid", &remove.uid)?,
-            name: remove.name.into(),
-        },
+        Body::Remove(remove) => {
+            bounded("remove.name", &remove.name)?;
+            SyncMessage::Remove {
+                sequence: remove.sequence,
+                uid: network_uid("remove.uid", &remove.uid)?,
+                name: remove.name.into(),
+            }
+        }
         Body::End(end) => SyncMessage::EndOfSnapshot {
             sequence: end.sequence,
         },
@@ -245,4 +276,55 @@ pub fn decode_sync(message: sync::SyncMessage) -> Result<Option<SyncMessage>, Do
             sequence: keep_alive.sequence,
         },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use vl3_core::ids::NetworkUid;
+
+    use super::*;
+
+    fn upsert(edit: impl FnOnce(&mut Endpoint)) -> Result<Option<SyncMessage>, DocumentError> {
+        let mut endpoint = Endpoint {
+            name: "red-west".to_owned(),
+            ..Endpoint::default()
+        };
+        edit(&mut endpoint);
+        decode_sync(encode_sync(&SyncMessage::Upsert {
+            sequence: 1,
+            uid: NetworkUid([7; 16]),
+            endpoint: Arc::new(endpoint),
+            lifetime: Duration::from_secs(60),
+        }))
+    }
+
+    fn removed(bytes: usize) -> Result<Option<SyncMessage>, DocumentError> {
+        decode_sync(encode_sync(&SyncMessage::Remove {
+            sequence: 1,
+            uid: NetworkUid([7; 16]),
+            name: "x".repeat(bytes).into(),
+        }))
+    }
+
+    /// A domain that lies must not fill our memory with what is refused afterwards.
+    #[test]
+    fn what_another_domain_tells_is_bounded_before_it_is_looked_at() {
+        assert!(upsert(|_| {}).is_ok());
+        assert!(upsert(|endpoint| endpoint.name = "x".repeat(253)).is_ok());
+        assert!(removed(253).is_ok());
+        for (refused, field) in [
+            (removed(254), "remove.name"),
+            (
+                upsert(|endpoint| endpoint.name = "x".repeat(254)),
+                "upsert.endpoint.name",
+            ),
+            (
+                upsert(|endpoint| endpoint.url = "x".repeat(64 * 1024)),
+                "upsert.endpoint",
+            ),
+        ] {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains(field), "{said}");
+        }
+    }
 }
