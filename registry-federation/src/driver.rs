@@ -363,6 +363,7 @@ impl Driver {
         match alarm {
             Alarm::NotBelieved { .. } | Alarm::DomainLimited { .. } => tracing::warn!("{alarm}"),
             Alarm::DocumentConflict { .. }
+            | Alarm::Contradiction { .. }
             | Alarm::ExclusionOverLease { .. }
             | Alarm::JournalFailed { .. } => {
                 tracing::error!("{alarm}");

@@ -66,6 +66,17 @@ pub(crate) fn chain(members: &[&str]) -> Chain {
     Chain::verify(vec![signed(document(members), &[1])]).unwrap()
 }
 
+/// Another network, of the same admin.
+pub(crate) fn other_chain(name: &str, members: &[&str], edit: impl FnOnce(&mut Document)) -> Chain {
+    let mut document = document(members);
+    document.nonce = vec![name.as_bytes()[0]; 32];
+    document.uid = NetworkUid::derive(&document.nonce, &document.admin_keys);
+    document.name = NetworkName::new(name).unwrap();
+    document.zone = format!("{name}.vl3");
+    edit(&mut document);
+    Chain::verify(vec![signed(document, &[1])]).unwrap()
+}
+
 /// The next version, by admin 1.
 pub(crate) fn next(chain: &Chain, edit: impl FnOnce(&mut Document)) -> Chain {
     let mut document = Document::clone(chain.document());

@@ -6,6 +6,7 @@
 
 mod import;
 mod message;
+mod scope;
 mod streams;
 
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 pub use import::{Disbelief, believe};
 pub use message::{StreamId, SyncMessage};
+pub use scope::Scope;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,12 +114,12 @@ pub enum Event {
     },
     Remove {
         domain: DomainName,
+        uid: NetworkUid,
         name: Arc<str>,
     },
-    /// The domain's snapshot is complete: whatever is not in `named` is gone.
+    /// The domain's snapshot is complete: what its stream did not vouch for is gone.
     Synced {
         domain: DomainName,
-        named: BTreeSet<String>,
     },
     /// The domain's stream is lost: its entries are stale from now on.
     Lost {
@@ -173,15 +175,17 @@ enum Dial {
 #[derive(Debug)]
 struct Stream {
     id: StreamId,
+    /// Where the other end speaks for its domain.
+    scope: Scope,
     /// Last sequence sent and received.
     sent: u64,
     received: u64,
     heard: Mono,
     next_keep_alive: Mono,
-    /// Names of the snapshot that is coming in; None when none is.
-    snapshot: Option<BTreeSet<String>>,
     /// Whether the other end said who it is.
     greeted: bool,
+    /// Whether a snapshot is coming in.
+    snapshot: bool,
     /// Whether a whole snapshot came in.
     synced: bool,
 }

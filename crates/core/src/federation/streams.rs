@@ -2,11 +2,11 @@
 
 use core::mem;
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    Config, Dial, Event, Federation, Membership, Remote, RemoteStatus, SYNC_VERSION, Stream,
+    Config, Dial, Event, Federation, Membership, Remote, RemoteStatus, SYNC_VERSION, Scope, Stream,
     StreamId, SyncMessage,
 };
 use crate::backoff::Backoff;
@@ -119,13 +119,22 @@ impl Federation {
         }
     }
 
-    /// A stream stands whose other end is the registry of `domain`.
-    pub fn opened(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
-        self.open(id, domain, now, out);
+    /// A stream stands whose other end is the registry of `domain` in these networks. One that
+    /// speaks in better networks takes the place of the one before; else the preference of
+    /// dials decides between two.
+    pub fn opened(
+        &mut self,
+        id: StreamId,
+        domain: &DomainName,
+        scope: Scope,
+        now: Mono,
+        out: Out<'_>,
+    ) {
+        self.open(id, domain, scope, now, out);
         self.rearm(domain);
     }
 
-    fn open(&mut self, id: StreamId, domain: &DomainName, now: Mono, out: Out<'_>) {
+    fn open(&mut self, id: StreamId, domain: &DomainName, scope: Scope, now: Mono, out: Out<'_>) {
         let Some(remote) = self.remotes.get(domain) else {
             return out.push(Event::Close {
                 stream: id,
@@ -140,7 +149,12 @@ impl Federation {
             );
             let quiet = now.saturating_since(existing.heard) > self.config.keep_alive * 2;
             let preferred = matches!(id, StreamId::Dialled(_)) == self.dials_first(domain);
-            if !(same_way || preferred || quiet) {
+            let wins = if existing.scope == scope {
+                same_way || preferred || quiet
+            } else {
+                scope.outranks(&existing.scope) || quiet
+            };
+            if !wins {
                 if remote.dial == Dial::Dialling(id) {
                     self.set_dial(domain, Dial::Never);
                 }
@@ -156,6 +170,10 @@ impl Federation {
                 stream,
                 reason: "replaced by a later stream".to_owned(),
             });
+            // The later one vouches anew for what it names.
+            out.push(Event::Lost {
+                domain: domain.clone(),
+            });
         }
         self.streams.insert(id, domain.clone());
         if let Some(remote) = self.remotes.get_mut(domain) {
@@ -165,12 +183,13 @@ impl Federation {
             remote.heard = Some(now);
             remote.stream = Some(Stream {
                 id,
+                scope,
                 sent: 0,
                 received: 0,
                 heard: now,
                 next_keep_alive: now + self.config.keep_alive,
-                snapshot: None,
                 greeted: false,
+                snapshot: false,
                 synced: false,
             });
             out.push(Event::Greet {
@@ -191,10 +210,10 @@ impl Federation {
         let Some(remote) = self.remotes.get_mut(domain) else {
             return;
         };
-        let uids = remote.membership.uids.iter().copied().collect();
         let Some(stream) = &mut remote.stream else {
             return;
         };
+        let uids = stream.scope.uids().collect();
         let mut messages = vec![SyncMessage::Open {
             version: SYNC_VERSION,
             domain: own,
@@ -246,34 +265,28 @@ impl Federation {
 
     pub fn document(&mut self, chain: &Chain, out: Out<'_>) {
         let uid = chain.uid();
-        for remote in self
+        let streams = self
             .remotes
             .values()
-            .filter(|remote| remote.membership.uids.contains(&uid))
-        {
-            if let Some(stream) = &remote.stream {
-                let messages = vec![SyncMessage::Document(chain.clone())];
-                out.push(Event::Send {
-                    stream: stream.id,
-                    messages,
-                });
-            }
+            .filter_map(|remote| remote.stream.as_ref());
+        for stream in streams.filter(|stream| stream.scope.contains(uid)) {
+            let messages = vec![SyncMessage::Document(chain.clone())];
+            out.push(Event::Send {
+                stream: stream.id,
+                messages,
+            });
         }
     }
 
     fn tell(&mut self, uid: NetworkUid, out: Out<'_>, message: impl Fn(u64) -> SyncMessage) {
-        for remote in self
-            .remotes
-            .values_mut()
-            .filter(|remote| remote.membership.uids.contains(&uid))
-        {
-            if let Some(stream) = &mut remote.stream {
-                let messages = vec![message(stream.next_sequence())];
-                out.push(Event::Send {
-                    stream: stream.id,
-                    messages,
-                });
-            }
+        let remotes = self.remotes.values_mut();
+        let streams = remotes.filter_map(|remote| remote.stream.as_mut());
+        for stream in streams.filter(|stream| stream.scope.contains(uid)) {
+            let messages = vec![message(stream.next_sequence())];
+            out.push(Event::Send {
+                stream: stream.id,
+                messages,
+            });
         }
     }
 
@@ -289,8 +302,7 @@ impl Federation {
         };
         stream.heard = now;
         remote.heard = Some(now);
-        let limit = self.config.endpoints_max;
-        match stream.take(&domain, message, limit) {
+        match stream.take(&domain, message) {
             Ok(Some(event)) => {
                 if matches!(event, Event::Synced { .. }) {
                     remote.backoff.reset();
@@ -298,13 +310,18 @@ impl Federation {
                 out.push(event);
             }
             Ok(None) => {}
-            Err(reason) => {
-                let said = reason.clone();
-                out.push(Event::Close { stream: id, reason });
-                self.closed(id, &said, now, out);
-            }
+            Err(reason) => self.close(id, &reason, now, out),
         }
         self.rearm(&domain);
+    }
+
+    /// Ends a stream; it may be dialled again.
+    pub fn close(&mut self, id: StreamId, reason: &str, now: Mono, out: Out<'_>) {
+        out.push(Event::Close {
+            stream: id,
+            reason: reason.to_owned(),
+        });
+        self.closed(id, reason, now, out);
     }
 
     /// The stream ended, broke, or could not be dialled.
@@ -417,25 +434,35 @@ impl Federation {
         self.streams.get(&stream)
     }
 
-    /// The stream that stands with a domain.
-    pub fn stream(&self, domain: &DomainName) -> Option<StreamId> {
+    /// Whether that network is common with a domain.
+    pub fn is_common(&self, domain: &DomainName, uid: NetworkUid) -> bool {
+        let remote = self.remotes.get(domain);
+        remote.is_some_and(|remote| remote.membership.uids.contains(&uid))
+    }
+
+    /// The stream that stands with a domain, and where its other end speaks.
+    pub fn stream(&self, domain: &DomainName) -> Option<(StreamId, &Scope)> {
         let stream = self.remotes.get(domain)?.stream.as_ref()?;
-        Some(stream.id)
+        Some((stream.id, &stream.scope))
     }
 
-    /// The domains with which a network is common.
-    pub fn common(&self, uid: NetworkUid) -> impl Iterator<Item = &DomainName> + '_ {
+    /// Streams with domains that have the network in common and do not speak in it.
+    pub fn streams_without(&self, uid: NetworkUid) -> Vec<StreamId> {
+        let remotes = self.remotes.values();
+        let common = remotes.filter(|remote| remote.membership.uids.contains(&uid));
+        let streams = common.filter_map(|remote| remote.stream.as_ref());
+        let without = streams.filter(|stream| !stream.scope.contains(uid));
+        without.map(|stream| stream.id).collect()
+    }
+
+    /// Domains that speak in a network.
+    pub fn speaking_in(&self, uid: NetworkUid) -> impl Iterator<Item = &DomainName> + '_ {
         let remotes = self.remotes.iter();
-        let remotes = remotes.filter(move |(_, remote)| remote.membership.uids.contains(&uid));
-        remotes.map(|(domain, _)| domain)
-    }
-
-    /// The networks that are common with a domain.
-    pub fn uids(&self, domain: &DomainName) -> BTreeSet<NetworkUid> {
-        self.remotes
-            .get(domain)
-            .map(|remote| remote.membership.uids.clone())
-            .unwrap_or_default()
+        let speaking = remotes.filter(move |(_, remote)| {
+            let stream = remote.stream.as_ref();
+            stream.is_some_and(|stream| stream.scope.contains(uid))
+        });
+        speaking.map(|(domain, _)| domain)
     }
 
     pub const fn connected_count(&self) -> usize {
@@ -499,12 +526,7 @@ impl Stream {
     }
 
     /// An error ends the stream.
-    fn take(
-        &mut self,
-        domain: &DomainName,
-        message: SyncMessage,
-        limit: usize,
-    ) -> Result<Option<Event>, String> {
+    fn take(&mut self, domain: &DomainName, message: SyncMessage) -> Result<Option<Event>, String> {
         let domain = domain.clone();
         match message {
             SyncMessage::Open {
@@ -521,10 +543,12 @@ impl Stream {
                 if said != domain {
                     return Err(format!("the registry of {domain} says it is {said}"));
                 }
-                self.snapshot = Some(BTreeSet::new());
-                let again = mem::replace(&mut self.greeted, true);
+                if mem::replace(&mut self.greeted, true) {
+                    return Err(format!("the registry of {domain} opens twice"));
+                }
+                self.snapshot = true;
                 let uids = uids.into_iter().collect();
-                Ok((!again).then_some(Event::Opened { domain, uids }))
+                Ok(Some(Event::Opened { domain, uids }))
             }
             SyncMessage::Upsert {
                 sequence,
@@ -533,32 +557,27 @@ impl Stream {
                 ..
             } => {
                 self.expect(sequence)?;
-                if let Some(named) = &mut self.snapshot
-                    && named.len() < limit
-                {
-                    named.insert(endpoint.name.clone());
-                }
                 Ok(Some(Event::Upsert {
                     domain,
                     uid,
                     endpoint,
                 }))
             }
-            SyncMessage::Remove { sequence, name, .. } => {
+            SyncMessage::Remove {
+                sequence,
+                uid,
+                name,
+            } => {
                 self.expect(sequence)?;
-                if let Some(named) = &mut self.snapshot {
-                    named.remove(&*name);
-                }
-                Ok(Some(Event::Remove { domain, name }))
+                Ok(Some(Event::Remove { domain, uid, name }))
             }
             SyncMessage::EndOfSnapshot { sequence } => {
                 self.expect(sequence)?;
-                let named = self
-                    .snapshot
-                    .take()
-                    .ok_or("end of a snapshot that was not opened")?;
+                if !mem::take(&mut self.snapshot) {
+                    return Err("end of a snapshot that was not opened".to_owned());
+                }
                 self.synced = true;
-                Ok(Some(Event::Synced { domain, named }))
+                Ok(Some(Event::Synced { domain }))
             }
             SyncMessage::Document(chain) => Ok(Some(Event::Offered { domain, chain })),
             SyncMessage::KeepAlive { sequence } if sequence == self.received => Ok(None),

@@ -322,6 +322,15 @@ pub enum Alarm {
         range: ipnet::IpNet,
         router: RouterName,
     },
+    /// Told once, as long as it is so.
+    #[error(
+        "networks {counts} and {ignored} contradict each other: {what}; only {counts}, which the configuration names first, is believed"
+    )]
+    Contradiction {
+        counts: NetworkUid,
+        ignored: NetworkUid,
+        what: String,
+    },
     #[error("domain {domain}: {name} is not believed: {reason}")]
     NotBelieved {
         domain: DomainName,

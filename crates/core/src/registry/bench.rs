@@ -47,9 +47,15 @@ impl Bench {
     }
 
     pub(super) fn boot(config: Config, chain: Chain, disk: Vec<Record>) -> Self {
+        Self::boot_in(config, vec![chain], disk)
+    }
+
+    /// In several networks, the best one first.
+    pub(super) fn boot_in(config: Config, chains: Vec<Chain>, disk: Vec<Record>) -> Self {
         let now = at(1);
+        let chain = chains[0].clone();
         let boot = Boot {
-            documents: vec![chain.clone()],
+            documents: chains,
             records: disk.clone(),
             ..Boot::default()
         };

@@ -13,6 +13,7 @@ use super::object::Endpoint;
 use super::objects::Objects;
 use super::record::Record;
 use super::remotes::RemoteSize;
+use super::speakers::Contradiction;
 use super::watch::Watchers;
 use crate::allocator::{Allocator, Lease, LeaseRecord};
 use crate::document::{Chain, DocumentStore, Offer};
@@ -35,8 +36,13 @@ pub struct RegistryMachine {
     pub(super) objects: Objects,
     pub(super) watchers: Watchers,
     pub(super) federation: Federation,
+    /// The served networks as the configuration orders them: where two contradict each other
+    /// about a domain, the earlier one counts.
+    pub(super) order: Vec<NetworkUid>,
     /// The identity behind each remote domain's stream.
     pub(super) speakers: BTreeMap<DomainName, Peer>,
+    /// What networks say against better ones, as the operator was told.
+    pub(super) contradictions: BTreeSet<Contradiction>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
     /// Who is a live member of what.
@@ -118,7 +124,9 @@ impl RegistryMachine {
             objects: Objects::default(),
             watchers: Watchers::default(),
             federation,
+            order: Vec::new(),
             speakers: BTreeMap::new(),
+            contradictions: BTreeSet::new(),
             membership_check: Some(now.mono),
             live: BTreeSet::new(),
             following: boot.following.then(|| Following::new(&boot)),
@@ -141,6 +149,9 @@ impl RegistryMachine {
         let mut journalled = mem::take(&mut machine.networks);
         for chain in boot.documents {
             let uid = chain.uid();
+            if !machine.order.contains(&uid) {
+                machine.order.push(uid);
+            }
             if let Some(network) = journalled.remove(&uid) {
                 let newer = matches!(network.store.decide(&chain), Offer::Newer(_));
                 machine.networks.insert(uid, network);

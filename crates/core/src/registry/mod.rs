@@ -39,6 +39,9 @@ mod replica_tests;
 mod scale_tests;
 #[cfg(test)]
 mod semantics_tests;
+mod speakers;
+#[cfg(test)]
+mod speakers_tests;
 mod stock;
 mod sync;
 mod watch;
@@ -61,4 +64,5 @@ pub use object::{
 pub use packed::Packed;
 pub use record::{Claim, ObjectKey, Record, rewritten};
 pub use remotes::RemoteSize;
+pub use speakers::{Contradiction, contradictions};
 pub use stock::StockAcquire;

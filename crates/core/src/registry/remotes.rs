@@ -1,13 +1,13 @@
 //! What other domains' registries said: per domain, counted in entries and bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::index::{ByService, Tally};
 use super::packed::Packed;
 use super::record::Record;
 use crate::deadlines::Deadlines;
-use crate::federation;
+use crate::federation::{self, Scope};
 use crate::ids::{DomainName, NetworkUid};
 use crate::time::Mono;
 
@@ -244,9 +244,19 @@ impl Remotes {
         }
     }
 
-    /// The domain's entry, other than this one, that ends first because nobody vouches for it.
-    pub(super) fn stalest(&self, domain: &DomainName, but: &str) -> Option<Arc<str>> {
-        let mut ending = self.domains.get(domain)?.deadlines.keys();
+    /// The domain's entry, other than this one and of a network that is `gives_way`, that ends
+    /// first because nobody vouches for it.
+    pub(super) fn stalest(
+        &self,
+        domain: &DomainName,
+        but: &str,
+        gives_way: impl Fn(NetworkUid) -> bool,
+    ) -> Option<Arc<str>> {
+        let of = self.domains.get(domain)?;
+        let mut ending = of.deadlines.keys().filter(|name| {
+            let entry = of.entries.get(*name);
+            entry.is_some_and(|entry| gives_way(entry.uid))
+        });
         ending.find(|name| &***name != but).cloned()
     }
 
@@ -266,14 +276,16 @@ impl Remotes {
         }
     }
 
-    /// The domain's entries that its complete snapshot did not name.
-    pub(super) fn unnamed(&self, domain: &DomainName, named: &BTreeSet<String>) -> Vec<Record> {
-        let entries = self.domains.get(domain);
-        let names = entries.into_iter().flat_map(|of| of.entries.keys());
-        names
-            .filter(|name| !named.contains(&***name))
-            .map(|name| removed(domain, name))
-            .collect()
+    /// The domain's entries for which its stream does not vouch, in the networks where it speaks.
+    pub(super) fn unvouched(&self, domain: &DomainName, scope: &Scope) -> Vec<Record> {
+        let of = self.domains.get(domain).into_iter();
+        let unvouched = of.flat_map(|of| {
+            of.deadlines.keys().filter(|name| {
+                let entry = of.entries.get(*name);
+                entry.is_some_and(|entry| scope.contains(entry.uid))
+            })
+        });
+        unvouched.map(|name| removed(domain, name)).collect()
     }
 
     /// Entries of domains that have their network no longer in common with us.

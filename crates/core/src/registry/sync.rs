@@ -12,6 +12,7 @@ use super::object::Endpoint;
 use super::packed::Packed;
 use super::record::Record;
 use super::remotes::Limited;
+use super::speakers::Stated;
 use crate::document::{Chain, Offer, Role};
 use crate::federation::{Event, Federation, Membership, StreamId, SyncMessage, believe};
 use crate::ids::{DomainName, NetworkUid, RouterName};
@@ -24,26 +25,14 @@ type Offered = (NetworkUid, Arc<Endpoint>, Duration);
 impl RegistryMachine {
     /// A stream is believed to be of the member whose registry its identity is.
     pub(super) fn sync_opened(&mut self, stream: StreamId, peer: Peer, now: Now, out: Out<'_>) {
-        let speaker = self.networks.keys().find_map(|uid| {
-            let (_, document, _) = self
-                .network(*uid, now.wall)
-                .ok()
-                .filter(|_| self.counts_in(&peer, *uid))?;
-            document
-                .speaker(Role::Registry, &peer.id, now.wall)
-                .map(|member| member.domain.clone())
-        });
         let expected = self.federation.dialled(stream).cloned();
         if matches!(stream, StreamId::Dialled(_)) && expected.is_none() {
             // Given up while it was being dialled.
             let reason = "nobody waits for it any more".to_owned();
             return out.push(Effect::CloseStream { stream, reason });
         }
-        let speaker = speaker.filter(|domain| {
-            *domain != self.config.domain
-                && expected.as_ref().is_none_or(|expected| expected == domain)
-        });
-        let Some(domain) = speaker else {
+        let speaker = self.speaker(&peer, expected.as_ref(), now.wall);
+        let Some((domain, scope)) = speaker else {
             let reason = format!(
                 "{} is not the registry of a member of a common network",
                 peer.id
@@ -54,10 +43,13 @@ impl RegistryMachine {
                 federation.closed(stream, &said, now.mono, events)
             });
         };
-        self.speakers.insert(domain.clone(), peer);
         self.federate(now, out, |federation, events| {
-            federation.opened(stream, &domain, now.mono, events)
+            federation.opened(stream, &domain, scope, now.mono, events)
         });
+        let standing = self.federation.stream(&domain);
+        if standing.is_some_and(|(standing, _)| standing == stream) {
+            self.speakers.insert(domain, peer);
+        }
     }
 
     /// Calls the child and carries out what comes of it.
@@ -105,11 +97,15 @@ impl RegistryMachine {
                     uid,
                     endpoint,
                 } => self.believe_endpoint(domain, uid, endpoint, now, out),
-                Event::Remove { domain, name } => {
-                    self.forget(&domain, &name, now, out);
+                Event::Remove { domain, uid, name } => {
+                    let held = self.objects.remotes.get(&domain, &name);
+                    if held.is_some_and(|held| held.uid == uid) {
+                        self.forget(&domain, &name, now, out);
+                    }
                 }
-                Event::Synced { domain, named } => {
-                    let gone = self.objects.remotes.unnamed(&domain, &named);
+                Event::Synced { domain } => {
+                    let scope = self.scope(&domain);
+                    let gone = self.objects.remotes.unvouched(&domain, &scope);
                     // The planted bug: what a snapshot does not name stays.
                     #[cfg(feature = "plant-snapshot")]
                     let gone = gone.into_iter().take(0).collect();
@@ -125,17 +121,18 @@ impl RegistryMachine {
         }
     }
 
-    /// Documents of the common networks, and the own endpoints in them.
+    /// Documents of the networks in which the other end speaks, and the own endpoints in them.
     fn offer_to(&self, domain: &DomainName) -> (Vec<Chain>, Vec<Offered>) {
-        let uids = self.federation.uids(domain);
-        let documents = uids
-            .iter()
-            .filter_map(|uid| self.document(*uid).cloned())
+        let scope = self.scope(domain);
+        let documents = scope
+            .uids()
+            .filter_map(|uid| self.document(uid).cloned())
             .collect();
         let lifetime = self.config.endpoint_lifetime;
         let offered = self.objects.owns().filter_map(|own| {
             let uid = own.uid?;
-            uids.contains(&uid)
+            scope
+                .contains(uid)
                 .then(|| (uid, own.endpoint.clone(), lifetime))
         });
         (documents, offered.collect())
@@ -153,11 +150,10 @@ impl RegistryMachine {
         let Some(speaker) = self.speakers.get(domain) else {
             return Vec::new();
         };
-        let common = self.federation.uids(domain);
-        let known: Vec<_> = common
-            .iter()
-            .filter(|uid| self.counts_in(speaker, **uid))
-            .filter_map(|uid| self.document(*uid)?.document().member(domain, wall))
+        let scope = self.scope(domain);
+        let known: Vec<_> = scope
+            .uids()
+            .filter_map(|uid| self.document(uid)?.document().member(domain, wall))
             .collect();
         let may_read = |chain: &&Chain| {
             let member = chain.document().members.get(domain);
@@ -166,7 +162,9 @@ impl RegistryMachine {
                     && known.iter().any(|known| known.bundle == member.bundle)
             })
         };
-        let missed = uids.difference(&common);
+        let missed = uids
+            .iter()
+            .filter(|uid| !self.federation.is_common(domain, **uid));
         let missed = missed.filter_map(|uid| self.document(*uid));
         missed.filter(may_read).cloned().collect()
     }
@@ -175,7 +173,7 @@ impl RegistryMachine {
     /// stream may end with it.
     fn inform(&self, domain: &DomainName, documents: Vec<Chain>, out: Out<'_>) {
         let messages: Vec<_> = documents.into_iter().map(SyncMessage::Document).collect();
-        if let Some(stream) = self.federation.stream(domain)
+        if let Some((stream, _)) = self.federation.stream(domain)
             && !messages.is_empty()
         {
             out.push(Effect::Send { stream, messages });
@@ -187,7 +185,7 @@ impl RegistryMachine {
         let document = chain.document();
         let live = |domain| document.member(domain, wall).is_some();
         let stays = live(&self.config.domain);
-        for domain in self.federation.common(document.uid) {
+        for domain in self.federation.speaking_in(document.uid) {
             if !stays || !live(domain) {
                 self.inform(domain, vec![chain.clone()], out);
             }
@@ -202,24 +200,7 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) {
-        let limits = &self.config.federation;
-        let verdict = match (self.network(uid, now.wall), self.speakers.get(&domain)) {
-            (Ok((_, document, _)), Some(speaker)) => match document.member(&domain, now.wall) {
-                Some(member)
-                    if member.grants(Role::Registry, &speaker.id)
-                        && self.counts_in(speaker, uid) =>
-                {
-                    believe(&endpoint, uid, document, member, limits.endpoint_bytes_max)
-                        .map_err(|disbelief| disbelief.to_string())
-                }
-                Some(_) | None => Err(format!(
-                    "{} does not speak for {domain} in network {}",
-                    speaker.id, document.name
-                )),
-            },
-            _ => Err(format!("network {uid} is not common")),
-        };
-        if let Err(reason) = verdict {
+        if let Err(reason) = self.judge(&domain, uid, &endpoint, now) {
             let name = endpoint.name.clone();
             self.forget(&domain, &name, now, out);
             let name = name.chars().take(64).collect();
@@ -253,6 +234,34 @@ impl RegistryMachine {
         self.objects.remotes.vouch(&domain, &endpoint.name);
     }
 
+    /// Whether the domain's stream may say this, and instead of what it replaces.
+    fn judge(
+        &self,
+        domain: &DomainName,
+        uid: NetworkUid,
+        endpoint: &Endpoint,
+        now: Now,
+    ) -> Result<(), String> {
+        let scope = self.scope(domain);
+        let Ok((_, document, _)) = self.network(uid, now.wall) else {
+            return Err(format!("network {uid} is not common"));
+        };
+        let member = document.member(domain, now.wall);
+        let Some(member) = member.filter(|_| scope.contains(uid)) else {
+            return Err(format!(
+                "its registry does not speak for {domain} in network {}",
+                document.name
+            ));
+        };
+        let held = self.objects.remotes.get(domain, &endpoint.name);
+        if let Some(held) = held.filter(|held| !self.may_displace(&scope, held.uid)) {
+            return Err(format!("network {} has an endpoint of that name", held.uid));
+        }
+        let bytes_max = self.config.federation.endpoint_bytes_max;
+        believe(endpoint, uid, document, member, bytes_max)
+            .map_err(|disbelief| disbelief.to_string())
+    }
+
     /// In a domain at its limit, what its stream vouches for takes the place of what it does
     /// not: most of a snapshot may have other names than the one before.
     fn make_room(
@@ -262,21 +271,26 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) -> Result<(), Limited> {
+        let scope = self.scope(domain);
         loop {
             let remotes = &self.objects.remotes;
             let Err(full) = remotes.room(domain, packed, &self.config.federation) else {
                 return Ok(());
             };
-            let Some(name) = remotes.stalest(domain, packed.name()) else {
+            let stalest =
+                remotes.stalest(domain, packed.name(), |uid| self.may_displace(&scope, uid));
+            let Some(name) = stalest else {
                 return Err(full);
             };
             self.forget(domain, &name, now, out);
         }
     }
 
-    /// What the domain says of this name now is not taken: what it said before ends.
+    /// What the domain says of this name now is not taken: what it said before ends, unless it
+    /// stands in a network in which the domain's stream has no say.
     fn forget(&mut self, domain: &DomainName, name: &str, now: Now, out: Out<'_>) {
-        if self.objects.remotes.get(domain, name).is_some() {
+        let (held, scope) = (self.objects.remotes.get(domain, name), self.scope(domain));
+        if held.is_some_and(|held| self.may_displace(&scope, held.uid)) {
             let record = Record::RemoteRemoved {
                 domain: domain.clone(),
                 name: name.to_owned(),
@@ -331,7 +345,11 @@ impl RegistryMachine {
         self.take_leave(chain, now.wall, out);
         self.reconcile(now, out);
         self.federate(now, out, |federation, events| {
-            federation.document(chain, events)
+            federation.document(chain, events);
+            // The version may vouch for whom the one before did not.
+            for stream in federation.streams_without(uid) {
+                federation.close(stream, "a document changed", now.mono, events);
+            }
         });
     }
 
@@ -374,7 +392,8 @@ impl RegistryMachine {
         let mut dials_only = false;
         let mut ends = Vec::new();
         let mut live = BTreeSet::new();
-        for network in self.networks.values() {
+        let mut stated = Stated::default();
+        for network in self.order.iter().filter_map(|uid| self.networks.get(uid)) {
             let document = network.store.document();
             let uid = document.uid;
             ends.extend(
@@ -392,6 +411,9 @@ impl RegistryMachine {
             };
             dials_only |= own.dials_only;
             for member in document.live_members(now.wall) {
+                if !stated.agrees(member, document) {
+                    continue;
+                }
                 let membership = members.entry(member.domain.clone()).or_default();
                 membership.uids.insert(uid);
                 membership.dials_only |= member.dials_only;
@@ -426,5 +448,7 @@ impl RegistryMachine {
         self.federate(now, out, |federation, events| {
             federation.reconcile(dials_only, members, now.mono, events)
         });
+        self.rescope(now, out);
+        self.alarm_contradictions(stated.contradictions, out);
     }
 }
