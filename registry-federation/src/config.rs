@@ -7,6 +7,7 @@ use crate::store::StoreConfig;
 use ipnet::IpNet;
 use vl3_core::document::Chain;
 use vl3_core::ids::{DomainName, NetworkName, NetworkUid};
+use vl3_core::registry::contradictions;
 use vl3_proto::document::read_armoured;
 use vl3_runtime::grpc::{DialUrl, Listen};
 use vl3_runtime::{Configure, Section};
@@ -227,6 +228,17 @@ fn check_networks(section: &mut Section<'_>, domain: &DomainName, networks: &[Ne
         {
             let value = network.document.display().to_string();
             section.problem("network", Some(value), "each network once");
+        }
+        for other in &networks[..at] {
+            let other = other.chain.document();
+            for contradiction in contradictions([&**other, &**document]) {
+                let value = network.document.display().to_string();
+                let allowed = format!(
+                    "networks that agree about their members, unlike {} and {}: {}",
+                    other.name, document.name, contradiction.what
+                );
+                section.problem("network", Some(value), &allowed);
+            }
         }
     }
 }

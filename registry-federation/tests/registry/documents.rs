@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use tonic::Code;
-use vl3_core::document::{AdminSecret, Chain, Document, SignedDocument};
-use vl3_core::ids::DomainName;
+use vl3_core::document::{AdminSecret, Chain, Document, RoleIds, SignedDocument};
+use vl3_core::ids::{DomainName, NetworkName, NetworkUid};
 use vl3_identity::authority::Authority;
 use vl3_proto::document::{
     CHAIN_BYTES_MAX, DOCUMENT_BYTES_MAX, check_size, decode_chain, encode_chain, sign,
+    write_armoured,
 };
 use vl3_proto::vl3::network::v1::network_client::NetworkClient;
 use vl3_proto::vl3::network::v1::{DocumentChain, WatchRequest};
@@ -307,5 +308,51 @@ async fn documents_of_250_members_and_of_the_size_limit_pass_every_hop() {
         assert!(in_east.publish(&chain).await.accepted);
         let seen = wait_for(&mut versions, chain.document().version).await;
         assert_eq!(seen, chain);
+    }
+}
+
+/// Another network of the same domains, with an edit.
+fn blue(world: &World, edit: impl FnOnce(&mut Document)) -> Chain {
+    let mut document = Document::clone(world.chain.document());
+    document.nonce = vec![8; 32];
+    document.uid = NetworkUid::derive(&document.nonce, &document.admin_keys);
+    document.name = NetworkName::new("blue").expect("test set-up");
+    edit(&mut document);
+    Chain::verify(vec![sign(document, &[&world.admin])]).expect("test set-up")
+}
+
+#[test]
+fn networks_that_contradict_each_other_about_a_domain_are_refused_by_name() {
+    let world = World::new(&["east", "west"]);
+    let load = |chain: &Chain| {
+        let file = |name: &str, text: &str| {
+            let file = world.dir.path().join(name);
+            std::fs::write(&file, text).expect("test set-up");
+            file
+        };
+        let red = file("red.vl3", &write_armoured(&world.chain));
+        let blue = file("blue.vl3", &write_armoured(chain));
+        let text = format!(
+            "name = \"east\"\ndomain = \"east\"\n[identity]\ndir = \"/nowhere\"\n\
+             [[network]]\ndocument = {red:?}\n[[network]]\ndocument = {blue:?}\n"
+        );
+        let config = Some(file("registry.toml", &text));
+        let flags = vl3_runtime::config::Flags {
+            config,
+            set: Vec::new(),
+        };
+        vl3_runtime::config::load_from::<registry_federation::Config>(&flags, [])
+            .map(drop)
+            .map_err(|invalid| invalid.to_string())
+    };
+    assert_eq!(load(&blue(&world, |_| {})), Ok(()));
+    let contradicting = blue(&world, |document| {
+        let west = document.members.get_mut(&name("west")).expect("west");
+        west.trust_domain = "evil.test".to_owned();
+        west.roles = RoleIds::defaults("evil.test");
+    });
+    let said = load(&contradicting).unwrap_err();
+    for part in ["red and blue", "domain west", "west.test", "evil.test"] {
+        assert!(said.contains(part), "{part}: {said}");
     }
 }
