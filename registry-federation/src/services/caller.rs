@@ -98,17 +98,10 @@ impl Registration {
             }
         }
         check_chain(tokens, &path, &identity.id)?;
+        let claimed = callers(tokens, &path);
         let (own_token, _) = tokens.issue(Some(&identity.id)).map_err(Status::from)?;
         let caller = token.as_ref().map_or("", |token| token.token.as_str());
         let path = path.serve(caller, &own_token).map_err(Status::from)?;
-        let first = path
-            .path
-            .path_segments
-            .first()
-            .map_or("", |segment| segment.token.as_str());
-        let claimed = tokens
-            .claims(first)
-            .and_then(|claims| SpiffeId::new(&claims.subject).ok());
         let peer = Peer {
             claimed,
             ..peer_of(identity)
@@ -126,7 +119,7 @@ impl Registration {
     pub(super) fn set_ids(&self, path_ids: &mut Vec<String>) {
         self.path
             .set_ids(path_ids, self.peer.id.as_str(), self.own.as_str());
-        if let (Some(first), Some(claimed)) = (path_ids.first_mut(), &self.peer.claimed)
+        if let (Some(first), Some(claimed)) = (path_ids.first_mut(), self.peer.claimed.last())
             && first.is_empty()
         {
             claimed.as_str().clone_into(first);
@@ -141,6 +134,18 @@ impl Registration {
         }
         response
     }
+}
+
+/// Subjects of the segments before the TLS peer's own one, the nearest first, up to one that
+/// names nobody.
+fn callers(tokens: &dyn Tokens, path: &RegistryPath) -> Vec<SpiffeId> {
+    let callers = usize::try_from(path.index).unwrap_or(usize::MAX);
+    let earlier: Vec<_> = path.path_segments.iter().take(callers).collect();
+    let subjects = earlier.into_iter().rev().map_while(|segment| {
+        let claims = tokens.claims(&segment.token)?;
+        SpiffeId::new(&claims.subject).ok()
+    });
+    subjects.collect()
 }
 
 /// Earlier segments are claims: each token must be meant for who comes next, as stock policies

@@ -102,6 +102,35 @@ async fn a_forged_first_token_wins_nothing_and_a_broken_chain_is_refused() {
     );
 }
 
+/// A stock manager verifies its caller's token, and no earlier one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_caller_of_the_manager_writes_before_itself_counts_for_nothing() {
+    let mut world = World::new(&["east"]);
+    let (manager, router) = ("ns/nsm/nsmgr", "vl3/router/red-east");
+    world.edit(|document| {
+        let east = document.members.values_mut().next().expect("east");
+        east.roles.intermediary = vec![format!("spiffe://east.test/{manager}")];
+    });
+    let registry = world.registry("east").await;
+    let nsmgr = world.client("east", manager, &registry).await;
+    let forged = token_of(&world, router, "workload/m");
+    let own = token_of(&world, "workload/m", manager);
+    let path = [forged, own];
+    let refused = register_with(&nsmgr, &world.endpoint("east", 1), &path).await;
+    let refused = refused.expect_err("mallory is no router");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    register_with(&nsmgr, &icmp("nse"), &path)
+        .await
+        .expect("mallory's own");
+    let mallory = world.client("east", "workload/m", &registry).await;
+    mallory.unregister(&icmp("nse")).await.expect("its own");
+    // Whom the manager itself heard is believed.
+    let path = [token_of(&world, router, manager)];
+    register_with(&nsmgr, &world.endpoint("east", 1), &path)
+        .await
+        .expect("the router's");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_without_their_message_and_times_gone_by_are_refused_by_name() {
     let world = World::new(&["east"]);

@@ -30,6 +30,10 @@ impl Takes {
     }
 }
 
+/// The networks whose intermediaries count for an object.
+#[derive(Debug)]
+pub(super) struct Concerned(Vec<NetworkUid>);
+
 /// For whom a name is kept.
 #[derive(Debug)]
 enum Kept<'a> {
@@ -121,20 +125,66 @@ impl RegistryMachine {
         })
     }
 
-    /// Whom a registration belongs to: the TLS peer, or behind a listed intermediary whom
-    /// the path names.
-    pub(super) fn owner(&self, peer: &Peer, wall: Wall) -> SpiffeId {
-        match &peer.claimed {
-            Some(claimed) if *claimed != peer.id && self.is_intermediary(&peer.id, wall) => {
-                claimed.clone()
+    /// Whom a registration belongs to: the TLS peer, or whom a listed intermediary names as
+    /// its caller, and so on back. What stands in the path before somebody who is no
+    /// intermediary was verified by nobody.
+    pub(super) fn owner(&self, peer: &Peer, of: &Concerned, wall: Wall) -> SpiffeId {
+        let mut owner = &peer.id;
+        for caller in &peer.claimed {
+            if !self.is_intermediary(owner, of, wall) {
+                break;
             }
-            _ => peer.id.clone(),
+            owner = caller;
         }
+        owner.clone()
     }
 
-    fn is_intermediary(&self, id: &SpiffeId, wall: Wall) -> bool {
-        self.own_members(wall)
-            .any(|(_, member)| member.grants(Role::Intermediary, id))
+    /// In what concerns networks, all of them must list it. In what concerns none, those that
+    /// list any: none of them opens to its intermediaries what another one guards.
+    fn is_intermediary(&self, id: &SpiffeId, of: &Concerned, wall: Wall) -> bool {
+        let listed = |uid: NetworkUid| {
+            let network = self.network(uid, wall).ok();
+            network.map(|(_, _, member)| member)
+        };
+        let grants = |member: &Member| member.grants(Role::Intermediary, id);
+        if !of.0.is_empty() {
+            return of.0.iter().all(|uid| listed(*uid).is_some_and(grants));
+        }
+        let members = self.networks.keys().filter_map(|uid| listed(*uid));
+        let mut members = members
+            .filter(|member| !member.roles.intermediary.is_empty())
+            .peekable();
+        members.peek().is_some() && members.all(grants)
+    }
+
+    /// The networks that a service of that name concerns.
+    pub(super) fn concerned_by_service(&self, name: &str) -> Concerned {
+        self.concerned(|_, network| self.kept(network, Takes::Service, name).is_some())
+    }
+
+    /// The networks that an endpoint concerns, and the one that has its name.
+    pub(super) fn concerned_by_endpoint(&self, endpoint: &Endpoint) -> Concerned {
+        let held = self.objects.own(&endpoint.name);
+        let held = held.map(|own| &*own.endpoint);
+        let both = || held.into_iter().chain([endpoint]);
+        let marked: Vec<_> = both()
+            .filter_map(Marks::of)
+            .map(|marks| marks.uid)
+            .collect();
+        self.concerned(|uid, network| {
+            let offers = |service| self.kept(network, Takes::Offer, service).is_some();
+            marked.contains(&uid)
+                || self
+                    .kept(network, Takes::Endpoint, &endpoint.name)
+                    .is_some()
+                || both().any(|one| one.services.iter().any(|service| offers(service)))
+        })
+    }
+
+    fn concerned(&self, by: impl Fn(NetworkUid, &Network) -> bool) -> Concerned {
+        let networks = self.networks.iter();
+        let concerned = networks.filter(|(uid, network)| by(**uid, network));
+        Concerned(concerned.map(|(uid, _)| *uid).collect())
     }
 
     /// Whether it is a router of the own domain in that network. Also after the membership's
@@ -146,15 +196,6 @@ impl RegistryMachine {
             document.members.get(&self.config.domain)
         });
         own.is_some_and(|member| member.grants(Role::Router, id))
-    }
-
-    fn own_members(&self, wall: Wall) -> impl Iterator<Item = (&Document, &Member)> + '_ {
-        self.networks.values().filter_map(move |network| {
-            let document = network.store.document();
-            document
-                .member(&self.config.domain, wall)
-                .map(|member| (&**document, member))
-        })
     }
 
     /// Who ends others' leases and changes what may be leased: the admin socket, which

@@ -31,8 +31,9 @@ pub struct Peer {
     /// The networks whose documents vouch for the certificate. An identity of another trust
     /// domain counts in these alone.
     pub vouched: BTreeSet<NetworkUid>,
-    /// The subject of the path's first token.
-    pub claimed: Option<SpiffeId>,
+    /// Who called it, and so on back, by the tokens of the call's path: the nearest first. Each
+    /// is known by the word of the one before it, who alone could verify the token.
+    pub claimed: Vec<SpiffeId>,
 }
 
 impl Peer {
@@ -41,7 +42,7 @@ impl Peer {
         Self {
             id,
             vouched: BTreeSet::new(),
-            claimed: None,
+            claimed: Vec::new(),
         }
     }
 
@@ -50,7 +51,7 @@ impl Peer {
         Self {
             id,
             vouched,
-            claimed: None,
+            claimed: Vec::new(),
         }
     }
 }

@@ -36,8 +36,7 @@ pub struct RegistryMachine {
     pub(super) objects: Objects,
     pub(super) watchers: Watchers,
     pub(super) federation: Federation,
-    /// The served networks as the configuration orders them: where two contradict each other
-    /// about a domain, the earlier one counts.
+    /// The served networks as the configuration orders them, the best first.
     pub(super) order: Vec<NetworkUid>,
     /// The identity behind each remote domain's stream.
     pub(super) speakers: BTreeMap<DomainName, Peer>,
@@ -45,7 +44,7 @@ pub struct RegistryMachine {
     pub(super) contradictions: BTreeSet<Contradiction>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
-    /// Who is a live member of what.
+    /// Live members.
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     /// Set while another replica decides.
     pub(super) following: Option<Following>,

@@ -3,7 +3,7 @@
 use super::bench::{Bench, at, config, router, workload};
 use super::*;
 use crate::allocator::Lease;
-use crate::document::fixture::{chain, domain, id, next};
+use crate::document::fixture::{chain, domain, id, next, other_chain};
 use crate::ids::{Generation, RouterName};
 
 fn endpoint(name: &str, service: &str) -> Command {
@@ -80,7 +80,7 @@ fn names_of_routers_and_networks_are_kept_for_routers() {
         .call(&workload("a"), Command::Publish { chain: listed })
         .unwrap();
     let carried = |by: Peer| Peer {
-        claimed: Some(by.id),
+        claimed: vec![by.id],
         ..Peer::own(manager.clone())
     };
     assert_eq!(
@@ -401,4 +401,101 @@ fn a_removed_service_is_told_as_it_was() {
         bench.delivered(1),
         [("icmp".to_owned(), false), ("icmp".to_owned(), true)]
     );
+}
+
+fn unregister(name: &str) -> Command {
+    Command::UnregisterEndpoint {
+        name: name.to_owned(),
+    }
+}
+
+/// Of a path only what an intermediary verified counts: the caller of the TLS peer, of that
+/// one's caller when it is an intermediary as well, and no further.
+#[test]
+fn an_owner_is_whom_the_last_intermediary_before_it_names() {
+    let (nsmgr, proxy) = ("ns/nsm/nsmgr", "ns/nsm/proxy");
+    let (a, m, r) = ("workload/a", "workload/m", "vl3/router/red-east");
+    for (peer, claimed, owner) in [
+        (a, vec![], a),
+        // Nobody speaks for others who is not listed.
+        (m, vec![r], m),
+        (m, vec![nsmgr, r], m),
+        (nsmgr, vec![], nsmgr),
+        (nsmgr, vec![a], a),
+        (nsmgr, vec![r], r),
+        // What the caller of the manager wrote before itself is its own invention.
+        (nsmgr, vec![m, r], m),
+        (nsmgr, vec![m, nsmgr, r], m),
+        (nsmgr, vec![proxy, a], a),
+        (nsmgr, vec![proxy, m, r], m),
+        (proxy, vec![nsmgr, a, r], a),
+        (nsmgr, vec![proxy], proxy),
+    ] {
+        let mut bench = Bench::new();
+        let listed = next(&bench.chain, |document| {
+            let east = document.members.get_mut(&domain("east")).unwrap();
+            east.roles.intermediary = [nsmgr, proxy]
+                .map(|path| id("east", path).to_string())
+                .into();
+        });
+        let published = Command::Publish { chain: listed };
+        bench.call(&workload("a"), published).unwrap();
+        let claimed = claimed.into_iter().map(|path| id("east", path)).collect();
+        let caller = Peer {
+            claimed,
+            ..Peer::own(id("east", peer))
+        };
+        bench.call(&caller, endpoint("gateway", "icmp")).unwrap();
+        let held = &bench.machine.objects.own("gateway").unwrap().owner;
+        assert_eq!(*held, id("east", owner), "{caller:?}");
+        // It takes a router to offer the network.
+        let offered = bench.call(&caller, bench.register(1));
+        assert_eq!(offered.is_ok(), owner == r, "{caller:?}");
+    }
+}
+
+/// East serves red and blue; blue's admin lists every workload as an intermediary.
+#[test]
+fn a_networks_intermediaries_count_in_that_network_only() {
+    let everybody = |document: &mut crate::document::Document| {
+        let east = document.members.get_mut(&domain("east")).unwrap();
+        east.roles.intermediary = vec!["spiffe://east.test/workload/*".to_owned()];
+    };
+    let red = chain(&["east", "west"]);
+    let blue = other_chain("blue", &["east", "west"], everybody);
+    let manager = Peer {
+        claimed: vec![router().id],
+        ..Peer::own(id("east", "ns/nsm/nsmgr"))
+    };
+    let liar = Peer {
+        claimed: vec![router().id],
+        ..workload("m")
+    };
+    let mut bench = Bench::boot_in(config(), vec![red.clone(), blue], Vec::new());
+    assert!(bench.call(&liar, bench.register(1)).is_err());
+    assert!(bench.call(&liar, endpoint("red-east", "icmp")).is_err());
+    assert!(bench.call(&liar, service("red", "IP")).is_err());
+    bench.call(&router(), bench.register(1)).unwrap();
+    for command in [
+        unregister("red-east"),
+        endpoint("red-east", "icmp"),
+        bench.register(2),
+    ] {
+        assert!(bench.call(&liar, command.clone()).is_err(), "{command:?}");
+    }
+    // In blue they are what its document makes of them.
+    bench.call(&liar, endpoint("blue-east", "blue")).unwrap();
+    // What is of no network is guarded by each that lists any.
+    bench.call(&router(), endpoint("plain", "icmp")).unwrap();
+    bench.call(&liar, unregister("plain")).unwrap();
+    bench.call(&router(), endpoint("plain", "icmp")).unwrap();
+    let listed = next(&red, |document| {
+        let east = document.members.get_mut(&domain("east")).unwrap();
+        east.roles.intermediary = vec![manager.id.to_string()];
+    });
+    bench
+        .call(&workload("a"), Command::Publish { chain: listed })
+        .unwrap();
+    assert!(bench.call(&liar, unregister("plain")).is_err());
+    bench.call(&manager, bench.register(1)).unwrap();
 }

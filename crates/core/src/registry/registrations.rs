@@ -27,7 +27,8 @@ impl RegistryMachine {
         self.must_be_own("network_service", peer)?;
         check_object_name(Takes::Service.field(), &service.name)?;
         self.check_size("network_service", service.size())?;
-        let owner = self.owner(peer, now.wall);
+        let concerned = self.concerned_by_service(&service.name);
+        let owner = self.owner(peer, &concerned, now.wall);
         self.may_take(Takes::Service, &service.name, &owner, now.wall)?;
         if service.payload.is_empty() {
             PAYLOAD_DEFAULT.clone_into(&mut service.payload);
@@ -68,7 +69,8 @@ impl RegistryMachine {
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
         if let Some((_, first)) = self.objects.service(&name) {
-            must_own(Takes::Service, &name, first, &self.owner(peer, now.wall))?;
+            let owner = self.owner(peer, &self.concerned_by_service(&name), now.wall);
+            must_own(Takes::Service, &name, first, &owner)?;
             self.commit(vec![Record::ServiceRemoved { name }], now, out);
         }
         Ok(Reply::Done)
@@ -91,7 +93,8 @@ impl RegistryMachine {
             check_object_name("network_service_endpoint.network_service_labels", service)?;
         }
         self.check_size("network_service_endpoint", endpoint.size())?;
-        let owner = self.owner(peer, now.wall);
+        let concerned = self.concerned_by_endpoint(&endpoint);
+        let owner = self.owner(peer, &concerned, now.wall);
         self.may_offer(&endpoint, &owner, now.wall)?;
         self.must_not_be_fenced(&endpoint)?;
         let known = self.objects.own(&endpoint.name);
@@ -166,12 +169,9 @@ impl RegistryMachine {
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
         if let Some(own) = self.objects.own(&name) {
-            must_own(
-                Takes::Endpoint,
-                &name,
-                &own.owner,
-                &self.owner(peer, now.wall),
-            )?;
+            let concerned = self.concerned_by_endpoint(&own.endpoint);
+            let owner = self.owner(peer, &concerned, now.wall);
+            must_own(Takes::Endpoint, &name, &own.owner, &owner)?;
             self.commit(vec![Record::EndpointRemoved { name }], now, out);
         }
         Ok(Reply::Done)

@@ -182,7 +182,7 @@ fn an_intermediary_speaks_for_whom_its_path_names_and_nobody_else_does() {
     let mut bench = Bench::new();
     let manager = id("east", "ns/nsm/nsmgr");
     let claimed = |id: SpiffeId, claimed: &str| Peer {
-        claimed: Some(self::id("east", claimed)),
+        claimed: vec![self::id("east", claimed)],
         ..Peer::own(id)
     };
     let endpoint = Endpoint {
