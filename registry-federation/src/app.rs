@@ -20,7 +20,7 @@ use crate::handle::Handle;
 use crate::limits::Gate;
 use crate::metrics::RegistryMetrics;
 use crate::operator;
-use crate::replica::{Forward, ForwardMetrics, Replicas, Standing};
+use crate::replica::{Forward, ForwardMetrics, Replicas, Standing, Trusted};
 use crate::services::{self, InUse, Prefixes, Shared};
 #[cfg(feature = "etcd")]
 use crate::store::Etcd;
@@ -111,6 +111,9 @@ pub async fn start(
             (machine, Keeper::Sole(writer, ready), None)
         }
         Kept::Shared(shared) => {
+            let own = ctx.identity.current().id.clone();
+            let trusted = Trusted::new(own, &config.replicas);
+            standing.send_modify(|standing| standing.trusted = trusted);
             let candidate = candidate(&config, &ctx, &addresses)?;
             tracing::info!(
                 name = candidate.name,

@@ -24,6 +24,9 @@ pub struct Config {
     /// Where other replicas of this domain reach this one; the first specific address of
     /// `listen` unless set.
     pub advertise: Option<DialUrl>,
+    /// Identities of the other replicas, as SPIFFE ID patterns of the own trust domain. This
+    /// one's own, and without any `spiffe://TD/vl3/registry/*`, are believed.
+    pub replicas: Vec<String>,
     /// What this registry serves. Members may come and go; a network is added here.
     pub networks: Vec<NetworkConfig>,
     /// Ports where stock routers get their prefixes.
@@ -107,6 +110,11 @@ impl Configure for Config {
         let domain = section.required::<DomainName>("domain");
         let listen = section.list_or("listen", LISTEN_DEFAULT.parse().into_iter().collect());
         let advertise = section.optional::<DialUrl>("advertise");
+        let replicas: Vec<String> = section.list("replicas");
+        for replica in replicas.iter().filter(|id| !id.starts_with("spiffe://")) {
+            let allowed = "SPIFFE IDs, of which the last part may be *";
+            section.problem("replicas", Some(replica.clone()), allowed);
+        }
         let networks: Vec<_> = section
             .tables("network", read_network)
             .into_iter()
@@ -161,6 +169,7 @@ impl Configure for Config {
             domain: domain?,
             listen,
             advertise,
+            replicas,
             networks: networks?,
             prefixes,
             endpoint_lifetime,

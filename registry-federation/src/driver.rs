@@ -23,7 +23,6 @@ use crate::store::StoreError;
 use crate::store::writer::Writer;
 
 pub(crate) use replica::Replica;
-use replica::own_members;
 
 /// For the append that is under way when the registry stops.
 const STOP_WAIT: Duration = Duration::from_secs(5);
@@ -104,7 +103,6 @@ impl Driver {
         let mut out = Outbox::default();
         self.machine.wake(clock::now(), &mut out);
         self.carry_out(&mut out);
-        self.trust_replicas();
         loop {
             tokio::select! {
                 biased;
@@ -312,20 +310,11 @@ impl Driver {
                     let document = chain.document();
                     tracing::info!(network = %document.name, version = document.version, "document changed");
                     self.dialler.trust(document);
-                    self.trust_replicas();
                 }
                 Effect::Alarm(alarm) => self.alarm(&alarm),
             }
         }
         self.metrics.observe(&self.machine);
-    }
-
-    /// Who may speak for callers follows the documents.
-    fn trust_replicas(&self) {
-        if self.replica.is_some() {
-            let own = own_members(&self.machine);
-            self.standing.send_modify(|standing| standing.own = own);
-        }
     }
 
     fn deliver(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use vl3_core::document::Member;
 use vl3_core::registry::{Effect, Input, Record, RegistryMachine};
 use vl3_core::{Machine as _, Outbox};
 use vl3_runtime::{ReadyItem, clock};
@@ -181,14 +180,6 @@ fn say(role: &Role) {
             "replica: active, but the store does not answer; nothing is accepted until it does"
         ),
     }
-}
-
-/// The own domain as the documents state it.
-pub(super) fn own_members(machine: &RegistryMachine) -> Arc<[Member]> {
-    let members = machine
-        .documents()
-        .filter_map(|chain| chain.document().members.get(machine.domain()).cloned());
-    members.collect()
 }
 
 impl Driver {

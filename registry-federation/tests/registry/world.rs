@@ -206,6 +206,7 @@ impl World {
             domain: DomainName::new(domain).expect("test set-up"),
             listen: vec!["tcp://127.0.0.1:0".parse().expect("test set-up")],
             advertise: None,
+            replicas: Vec::new(),
             networks: vec![NetworkConfig {
                 document: "test".into(),
                 chain: self.chain.clone(),

@@ -44,7 +44,6 @@ pub struct RegistryMachine {
     pub(super) contradictions: BTreeSet<Contradiction>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
-    /// Live members.
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     /// Set while another replica decides.
     pub(super) following: Option<Following>,
