@@ -41,7 +41,8 @@ pub(crate) enum Action {
     Endpoints(View),
     /// Other domains: whether they are reached, what is held of what they said
     Domains(View),
-    /// End a lease: the router loses its prefix, and asks for another if it runs
+    /// End a lease. A router that runs goes on with its prefix until its next renewal, and then
+    /// asks for another: stop it first, others may get the prefix at once
     Release {
         #[arg(value_name = "PREFIX|ROUTER")]
         what: String,
@@ -286,6 +287,11 @@ async fn release(what: &str, yes: bool, view: &Shown, out: &Output) -> Result<()
     }
     if yes {
         return Ok(());
+    }
+    if view.output == Format::Table {
+        out.line(
+            "a router that runs goes on with it until its next renewal while others may get it: stop it first",
+        );
     }
     let target = view.target.as_ref().map(|target| format!(" {target}"));
     Err(Failure::with_next(

@@ -13,6 +13,8 @@ use crate::app::Failure;
 use crate::output::{Output, table};
 
 const RUN_DIR: &str = "/run/vl3";
+/// In the environment of `vl3 demo exec`: where the demo's roles have theirs.
+pub(crate) const DEMO_RUN_DIR: &str = "DEMO_RUN_DIR";
 const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// What a common terminal shows without breaking lines.
@@ -80,11 +82,15 @@ pub(crate) async fn command(
     if sockets.len() > 1 || target.is_none() {
         sockets.retain(|socket| is_of(socket, role));
     }
+    if sockets.len() > 1 {
+        // What a killed role left behind is no choice.
+        sockets.retain(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok());
+    }
     let socket = match sockets.as_slice() {
         [socket] => socket,
         [] => {
             return Err(Failure::with_next(
-                anyhow!("no {role} runs below {RUN_DIR}"),
+                anyhow!("no {role} runs below {}", run_root().display()),
                 "the same with its run directory, or vl3 status for what runs",
             ));
         }
@@ -122,7 +128,16 @@ fn refused(error: anyhow::Error) -> Failure {
             .context("needs root, or the user that runs the role")
             .into();
     }
+    // What the role itself said needs no other role.
+    if !error.chain().any(|cause| cause.is::<std::io::Error>()) {
+        return error.into();
+    }
     Failure::with_next(error, "vl3 status (without a name lists what runs)")
+}
+
+/// Where run directories are by default; a kept demo has its own.
+fn run_root() -> PathBuf {
+    std::env::var_os(DEMO_RUN_DIR).map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from)
 }
 
 /// The admin sockets that a target means.
@@ -137,7 +152,11 @@ fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
     }
     let mut found = Vec::new();
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(RUN_DIR).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(run_root())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         let socket = entry.path().join("admin.sock");
         if !socket.exists() {
@@ -158,7 +177,7 @@ fn sockets(target: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
     names.sort();
     Err(match (target, names.is_empty()) {
         (_, true) => Failure::with_next(
-            anyhow!("no role runs below {RUN_DIR}"),
+            anyhow!("no role runs below {}", run_root().display()),
             "vl3 status PATH-OF-RUN_DIR, or vl3 demo for a whole network on this machine",
         ),
         (target, false) => Failure::with_next(

@@ -98,7 +98,8 @@ fn a_backup_is_taken_while_it_runs_and_restored_after_a_wipe() {
     prepare(dir);
     let running = start(dir);
     let said = fine(dir, &["registry", "check", "./run"]);
-    assert!(said.contains("1 networks, 0 leases"), "{said}");
+    assert!(said.contains("1 network, 0 leases"), "{said}");
+    assert!(said.contains("clean: every invariant holds"), "{said}");
     let said = fine(dir, &["registry", "backup", "east.backup", "./run"]);
     assert!(said.starts_with("wrote east.backup"), "{said}");
     fine(dir, &["registry", "check", "east.backup"]);

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
@@ -15,6 +16,7 @@ use vl3_net::fdpass::{Connection, Listener};
 use super::args::Fault;
 use super::world::World;
 use super::{faults, show};
+use crate::status::DEMO_RUN_DIR;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -71,8 +73,9 @@ pub(super) async fn serve(world: &mut World, listener: &Listener) -> anyhow::Res
             Ok((asker, Request::Exec { host, command })) => match world.host(&host) {
                 Ok(host) => {
                     let permit = std::sync::Arc::clone(&commands).acquire_owned().await?;
+                    let run = world.base.join("run");
                     tokio::spawn(async move {
-                        let result = exec(&host, &command, &asker).await;
+                        let result = exec(&host, &command, &run, &asker).await;
                         asker.answer(result).await;
                         drop(permit);
                     });
@@ -100,15 +103,15 @@ pub(super) async fn serve(world: &mut World, listener: &Listener) -> anyhow::Res
     }
 }
 
-/// Runs a command in the host's namespaces with the asker's terminal.
-async fn exec(host: &Host, command: &[String], asker: &Asker) -> anyhow::Result<u8> {
+/// Runs a command in the host's namespaces with the asker's terminal. `vl3` in it finds the
+/// demo's roles by their names.
+async fn exec(host: &Host, command: &[String], run: &Path, asker: &Asker) -> anyhow::Result<u8> {
     let (program, arguments) = command.split_first().context("no command is given")?;
     let [input, output, error] = &asker.stdio;
-    let spec = ProcessSpec::new("exec", program).args(arguments).stdio(
-        duplicate(input)?,
-        duplicate(output)?,
-        duplicate(error)?,
-    );
+    let spec = ProcessSpec::new("exec", program)
+        .args(arguments)
+        .env(DEMO_RUN_DIR, run)
+        .stdio(duplicate(input)?, duplicate(output)?, duplicate(error)?);
     let mut process = host.spawn(spec)?;
     let status = tokio::select! {
         status = process.wait() => status?,

@@ -116,7 +116,7 @@ pub(super) fn restored(args: &Restore, out: &Output) -> Result<(), Failure> {
         out.line(&format!("what was there is {}", replaced.display()));
     }
     show(&shown, out);
-    out.line("for one renewal period after its start it takes leases back and grants none");
+    out.line("for two renewal periods after its start it takes leases back and grants none");
     Ok(())
 }
 
@@ -134,9 +134,17 @@ fn configured(config: &Path) -> Result<(PathBuf, Option<String>), Failure> {
     })?;
     if loaded.config.store != StoreConfig::Redb {
         let error = anyhow!(
-            "restore fills the embedded store; this registry keeps its state elsewhere ([store])"
+            "restore fills the embedded store; this registry keeps its state in {}",
+            match loaded.config.store {
+                StoreConfig::Etcd(_) => "an etcd",
+                _ => "memory alone",
+            }
         );
-        return Err(error.into());
+        let next = "etcdctl snapshot restore for the etcd, then one start with restored = true";
+        return Err(match loaded.config.store {
+            StoreConfig::Etcd(_) => Failure::with_next(error, next),
+            _ => error.into(),
+        });
     }
     let dir = loaded.common.state_dir;
     let dir = dir.ok_or_else(|| anyhow!("state_dir is \"\": this registry keeps nothing"))?;
@@ -162,7 +170,10 @@ fn in_use(error: anyhow::Error) -> Failure {
 fn show(report: &Value, out: &Output) {
     let count = |key: &str| report.get(key).map(status::cell).unwrap_or_default();
     let kinds = ["networks", "leases", "names", "services", "endpoints"];
-    let kinds = kinds.map(|kind| format!("{} {kind}", count(kind)));
+    let kinds = kinds.map(|kind| match count(kind).as_str() {
+        "1" => format!("1 {}", kind.trim_end_matches('s')),
+        several => format!("{several} {kind}"),
+    });
     out.line(&format!(
         "{} records: {}, {} endpoints of other domains",
         count("records"),
@@ -182,6 +193,9 @@ fn show(report: &Value, out: &Output) {
             let text = |key: &str| found.get(key).map(status::cell).unwrap_or_default();
             out.line(&format!("{word}: {}: {}", text("rule"), text("what")));
         }
+    }
+    if report.get("clean") == Some(&Value::Bool(true)) {
+        out.line("clean: every invariant holds");
     }
 }
 

@@ -35,12 +35,22 @@ pub(super) fn who_owns(machine: &RegistryMachine, what: &str, now: Now) -> Resul
         return Err(format!(
             "what: {asked:?} is not allowed, a prefix is ADDRESS/LENGTH"
         ));
+    } else if is_no_address(asked) {
+        return Err(format!(
+            "what: {asked:?} is not allowed, neither an address nor a name"
+        ));
     } else {
         let found = of_name(machine, &asked.to_ascii_lowercase(), now);
         let said = say_name(asked, &found);
         ("name", found, said)
     };
     Ok(json!({ "asked": asked, "kind": kind, "said": said, "found": found }))
+}
+
+/// A mistyped address is no name: names have a letter, and no colon.
+fn is_no_address(asked: &str) -> bool {
+    asked.contains(':') && !asked.starts_with("spiffe://")
+        || asked.chars().all(|c| c.is_ascii_digit() || c == '.')
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {
@@ -108,7 +118,32 @@ fn of_range(machine: &RegistryMachine, range: IpNet, now: Now) -> Vec<Value> {
                 .map(|pool| here("pool", pool)),
         );
     }
+    // Over all networks: what covers all that was asked for, then what says most.
+    found.sort_by_key(|entry| (!covers(entry, range), rank(entry)));
     found
+}
+
+/// A workload has addresses, everything else a range.
+fn covers(entry: &Value, asked: IpNet) -> bool {
+    let range = entry.get("range").and_then(Value::as_str);
+    match range.and_then(|range| range.parse::<IpNet>().ok()) {
+        Some(range) => range.contains(&asked),
+        None => asked.prefix_len() == asked.max_prefix_len(),
+    }
+}
+
+fn rank(entry: &Value) -> u8 {
+    let is = |field: &str| entry.get(field) == Some(&Value::Bool(true));
+    match word(entry, "what") {
+        "workload" => 0,
+        "router" => 1,
+        "lease" => 2,
+        "exclusion" => 3,
+        "block" if is("own") => 4,
+        "block" if is("live") => 5,
+        "block" => 6,
+        _ => 7,
+    }
 }
 
 fn pools(document: &Document) -> impl Iterator<Item = IpNet> + '_ {
@@ -156,8 +191,12 @@ fn lease(
 /// A name of a workload (alone or below a zone), router, endpoint, service, member, network.
 fn of_name(machine: &RegistryMachine, name: &str, now: Now) -> Vec<Value> {
     let mut found = Vec::new();
+    let local = match name.split_once('@') {
+        Some((local, at)) if at == machine.domain().as_str() => local,
+        _ => name,
+    };
     for held in machine.held_names() {
-        if label_in(machine, held.uid, name).is_some_and(|(label, domain)| {
+        if label_in(machine, held.uid, local).is_some_and(|(label, domain)| {
             label == held.claim.name.as_str()
                 && domain.is_none_or(|domain| domain == machine.domain().as_str())
         }) {
@@ -309,10 +348,19 @@ fn say_range(machine: &RegistryMachine, asked: &str, found: &[Value]) -> String 
             "{asked} belongs to nobody: not leased, in this domain's block {} of network {network}",
             word(first, "range")
         ),
+        "block" if first.get("live") != Some(&Value::Bool(true)) => format!(
+            "{asked} belongs to nobody: in block {} of domain {}, which network {network} has removed",
+            word(first, "range"),
+            word(first, "domain")
+        ),
         "block" => format!(
             "{asked} lies in block {} of domain {} in network {network}: its registry knows who owns it",
             word(first, "range"),
             word(first, "domain")
+        ),
+        "pool" if found.iter().any(|entry| rank(entry) < rank(first)) => format!(
+            "{asked} lies in pool {} of network {network} and belongs to nobody as a whole; in it:",
+            word(first, "range")
         ),
         _ => format!(
             "{asked} belongs to nobody: in pool {} of network {network}, in no member's block",
@@ -353,5 +401,41 @@ fn say_name(asked: &str, found: &[Value]) -> String {
             "{asked}: domain {} of network {network}: its registry knows who owns a name there",
             word(first, "domain")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_covers_the_question_goes_first_over_all_networks() {
+        let asked: IpNet = "10.80.8.1/32".parse().unwrap();
+        let mut found = [
+            json!({ "what": "pool", "network": "blue", "range": "10.80.0.0/16" }),
+            json!({ "what": "block", "network": "red", "range": "10.80.8.0/22", "live": true }),
+            json!({ "what": "block", "network": "red", "range": "10.80.0.0/17", "live": false }),
+            json!({ "what": "pool", "network": "red", "range": "10.80.0.0/16" }),
+        ];
+        found.sort_by_key(|entry| (!covers(entry, asked), rank(entry)));
+        assert_eq!(found[0]["live"], true, "{found:?}");
+        let asked: IpNet = "10.80.0.0/16".parse().unwrap();
+        found.sort_by_key(|entry| (!covers(entry, asked), rank(entry)));
+        assert_eq!(found[0]["what"], "pool", "{found:?}");
+    }
+
+    #[test]
+    fn a_mistyped_address_is_no_name() {
+        for bad in ["10.80.0.999", "fd00::zz", "1234"] {
+            assert!(is_no_address(bad), "{bad}");
+        }
+        for good in [
+            "web",
+            "4web",
+            "spiffe://east.test/workload/web",
+            "red-east@east",
+        ] {
+            assert!(!is_no_address(good), "{good}");
+        }
     }
 }

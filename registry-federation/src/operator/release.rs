@@ -1,5 +1,7 @@
 //! An operator ends a lease: first what that would mean, then the deed.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use vl3_core::ids::{NetworkUid, RouterName};
@@ -9,6 +11,9 @@ use vl3_runtime::RoleContext;
 use super::lists::network_name;
 use super::{Question, text};
 use crate::handle::Handle;
+
+/// Before whoever asked gives up, so that they hear why.
+const OUTCOME_LIMIT: Duration = Duration::from_secs(10);
 
 /// `release {what, yes}`: `done` says whether the lease was ended.
 pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
@@ -37,7 +42,11 @@ async fn end(handle: &Handle, peer: Peer, plan: &Value) -> Result<(), String> {
         uid: uid.map_err(|error| error.to_string())?,
         router: router.map_err(|error| error.to_string())?,
     };
-    match handle.call(peer, command).await {
+    let outcome = tokio::time::timeout(OUTCOME_LIMIT, handle.call(peer, command)).await;
+    let outcome = outcome.map_err(|_| {
+        "the store does not answer: the lease may still be ended once it does".to_owned()
+    })?;
+    match outcome {
         Ok(Reply::Done) => Ok(()),
         Ok(other) => Err(format!("an answer of another kind: {other:?}")),
         Err(refusal) => Err(refusal.to_string()),

@@ -26,6 +26,7 @@ pub enum StoreConfig {
 impl StoreConfig {
     pub fn read(section: &mut Section<'_>, domain: &str) -> Option<Self> {
         let engine = section.optional::<String>("engine");
+        let mut unknown = false;
         let is_etcd = match engine.as_deref() {
             None | Some("redb") => false,
             Some("memory") => return Some(Self::Memory),
@@ -33,14 +34,18 @@ impl StoreConfig {
             Some(other) => {
                 let words = "one of redb, memory, etcd";
                 section.problem("engine", Some(other.to_owned()), words);
+                unknown = true;
                 false
             }
         };
         if !is_etcd && !section.has("etcd") {
             return Some(Self::Redb);
         }
-        if !is_etcd {
-            section.problem("engine", None, "etcd, as there is a table [store.etcd]");
+        if unknown {
+            // Said already; its table is looked at as well.
+        } else if !is_etcd {
+            let words = "etcd, as there is a table [store.etcd]";
+            section.problem("engine", engine, words);
         } else if cfg!(not(feature = "etcd")) {
             let words = "redb or memory: this program was built without etcd";
             section.problem("engine", Some("etcd".to_owned()), words);
@@ -126,15 +131,11 @@ impl EtcdConfig {
         }
         let timeout = section.or("timeout", TIMEOUT_DEFAULT);
         if timeout < Duration::from_millis(100) || timeout > Duration::from_secs(60) {
-            section.problem("timeout", Some(format!("{timeout:?}")), "100ms to 60s");
+            section.problem("timeout", Some(spelled(timeout)), "100ms to 60s");
         }
         let ttl = section.or("ttl", TTL_DEFAULT);
         if ttl.subsec_nanos() != 0 || !(2..=60).contains(&ttl.as_secs()) {
-            section.problem(
-                "ttl",
-                Some(format!("{ttl:?}")),
-                "2s to 60s in whole seconds",
-            );
+            section.problem("ttl", Some(spelled(ttl)), "2s to 60s in whole seconds");
         }
         Some(Self {
             endpoints: endpoints?,
@@ -148,6 +149,14 @@ impl EtcdConfig {
     }
 }
 
+/// As people write it.
+fn spelled(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 => format!("{}s", time.as_secs()),
+        _ => format!("{}ms", time.as_millis()),
+    }
+}
+
 fn is_endpoint(text: &str) -> bool {
     let has_port = |rest: &str| {
         let port = rest.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
@@ -157,4 +166,84 @@ fn is_endpoint(text: &str) -> bool {
         return has_port(rest) && (rest.starts_with("127.") || rest.starts_with("[::1]"));
     }
     text.strip_prefix("https://").is_some_and(has_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use vl3_runtime::Configure;
+    use vl3_runtime::config::{Flags, load_from};
+
+    use super::*;
+
+    struct OnlyStore(StoreConfig);
+
+    impl Configure for OnlyStore {
+        const ROLE: &'static str = "registry";
+        const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[];
+
+        fn read(section: &mut Section<'_>) -> Option<Self> {
+            section
+                .table("store", |section| StoreConfig::read(section, "east"))
+                .map(Self)
+        }
+    }
+
+    /// The store, or every mistake with its key.
+    fn read(text: &str) -> Result<StoreConfig, Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("registry.toml");
+        let text = format!("name = \"east\"\nidentity.dir = \"/etc/id\"\n[store]\n{text}");
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags {
+            config: Some(file),
+            set: Vec::new(),
+        };
+        match load_from::<OnlyStore>(&flags, std::iter::empty()) {
+            Ok(loaded) => Ok(loaded.config.0),
+            Err(invalid) => Err(invalid.problems.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    #[test]
+    fn the_engine_is_a_file_unless_it_says_otherwise() {
+        assert_eq!(read(""), Ok(StoreConfig::Redb));
+        assert_eq!(read("engine = \"memory\""), Ok(StoreConfig::Memory));
+    }
+
+    #[test]
+    fn an_engine_that_its_tables_contradict_is_named_as_it_was_given() {
+        let etcd = "[store.etcd]\nendpoints = [\"http://127.0.0.1:2379\"]";
+        for given in ["redb", "ectd"] {
+            let problems = read(&format!("engine = \"{given}\"\n{etcd}")).unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(
+                problems[0].starts_with(&format!("store.engine = {given}: must be ")),
+                "{problems:?}"
+            );
+        }
+    }
+
+    #[cfg(feature = "etcd")]
+    #[test]
+    fn every_mistake_of_an_etcd_is_told_at_once() {
+        let problems = read(
+            "engine = \"etcd\"\n[store.etcd]\nendpoints = []\nprefix = \"east\"\n\
+             cert = \"/nowhere/cert\"\ntimeout = \"0s\"\nttl = \"1500ms\"",
+        )
+        .unwrap_err();
+        let about = |key: &str| {
+            problems
+                .iter()
+                .find(|problem| problem.starts_with(&format!("store.etcd.{key}")))
+                .unwrap_or_else(|| panic!("nothing about {key}: {problems:?}"))
+        };
+        assert!(about("endpoints").contains("[]"), "{problems:?}");
+        assert!(about("prefix").contains("/vl3/east/"), "{problems:?}");
+        assert!(
+            about("key").contains("cert and key go together"),
+            "{problems:?}"
+        );
+        assert!(about("timeout").contains("= 0s:"), "{problems:?}");
+        assert!(about("ttl").contains("= 1500ms:"), "{problems:?}");
+    }
 }

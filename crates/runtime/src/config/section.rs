@@ -176,12 +176,15 @@ impl<'a> Section<'a> {
     /// A list that must have an element.
     pub fn list_required<T: Value>(&mut self, key: &'static str) -> Option<Vec<T>> {
         let given = self.has(key);
+        let before = self.shared.problems.borrow().len();
         let list = self.list(key);
         if given && !list.is_empty() {
             return Some(list);
         }
-        if !given {
-            self.problem(key, None, &format!("a list of {}", T::ALLOWED));
+        // What is wrong with its elements has been said.
+        if self.shared.problems.borrow().len() == before {
+            let value = given.then(|| "[]".to_owned());
+            self.problem(key, value, &format!("a list of {}", T::ALLOWED));
         }
         None
     }
