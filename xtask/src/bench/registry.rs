@@ -113,7 +113,7 @@ fn build_load() -> anyhow::Result<PathBuf> {
 }
 
 fn build_stock() -> anyhow::Result<PathBuf> {
-    let (ok, built, errors) = shell::output(&mut Command::new("tests/interop/peers/build"))?;
+    let (ok, built, errors) = shell::output(Command::new("tests/interop/peers/build").arg("nsm"))?;
     ensure!(ok, "build the stock peers: {errors}");
     Ok(PathBuf::from(built.trim()).join("nsm-peer"))
 }
