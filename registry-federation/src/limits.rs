@@ -6,6 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use vl3_core::Mono;
+use vl3_core::caller::Caller;
 use vl3_core::ids::SpiffeId;
 use vl3_core::rate::{Buckets, Rate};
 use vl3_core::registry::{self, Command, Peer, Refusal};
@@ -115,13 +116,6 @@ impl Met {
     }
 }
 
-/// Whom an allowance is for: all identities of another domain share one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Caller {
-    Identity(SpiffeId),
-    TrustDomain(String),
-}
-
 /// Calls that may be asked, before they take room in the machine's queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
@@ -168,11 +162,7 @@ impl Gate {
         peer: &Peer,
         now: Mono,
     ) -> Result<(), Refusal> {
-        let caller = if peer.id.trust_domain() == self.own.trust_domain() {
-            Caller::Identity(peer.id.clone())
-        } else {
-            Caller::TrustDomain(peer.id.trust_domain().to_owned())
-        };
+        let caller = Caller::of(&peer.id, self.own.trust_domain());
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.admit(&caller, now) {
             return Ok(());

@@ -5,6 +5,7 @@
 pub mod allocator;
 pub mod attach;
 pub mod backoff;
+pub mod caller;
 mod deadlines;
 pub mod document;
 pub mod federation;

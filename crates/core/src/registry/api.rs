@@ -375,7 +375,8 @@ pub struct Config {
     pub object_bytes_max: usize,
     pub names_max: usize,
     pub watchers_max: usize,
-    /// Watches of one identity: nobody takes all the room.
+    /// Watches of one identity, or of one other trust domain: nobody takes all the room. All
+    /// others together have three quarters of `watchers_max`.
     pub watchers_per_identity_max: usize,
     /// Replies that wait for the disk; beyond that calls are refused at once.
     pub held_max: usize,

@@ -44,6 +44,7 @@ pub struct RegistryMachine {
     pub(super) contradictions: BTreeSet<Contradiction>,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
+    /// Live members.
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     /// Set while another replica decides.
     pub(super) following: Option<Following>,
@@ -120,7 +121,7 @@ impl RegistryMachine {
             networks: BTreeMap::new(),
             dormant: BTreeMap::new(),
             objects: Objects::default(),
-            watchers: Watchers::default(),
+            watchers: Watchers::new(config.identity.trust_domain()),
             federation,
             order: Vec::new(),
             speakers: BTreeMap::new(),

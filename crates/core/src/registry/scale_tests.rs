@@ -127,7 +127,7 @@ impl Bench {
         self.machine.found(own, remote, query, peer, self.now)
     }
 
-    fn watch(&mut self, watcher: u64, peer: &Peer, query: &EndpointQuery) {
+    pub(super) fn watch(&mut self, watcher: u64, peer: &Peer, query: &EndpointQuery) {
         self.handle(Input::Watch {
             watcher: WatcherId(watcher),
             peer: peer.clone(),
@@ -136,7 +136,7 @@ impl Bench {
     }
 
     /// A stream of the registry of west, and what it says.
-    fn west(&mut self, stream: u64) {
+    pub(super) fn west(&mut self, stream: u64) {
         let peer = Peer::vouched(id("west", "vl3/registry/r"), [self.chain.uid()].into());
         let stream = StreamId::Accepted(stream);
         self.handle(Input::SyncOpened { stream, peer });
@@ -151,12 +151,12 @@ impl Bench {
         );
     }
 
-    fn says(&mut self, stream: StreamId, message: SyncMessage) {
+    pub(super) fn says(&mut self, stream: StreamId, message: SyncMessage) {
         self.handle(Input::SyncReceived { stream, message });
         self.write();
     }
 
-    fn west_says(&mut self, stream: u64, sequence: u64, name: &str) {
+    pub(super) fn west_says(&mut self, stream: u64, sequence: u64, name: &str) {
         let mut endpoint = self.endpoint("west", 1);
         endpoint.name = name.to_owned();
         for labels in endpoint.labels.values_mut() {
@@ -261,6 +261,49 @@ fn one_identity_cannot_take_all_watches() {
     });
     bench.watch(5, &workload("a"), &all);
     assert_eq!(bench.machine.counts().watchers, 3);
+}
+
+/// Whoever makes identities does not get the room of the own domain with them.
+#[test]
+fn other_domains_cannot_take_all_watches_whatever_identities_they_make() {
+    let limits = Config {
+        watchers_max: 8,
+        watchers_per_identity_max: 4,
+        ..config()
+    };
+    let chain = chain(&["east", "west", "north", "south"]);
+    let mut bench = Bench::boot(limits, chain, Vec::new());
+    let all = EndpointQuery::default();
+    let mut watcher = 0;
+    let mut watches = |bench: &mut Bench, of: &str, name: &str| {
+        watcher += 1;
+        let peer = Peer::vouched(id(of, name), [bench.chain.uid()].into());
+        bench.watch(watcher, &peer, &all);
+        let ended = bench.effects.drain(..).find_map(|effect| match effect {
+            Effect::EndWatch { refusal, .. } => Some(refusal.to_string()),
+            _ => None,
+        });
+        ended.unwrap_or_default()
+    };
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(watches(&mut bench, "west", name), "");
+    }
+    let refused = "watches of one identity: at most 4 are allowed";
+    assert_eq!(watches(&mut bench, "west", "e"), refused);
+    for of in ["north", "south"] {
+        assert_eq!(watches(&mut bench, of, "a"), "");
+    }
+    let refused = "watches of other domains: at most 6 are allowed";
+    assert_eq!(watches(&mut bench, "south", "b"), refused);
+    for name in ["a", "b"] {
+        assert_eq!(watches(&mut bench, "east", name), "");
+    }
+    let refused = "watches: at most 8 are allowed";
+    assert_eq!(watches(&mut bench, "east", "c"), refused);
+    bench.handle(Input::Unwatch {
+        watcher: WatcherId(1),
+    });
+    assert_eq!(watches(&mut bench, "south", "b"), "");
 }
 
 #[test]

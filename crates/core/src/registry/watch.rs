@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::api::{Config, Peer, Query, Refusal, WatcherId};
 use super::index::Tally;
-use crate::ids::{NetworkUid, SpiffeId};
+use crate::caller::Caller;
+use crate::ids::NetworkUid;
 
-/// The watchers of one registry, bounded in all and for each identity.
-#[derive(Debug, Default)]
+/// The watchers of one registry, bounded in all, for other domains together and for each
+/// caller.
+#[derive(Debug)]
 pub(super) struct Watchers {
+    own_trust_domain: String,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Watches of endpoints: by the queried name, else by the first queried service.
     by_name: BTreeMap<String, BTreeSet<WatcherId>>,
@@ -17,7 +20,8 @@ pub(super) struct Watchers {
     rest: BTreeSet<WatcherId>,
     services: BTreeSet<WatcherId>,
     documents: BTreeMap<NetworkUid, BTreeSet<WatcherId>>,
-    identities: Tally<SpiffeId>,
+    callers: Tally<Caller>,
+    foreign: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -27,13 +31,36 @@ pub(super) struct Watcher {
 }
 
 impl Watchers {
-    /// Whether there is room for one more of this identity.
+    pub(super) fn new(own_trust_domain: &str) -> Self {
+        Self {
+            own_trust_domain: own_trust_domain.to_owned(),
+            watchers: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            rest: BTreeSet::new(),
+            services: BTreeSet::new(),
+            documents: BTreeMap::new(),
+            callers: Tally::default(),
+            foreign: 0,
+        }
+    }
+
+    fn caller(&self, peer: &Peer) -> Caller {
+        Caller::of(&peer.id, &self.own_trust_domain)
+    }
+
+    /// Whether there is room for one more of this caller.
     pub(super) fn room(&self, peer: &Peer, config: &Config) -> Result<(), Refusal> {
         let full = |what, limit| Err(Refusal::Limit { what, limit });
         if self.watchers.len() >= config.watchers_max {
             return full("watches", config.watchers_max);
         }
-        if self.identities.of(&peer.id) >= config.watchers_per_identity_max {
+        let caller = self.caller(peer);
+        let others_max = Caller::foreign_share(config.watchers_max);
+        if caller.is_foreign() && self.foreign >= others_max {
+            return full("watches of other domains", others_max);
+        }
+        if self.callers.of(&caller) >= config.watchers_per_identity_max {
             return full("watches of one identity", config.watchers_per_identity_max);
         }
         Ok(())
@@ -41,7 +68,9 @@ impl Watchers {
 
     pub(super) fn insert(&mut self, id: WatcherId, watcher: Watcher) {
         self.remove(id);
-        self.identities.add(&watcher.peer.id);
+        let caller = self.caller(&watcher.peer);
+        self.foreign += usize::from(caller.is_foreign());
+        self.callers.add(&caller);
         self.class(&watcher.query, |ids| {
             ids.insert(id);
         });
@@ -50,7 +79,9 @@ impl Watchers {
 
     pub(super) fn remove(&mut self, id: WatcherId) {
         if let Some(watcher) = self.watchers.remove(&id) {
-            self.identities.subtract(&watcher.peer.id);
+            let caller = self.caller(&watcher.peer);
+            self.foreign -= usize::from(caller.is_foreign());
+            self.callers.subtract(&caller);
             self.class(&watcher.query, |ids| {
                 ids.remove(&id);
             });
@@ -59,7 +90,11 @@ impl Watchers {
 
     /// Ends all of them; their ids.
     pub(super) fn clear(&mut self) -> Vec<WatcherId> {
-        core::mem::take(self).watchers.into_keys().collect()
+        let empty = Self::new(&self.own_trust_domain);
+        core::mem::replace(self, empty)
+            .watchers
+            .into_keys()
+            .collect()
     }
 
     /// Changes the set that a query belongs to; an empty one is not kept.

@@ -23,7 +23,7 @@ use vl3_identity::{Source, Trust};
 
 use super::Listen;
 use super::accept::{Live, Secured, Socket};
-use super::shares::Shares;
+use super::shares::{NoShare, Shares};
 use crate::{Metrics, Readiness, Retry, Tasks};
 
 /// A peer that says nothing must not hold a handshake for longer.
@@ -125,7 +125,8 @@ impl ServeOptions {
         self
     }
 
-    /// Further ones of an identity are closed after their handshake.
+    /// Further ones of an identity, or of all identities of another trust domain, are closed
+    /// after their handshake. Other domains together have three quarters of all.
     #[must_use]
     pub fn connections_per_identity_max(mut self, connections: usize) -> Self {
         self.connections_per_identity_max = connections;
@@ -254,7 +255,11 @@ impl Server {
             trust: options.trust.clone(),
             live: Arc::clone(&live),
             permits: Arc::new(Semaphore::new(options.connections_max)),
-            shares: Shares::new(options.connections_per_identity_max),
+            shares: Shares::new(
+                options.source.current().id.trust_domain(),
+                options.connections_per_identity_max,
+                options.connections_max,
+            ),
             counters: options.counters.clone(),
             sender,
         };
@@ -369,8 +374,15 @@ impl Acceptor {
             Err(reason) => self.refuse("identity", &reason),
             Ok(connection) => {
                 let id = &connection.peer().id;
-                let Some(share) = self.shares.take(id) else {
-                    return self.refuse("identity_limit", &format!("{id} has too many"));
+                let share = match self.shares.take(id) {
+                    Ok(share) => share,
+                    Err(NoShare::Caller) => {
+                        return self.refuse("identity_limit", &format!("{id} has too many"));
+                    }
+                    Err(NoShare::Foreign) => {
+                        let detail = format!("{id}: other domains have too many");
+                        return self.refuse("foreign_limit", &detail);
+                    }
                 };
                 tracing::debug!(peer = %id, "connection accepted");
                 self.counters.accepted.inc();
