@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use vl3_core::federation::{StreamId, SyncMessage};
+use vl3_core::ids::DomainName;
+use vl3_core::rate::{Buckets, Rate};
 use vl3_core::registry::{
     Alarm, CallId, Effect, Input, Refusal, RegistryMachine, Reply, WatchEvent, WatcherId,
 };
@@ -29,6 +31,15 @@ const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Messages taken before effects are looked at again: they share the next append.
 const BATCH: usize = 256;
+
+/// Lines about one domain in the log. `registry_alarms` counts all.
+const DISBELIEF_LOGGED: Rate = Rate {
+    per_second: 1,
+    burst: 16,
+};
+
+/// Domains whose lines are counted apart.
+const DOMAINS_MAX: usize = 1024;
 
 type Outcome = Result<Result<(), StoreError>, oneshot::error::RecvError>;
 
@@ -59,6 +70,8 @@ pub(crate) struct Driver {
     watchers: BTreeMap<WatcherId, mpsc::Sender<Result<Vec<WatchEvent>, Refusal>>>,
     streams: BTreeMap<StreamId, Outgoing>,
     appending: Option<(Ticket, oneshot::Receiver<Result<(), StoreError>>)>,
+    /// What is logged of domains that are not believed.
+    disbelief: Buckets<DomainName>,
     next_id: u64,
 }
 
@@ -94,6 +107,7 @@ impl Driver {
             watchers: BTreeMap::new(),
             streams: BTreeMap::new(),
             appending: None,
+            disbelief: Buckets::new(DISBELIEF_LOGGED, DOMAINS_MAX),
             next_id: 0,
         }
     }
@@ -347,10 +361,15 @@ impl Driver {
         self.dialler.forget(stream);
     }
 
-    fn alarm(&self, alarm: &Alarm) {
+    fn alarm(&mut self, alarm: &Alarm) {
         self.metrics.alarms.inc();
         match alarm {
-            Alarm::NotBelieved { .. } | Alarm::DomainLimited { .. } => tracing::warn!("{alarm}"),
+            Alarm::NotBelieved { domain, .. } | Alarm::DomainTooFast { domain, .. } => {
+                if self.disbelief.admit(domain, clock::now().mono) {
+                    tracing::warn!("{alarm}");
+                }
+            }
+            Alarm::DomainLimited { .. } => tracing::warn!("{alarm}"),
             Alarm::DocumentConflict { .. }
             | Alarm::Contradiction { .. }
             | Alarm::ExclusionOverLease { .. }

@@ -114,6 +114,15 @@ impl Met {
             self.0.get_or_create(&Limit { limit: what }).inc();
         }
     }
+
+    /// Shows what the machine counted since its start.
+    pub(crate) fn reach(&self, limit: &'static str, total: u64) {
+        // Most are never met, and not shown then.
+        if total > 0 {
+            let counter = self.0.get_or_create(&Limit { limit });
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
 }
 
 /// Calls that may be asked, before they take room in the machine's queue.

@@ -150,6 +150,12 @@ impl RegistryMetrics {
         self.remote_bytes.set(count(counts.remote_bytes));
         self.remote_refused
             .set(i64::try_from(counts.remote_refused).unwrap_or(i64::MAX));
+        self.met
+            .reach("changes per second of a domain", counts.streams_too_fast);
+        self.met.reach(
+            "records of other domains that wait",
+            counts.streams_congested,
+        );
         self.watches.set(count(counts.watchers));
         self.domains_connected.set(count(counts.domains_connected));
     }

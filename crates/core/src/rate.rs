@@ -16,6 +16,27 @@ pub struct Rate {
 /// A look for buckets that are full again takes time in proportion to their number.
 const PRUNE_PAUSE: Duration = Duration::from_secs(1);
 
+/// One bucket, full at first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bucket(Mono);
+
+impl Bucket {
+    /// Takes so many tokens at once; false, and none taken, when there are fewer.
+    pub fn take(&mut self, rate: Rate, tokens: u32, now: Mono) -> bool {
+        let interval = rate.interval();
+        interval.is_none_or(|interval| take(&mut self.0, interval, rate.burst, tokens, now))
+    }
+}
+
+impl Rate {
+    /// Nanoseconds between two tokens; None without limit.
+    fn interval(self) -> Option<u64> {
+        let interval = 1_000_000_000_u64.checked_div(self.per_second.into())?;
+        // Faster than the clock's step: a token a nanosecond.
+        Some(interval.max(1))
+    }
+}
+
 /// One bucket per key. A full bucket needs no memory; beyond `keys_max` others, newcomers
 /// share one bucket, so that many keys are no way around the limit.
 #[derive(Clone, Debug)]
@@ -45,22 +66,20 @@ impl<K: Ord + Clone> Buckets<K> {
 
     /// Takes one token of that key; false when there is none.
     pub fn admit(&mut self, key: &K, now: Mono) -> bool {
-        let Some(interval) = 1_000_000_000_u64.checked_div(self.rate.per_second.into()) else {
+        let Some(interval) = self.rate.interval() else {
             return true;
         };
-        // Faster than the clock's step: a token a nanosecond.
-        let interval = interval.max(1);
         if let Some(full_at) = self.full_at.get_mut(key) {
-            return take(full_at, interval, self.rate.burst, now);
+            return take(full_at, interval, self.rate.burst, 1, now);
         }
         if self.full_at.len() >= self.keys_max {
             self.prune(now);
         }
         if self.full_at.len() >= self.keys_max {
-            return take(&mut self.shared, interval, self.rate.burst, now);
+            return take(&mut self.shared, interval, self.rate.burst, 1, now);
         }
         let full_at = self.full_at.entry(key.clone()).or_insert(now);
-        take(full_at, interval, self.rate.burst, now)
+        take(full_at, interval, self.rate.burst, 1, now)
     }
 
     /// Forgets buckets that are full.
@@ -80,8 +99,9 @@ impl<K: Ord + Clone> Buckets<K> {
     }
 }
 
-fn take(full_at: &mut Mono, interval: u64, burst: u32, now: Mono) -> bool {
-    let next = (*full_at).max(now) + Duration::from_nanos(interval);
+fn take(full_at: &mut Mono, interval: u64, burst: u32, tokens: u32, now: Mono) -> bool {
+    let taken = Duration::from_nanos(interval.saturating_mul(tokens.into()));
+    let next = (*full_at).max(now) + taken;
     let room = Duration::from_nanos(interval.saturating_mul(burst.max(1).into()));
     let admitted = next.saturating_since(now) <= room;
     if admitted {
@@ -155,6 +175,22 @@ mod tests {
             .map(|key| admitted(&mut buckets, key, 5, later))
             .sum();
         assert_eq!((passed, buckets.len()), (40, 8));
+    }
+
+    #[test]
+    fn several_tokens_are_taken_together_or_not_at_all() {
+        let mut bucket = Bucket::default();
+        let start = Mono::from_secs(100);
+        assert!(bucket.take(RATE, 4, start));
+        assert!(!bucket.take(RATE, 2, start));
+        assert!(bucket.take(RATE, 1, start));
+        assert!(!bucket.take(RATE, 1, start));
+        assert!(bucket.take(RATE, 3, start + Duration::from_millis(300)));
+        let none = Rate {
+            per_second: 0,
+            burst: 0,
+        };
+        assert!(bucket.take(none, 1000, start));
     }
 
     #[test]

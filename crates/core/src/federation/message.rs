@@ -16,6 +16,16 @@ pub enum StreamId {
     Accepted(u64),
 }
 
+impl SyncMessage {
+    /// Whether endpoints may change with it.
+    pub const fn changes(&self) -> bool {
+        matches!(
+            self,
+            Self::Upsert { .. } | Self::Remove { .. } | Self::EndOfSnapshot { .. }
+        )
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncMessage {
     /// The first message of either direction: a snapshot follows.

@@ -6,6 +6,8 @@
 
 mod import;
 mod message;
+mod pace;
+mod saying;
 mod scope;
 mod streams;
 
@@ -14,6 +16,7 @@ mod tests;
 
 pub use import::{Disbelief, believe};
 pub use message::{StreamId, SyncMessage};
+pub use pace::Work;
 pub use scope::Scope;
 
 use core::time::Duration;
@@ -24,6 +27,7 @@ use crate::backoff::Backoff;
 use crate::deadlines::Deadlines;
 use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid};
+use crate::rate::{Bucket, Rate};
 use crate::registry::Endpoint;
 use crate::rng::Rng;
 use crate::time::Mono;
@@ -47,6 +51,9 @@ pub struct Config {
     /// Endpoints believed of one domain; what is above is not taken.
     pub endpoints_max: usize,
     pub endpoint_bytes_max: usize,
+    /// What a domain's stream may change per second, and at once after silence; 0 = without
+    /// limit. Beyond that the stream ends.
+    pub changes: Rate,
     /// Numbers of dialled streams start above: what is said late of the streams of another
     /// machine in the same process means none of these.
     pub streams_above: u64,
@@ -67,6 +74,10 @@ impl Default for Config {
             stale_grace: Duration::from_secs(3600),
             endpoints_max: 1024,
             endpoint_bytes_max: 8 * 1024,
+            changes: Rate {
+                per_second: 200,
+                burst: 4096,
+            },
             streams_above: 0,
             domain_bytes_max: 1024 * 1024,
             total_bytes_max: 256 * 1024 * 1024,
@@ -154,6 +165,9 @@ struct Remote {
     stream: Option<Stream>,
     dial: Dial,
     backoff: Backoff,
+    /// What it may still make us do, by the best network in which it speaks: who speaks for it
+    /// in another one only does not use that up.
+    paces: BTreeMap<NetworkUid, Bucket>,
     /// When its registry was heard last, on whatever stream.
     heard: Option<Mono>,
     /// Why the last stream ended or could not be dialled, and when.

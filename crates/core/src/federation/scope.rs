@@ -22,6 +22,10 @@ impl Scope {
         self.0.iter().map(|(_, uid)| *uid)
     }
 
+    pub fn best(&self) -> Option<NetworkUid> {
+        self.uids().next()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

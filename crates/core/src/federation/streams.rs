@@ -3,7 +3,6 @@
 use core::mem;
 use core::time::Duration;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::{
     Config, Dial, Event, Federation, Membership, Remote, RemoteStatus, SYNC_VERSION, Scope, Stream,
@@ -11,10 +10,8 @@ use super::{
 };
 use crate::backoff::Backoff;
 use crate::deadlines::Deadlines;
-use crate::document::Chain;
 use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
-use crate::registry::Endpoint;
 use crate::rng::Rng;
 use crate::time::Mono;
 
@@ -84,6 +81,8 @@ impl Federation {
                 let other_networks = remote.membership.uids != membership.uids;
                 let idle = remote.stream.is_none() && remote.dial == Dial::Never;
                 remote.membership = membership;
+                let common = &remote.membership.uids;
+                remote.paces.retain(|uid, _| common.contains(uid));
                 if let Some(stream) = remote
                     .stream
                     .as_ref()
@@ -107,6 +106,7 @@ impl Federation {
                     stream: None,
                     dial: Dial::Never,
                     backoff,
+                    paces: BTreeMap::new(),
                     heard: None,
                     error: None,
                     armed: None,
@@ -194,98 +194,6 @@ impl Federation {
             });
             out.push(Event::Greet {
                 domain: domain.clone(),
-            });
-        }
-    }
-
-    /// Says who we are, the newest documents and everything we offer to that domain.
-    pub fn greet(
-        &mut self,
-        domain: &DomainName,
-        documents: Vec<Chain>,
-        snapshot: Vec<(NetworkUid, Arc<Endpoint>, Duration)>,
-        out: Out<'_>,
-    ) {
-        let (own, epoch) = (self.domain.clone(), self.epoch);
-        let Some(remote) = self.remotes.get_mut(domain) else {
-            return;
-        };
-        let Some(stream) = &mut remote.stream else {
-            return;
-        };
-        let uids = stream.scope.uids().collect();
-        let mut messages = vec![SyncMessage::Open {
-            version: SYNC_VERSION,
-            domain: own,
-            epoch,
-            uids,
-        }];
-        messages.extend(documents.into_iter().map(SyncMessage::Document));
-        for (uid, endpoint, lifetime) in snapshot {
-            let sequence = stream.next_sequence();
-            messages.push(SyncMessage::Upsert {
-                sequence,
-                uid,
-                endpoint,
-                lifetime,
-            });
-        }
-        messages.push(SyncMessage::EndOfSnapshot {
-            sequence: stream.next_sequence(),
-        });
-        out.push(Event::Send {
-            stream: stream.id,
-            messages,
-        });
-    }
-
-    pub fn upsert(
-        &mut self,
-        uid: NetworkUid,
-        endpoint: &Arc<Endpoint>,
-        lifetime: Duration,
-        out: Out<'_>,
-    ) {
-        self.tell(uid, out, |sequence| SyncMessage::Upsert {
-            sequence,
-            uid,
-            endpoint: endpoint.clone(),
-            lifetime,
-        });
-    }
-
-    pub fn remove(&mut self, uid: NetworkUid, name: &str, out: Out<'_>) {
-        let name: Arc<str> = name.into();
-        self.tell(uid, out, |sequence| SyncMessage::Remove {
-            sequence,
-            uid,
-            name: name.clone(),
-        });
-    }
-
-    pub fn document(&mut self, chain: &Chain, out: Out<'_>) {
-        let uid = chain.uid();
-        let streams = self
-            .remotes
-            .values()
-            .filter_map(|remote| remote.stream.as_ref());
-        for stream in streams.filter(|stream| stream.scope.contains(uid)) {
-            let messages = vec![SyncMessage::Document(chain.clone())];
-            out.push(Event::Send {
-                stream: stream.id,
-                messages,
-            });
-        }
-    }
-
-    fn tell(&mut self, uid: NetworkUid, out: Out<'_>, message: impl Fn(u64) -> SyncMessage) {
-        let remotes = self.remotes.values_mut();
-        let streams = remotes.filter_map(|remote| remote.stream.as_mut());
-        for stream in streams.filter(|stream| stream.scope.contains(uid)) {
-            let messages = vec![message(stream.next_sequence())];
-            out.push(Event::Send {
-                stream: stream.id,
-                messages,
             });
         }
     }
@@ -520,11 +428,6 @@ impl Remote {
 }
 
 impl Stream {
-    const fn next_sequence(&mut self) -> u64 {
-        self.sent += 1;
-        self.sent
-    }
-
     /// An error ends the stream.
     fn take(&mut self, domain: &DomainName, message: SyncMessage) -> Result<Option<Event>, String> {
         let domain = domain.clone();

@@ -345,6 +345,8 @@ pub enum Alarm {
         what: &'static str,
         limit: usize,
     },
+    #[error("domain {domain}: at most {limit} changes per second are taken, its stream ends")]
+    DomainTooFast { domain: DomainName, limit: u32 },
     #[error("the journal failed, nothing more is promised: {reason}")]
     JournalFailed { reason: String },
 }
@@ -382,6 +384,9 @@ pub struct Config {
     pub held_max: usize,
     /// Events and sync messages that wait for the disk; beyond that likewise.
     pub held_messages_max: usize,
+    /// What records that wait for the disk may cost in memory; beyond half of it streams of
+    /// other domains end, and open again when there is room.
+    pub pending_bytes_max: usize,
     /// Journal records after which the journal is rewritten as a snapshot. Objects do not count.
     pub rewrite_after: usize,
 }
@@ -406,6 +411,7 @@ impl Config {
             watchers_per_identity_max: 4096,
             held_max: 16_384,
             held_messages_max: 1_048_576,
+            pending_bytes_max: 128 * 1024 * 1024,
             rewrite_after: 20_000,
         }
     }

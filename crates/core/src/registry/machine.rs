@@ -4,22 +4,22 @@ use core::mem;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::api::{Alarm, Command, Config, Effect, Input, Peer, Refusal};
+use super::api::{Command, Config, Effect, Input, Peer, Refusal};
 use super::follow::Following;
-use super::held::Held;
+use super::journal::Journal;
 use super::names::Names;
 use super::network::Network;
 use super::object::Endpoint;
 use super::objects::Objects;
 use super::record::Record;
 use super::remotes::RemoteSize;
-use super::speakers::Contradiction;
+use super::speakers::{Contradiction, Ended};
 use super::watch::Watchers;
 use crate::allocator::{Allocator, Lease, LeaseRecord};
 use crate::document::{Chain, DocumentStore, Offer};
 use crate::federation::{Federation, RemoteStatus};
 use crate::ids::{DomainName, NetworkUid, RouterName};
-use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
+use crate::machine::{Machine, Outbox};
 use crate::rng::Rng;
 use crate::time::{Mono, Now};
 
@@ -32,7 +32,7 @@ pub struct RegistryMachine {
     pub(super) config: Config,
     pub(super) networks: BTreeMap<NetworkUid, Network>,
     /// Networks of the journal that the configuration no longer names: kept, not served.
-    dormant: BTreeMap<NetworkUid, Network>,
+    pub(super) dormant: BTreeMap<NetworkUid, Network>,
     pub(super) objects: Objects,
     pub(super) watchers: Watchers,
     pub(super) federation: Federation,
@@ -42,30 +42,16 @@ pub struct RegistryMachine {
     pub(super) speakers: BTreeMap<DomainName, Peer>,
     /// What networks say against better ones, as the operator was told.
     pub(super) contradictions: BTreeSet<Contradiction>,
+    pub(super) ended: Ended,
     /// When a member's `not_after` passes next.
     pub(super) membership_check: Option<Mono>,
     /// Live members.
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     /// Set while another replica decides.
     pub(super) following: Option<Following>,
-    journal: Journal,
+    pub(super) journal: Journal,
     /// Set when the journal failed: nothing is promised any more.
     pub(super) halted: Option<String>,
-}
-
-/// Records on their way to the disk, and what waits for them.
-#[derive(Debug, Default)]
-struct Journal {
-    tickets: TicketCounter,
-    /// Applied, not handed over yet.
-    pending: Vec<Record>,
-    /// Rests on `pending`.
-    held_next: Held,
-    inflight: Option<Ticket>,
-    /// Rests on what is in flight.
-    held: Held,
-    /// Journal records on disk; those of objects are kept by key and do not add up.
-    length: usize,
 }
 
 /// What a registry starts from.
@@ -92,6 +78,10 @@ pub struct Counts {
     pub remote_bytes: usize,
     /// Endpoints of other domains not taken for want of room, ever.
     pub remote_refused: u64,
+    /// Streams of other domains that ended, or were not opened, because the domain changed too
+    /// much too fast; and because too much waited for the disk.
+    pub streams_too_fast: u64,
+    pub streams_congested: u64,
     pub watchers: usize,
     pub domains_connected: usize,
 }
@@ -126,17 +116,11 @@ impl RegistryMachine {
             order: Vec::new(),
             speakers: BTreeMap::new(),
             contradictions: BTreeSet::new(),
+            ended: Ended::default(),
             membership_check: Some(now.mono),
             live: BTreeSet::new(),
             following: boot.following.then(|| Following::new(&boot)),
-            journal: Journal {
-                length: boot
-                    .records
-                    .iter()
-                    .filter(|record| record.is_journal())
-                    .count(),
-                ..Journal::default()
-            },
+            journal: Journal::of(&boot.records),
             halted: None,
             config,
         };
@@ -157,14 +141,14 @@ impl RegistryMachine {
                 if newer && !boot.following {
                     let record = Record::Document { chain };
                     machine.apply(&record, now.mono);
-                    machine.journal.pending.push(record);
+                    machine.put_up(record);
                 }
             } else if !machine.networks.contains_key(&uid) {
                 let record = Record::Document { chain };
                 machine.apply(&record, now.mono);
                 match &mut machine.following {
                     Some(following) => following.unrecorded(uid),
-                    None => machine.journal.pending.push(record),
+                    None => machine.put_up(record),
                 }
             }
         }
@@ -172,7 +156,7 @@ impl RegistryMachine {
         if boot.restored && !boot.following {
             for record in machine.restored() {
                 machine.apply(&record, now.mono);
-                machine.journal.pending.push(record);
+                machine.put_up(record);
             }
         }
         Ok(machine)
@@ -278,12 +262,6 @@ impl RegistryMachine {
         records
     }
 
-    /// The part of [`Self::snapshot`] that the journal holds.
-    fn journal_snapshot(&self) -> Vec<Record> {
-        let networks = self.networks.values().chain(self.dormant.values());
-        networks.flat_map(Network::snapshot).collect()
-    }
-
     /// Applies decided records, announces them, and puts them up for the next append. Not
     /// where another replica decides.
     pub(super) fn commit(&mut self, records: Vec<Record>, now: Now, out: &mut Outbox<Effect>) {
@@ -293,28 +271,9 @@ impl RegistryMachine {
         for record in records {
             let before = self.last_known(&record);
             self.apply(&record, now.mono);
-            self.journal.pending.push(record.clone());
+            self.put_up(record.clone());
             self.announce(&record, before, now, out);
         }
-    }
-
-    /// Lets an effect out, or keeps it until the records before it are on disk.
-    pub(super) fn say(&mut self, effect: Effect, out: &mut Outbox<Effect>) {
-        if !self.journal.pending.is_empty() {
-            self.journal.held_next.push(effect);
-        } else if self.journal.inflight.is_some() {
-            self.journal.held.push(effect);
-        } else {
-            out.push(effect);
-        }
-    }
-
-    /// Whether too much waits for the disk already.
-    pub(super) fn is_congested(&self) -> bool {
-        let held = [&self.journal.held, &self.journal.held_next];
-        held.iter().map(|held| held.len()).sum::<usize>() >= self.config.held_max
-            || held.iter().map(|held| held.messages()).sum::<usize>()
-                >= self.config.held_messages_max
     }
 
     /// Why a command is not even looked at.
@@ -326,68 +285,6 @@ impl RegistryMachine {
         } else {
             None
         }
-    }
-
-    /// Hands pending records over, unless an append is on its way already.
-    fn flush(&mut self, out: &mut Outbox<Effect>) {
-        if self.halted.is_some()
-            || self.journal.inflight.is_some()
-            || self.journal.pending.is_empty()
-        {
-            return;
-        }
-        let records = mem::take(&mut self.journal.pending);
-        // Nothing is in flight, so nothing rests on it.
-        self.journal.held = mem::take(&mut self.journal.held_next);
-        let ticket = self.journal.tickets.issue();
-        self.journal.inflight = Some(ticket);
-        self.journal.length += records.iter().filter(|record| record.is_journal()).count();
-        if self.journal.length > self.config.rewrite_after {
-            let journal = self.journal_snapshot();
-            self.journal.length = journal.len();
-            // A state that is large in itself must not be rewritten with every command.
-            self.config.rewrite_after = self.config.rewrite_after.max(2 * journal.len());
-            out.push(Effect::Rewrite {
-                ticket,
-                records,
-                journal,
-            });
-        } else {
-            out.push(Effect::Append { ticket, records });
-        }
-    }
-
-    fn appended(&mut self, ticket: Ticket, out: &mut Outbox<Effect>) {
-        if self.journal.inflight != Some(ticket) {
-            return;
-        }
-        self.journal.inflight = None;
-        let held = self.journal.held.take().into_iter();
-        held.for_each(|effect| out.push(effect));
-    }
-
-    /// The journal starts from what the store holds.
-    pub(super) fn start_journal(&mut self) {
-        self.journal.length = self.journal_snapshot().len();
-    }
-
-    /// What waits for the disk is not going to be promised.
-    pub(super) fn refuse_held(&mut self, reason: &str, out: &mut Outbox<Effect>) {
-        let held = self.journal.held.take();
-        let next = self.journal.held_next.take();
-        for effect in held.into_iter().chain(next) {
-            if let Effect::Reply { call, .. } = effect {
-                let reason = reason.to_owned();
-                let result = Err(Refusal::Unavailable { reason });
-                out.push(Effect::Reply { call, result });
-            }
-        }
-    }
-
-    fn append_failed(&mut self, reason: String, out: &mut Outbox<Effect>) {
-        self.refuse_held("the journal failed", out);
-        self.halted = Some(reason.clone());
-        out.push(Effect::Alarm(Alarm::JournalFailed { reason }));
     }
 
     /// The newest document of a served network.
@@ -450,6 +347,8 @@ impl RegistryMachine {
             endpoints: self.objects.own_count() + self.objects.remotes.count(),
             remote_bytes: self.objects.remotes.bytes(),
             remote_refused: self.objects.remotes.refused(),
+            streams_too_fast: self.ended.too_fast,
+            streams_congested: self.ended.congested,
             watchers: self.watchers.len(),
             domains_connected: self.federation.connected_count(),
         }
@@ -503,6 +402,11 @@ impl Machine for RegistryMachine {
             Input::Appended { ticket } => self.appended(ticket, out),
             Input::AppendFailed { reason, .. } => self.append_failed(reason, out),
             Input::SyncOpened { stream, peer } => self.sync_opened(stream, peer, now, out),
+            Input::SyncReceived { stream, message }
+                if message.changes() && self.is_congested_for_others() =>
+            {
+                self.end_congested(stream, now, out);
+            }
             Input::SyncReceived { stream, message } => {
                 self.federate(now, out, |federation, events| {
                     federation.received(stream, message, now.mono, events)

@@ -19,6 +19,7 @@ mod follow;
 mod held;
 mod index;
 mod inspect;
+mod journal;
 mod machine;
 mod matching;
 mod names;
@@ -27,6 +28,8 @@ mod object;
 mod objects;
 #[cfg(test)]
 mod ownership_tests;
+#[cfg(test)]
+mod pace_tests;
 mod packed;
 mod record;
 mod registrations;

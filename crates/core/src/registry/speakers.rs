@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::api::{Alarm, Effect, Peer};
 use super::machine::RegistryMachine;
 use crate::document::{Document, Member, Role};
-use crate::federation::Scope;
+use crate::federation::{Scope, StreamId, Work};
 use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
 use crate::time::{Now, Wall};
@@ -33,6 +33,16 @@ pub fn contradictions<'a>(documents: impl IntoIterator<Item = &'a Document>) -> 
     }
     stated.contradictions
 }
+
+/// Streams that ended for what their domains demanded, ever.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) too_fast: u64,
+    pub(super) congested: u64,
+}
+
+const TOO_FAST: &str = "more changes than one domain may make";
+const CONGESTED: &str = "too much waits for the disk";
 
 /// Which domain is which trust domain, as the best network says that names either.
 #[derive(Debug, Default)]
@@ -112,6 +122,62 @@ impl RegistryMachine {
         }
         let domain = domain.filter(|_| !scope.is_empty())?;
         Some((domain.clone(), scope))
+    }
+
+    /// Why a domain gets no stream now.
+    pub(super) fn turns_away(
+        &mut self,
+        domain: &DomainName,
+        scope: &Scope,
+        now: Now,
+    ) -> Option<&'static str> {
+        if self.is_congested_for_others() {
+            self.ended.congested += 1;
+            Some(CONGESTED)
+        } else if !self.federation.admits(domain, scope, Work::Open, now.mono) {
+            self.ended.too_fast += 1;
+            Some(TOO_FAST)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a domain may make that work; otherwise its stream ends.
+    pub(super) fn admits(
+        &mut self,
+        domain: &DomainName,
+        work: Work,
+        now: Now,
+        out: Out<'_>,
+    ) -> bool {
+        let scope = self.scope(domain);
+        if self.federation.admits(domain, &scope, work, now.mono) {
+            return true;
+        }
+        self.ended.too_fast += 1;
+        out.push(Effect::Alarm(Alarm::DomainTooFast {
+            domain: domain.clone(),
+            limit: self.config.federation.changes.per_second,
+        }));
+        let stream = self.federation.stream(domain).map(|(stream, _)| stream);
+        self.federate(now, out, |federation, events| {
+            if let Some(stream) = stream {
+                federation.close(stream, TOO_FAST, now.mono, events);
+            }
+        });
+        false
+    }
+
+    /// What a stream brings has no room now: its domain begins anew when there is.
+    pub(super) fn end_congested(&mut self, stream: StreamId, now: Now, out: Out<'_>) {
+        if self.federation.dialled(stream).is_none() {
+            // It ended already, and more of it was on its way.
+            return;
+        }
+        self.ended.congested += 1;
+        self.federate(now, out, |federation, events| {
+            federation.close(stream, CONGESTED, now.mono, events)
+        });
     }
 
     /// Where the stream of a domain speaks; nowhere without one.

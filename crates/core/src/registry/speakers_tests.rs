@@ -268,6 +268,18 @@ fn a_stream_of_a_better_network_takes_the_place_and_is_not_displaced() {
     assert!(two.is_closed(2) && !two.is_closed(4));
 }
 
+/// Who speaks for a domain in a worse network does not use up what it may say in a better one.
+#[test]
+fn a_stream_of_a_worse_network_leaves_the_allowance_alone() {
+    let mut two = Two::new(forged);
+    for stream in 1..=100 {
+        two.opens(stream, west(), &["blue"]);
+    }
+    assert!(two.bench.machine.counts().streams_too_fast > 0);
+    two.opens(101, west(), &["red"]);
+    assert!(!two.is_closed(101));
+}
+
 /// A version may vouch for an identity that the one before did not, or no longer.
 #[test]
 fn a_change_of_what_is_granted_opens_the_stream_anew() {

@@ -14,7 +14,7 @@ use super::record::Record;
 use super::remotes::Limited;
 use super::speakers::Stated;
 use crate::document::{Chain, Offer, Role};
-use crate::federation::{Event, Federation, Membership, StreamId, SyncMessage, believe};
+use crate::federation::{Event, Federation, Membership, StreamId, SyncMessage, Work, believe};
 use crate::ids::{DomainName, NetworkUid, RouterName};
 use crate::machine::Outbox;
 use crate::time::{Now, Wall};
@@ -32,11 +32,15 @@ impl RegistryMachine {
             return out.push(Effect::CloseStream { stream, reason });
         }
         let speaker = self.speaker(&peer, expected.as_ref(), now.wall);
-        let Some((domain, scope)) = speaker else {
-            let reason = format!(
+        let turned_away = match &speaker {
+            Some((domain, scope)) => self.turns_away(domain, scope, now).map(str::to_owned),
+            None => Some(format!(
                 "{} is not the registry of a member of a common network",
                 peer.id
-            );
+            )),
+        };
+        let (Some((domain, scope)), None) = (speaker, &turned_away) else {
+            let reason = turned_away.unwrap_or_default();
             let said = reason.clone();
             out.push(Effect::CloseStream { stream, reason });
             return self.federate(now, out, |federation, events| {
@@ -99,7 +103,9 @@ impl RegistryMachine {
                 } => self.believe_endpoint(domain, uid, endpoint, now, out),
                 Event::Remove { domain, uid, name } => {
                     let held = self.objects.remotes.get(&domain, &name);
-                    if held.is_some_and(|held| held.uid == uid) {
+                    let held = held.is_some_and(|held| held.uid == uid);
+                    let work = if held { Work::Change } else { Work::Repeat };
+                    if self.admits(&domain, work, now, out) && held {
                         self.forget(&domain, &name, now, out);
                     }
                 }
@@ -200,7 +206,19 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) {
-        if let Err(reason) = self.judge(&domain, uid, &endpoint, now) {
+        let judged = self.judge(&domain, uid, &endpoint, now);
+        let packed = Packed::new(&endpoint);
+        let known = self.objects.remotes.get(&domain, &endpoint.name);
+        let known = known.is_some_and(|known| known.packed == packed && known.uid == uid);
+        let work = if known && judged.is_ok() {
+            Work::Repeat
+        } else {
+            Work::Change
+        };
+        if !self.admits(&domain, work, now, out) {
+            return;
+        }
+        if let Err(reason) = judged {
             let name = endpoint.name.clone();
             self.forget(&domain, &name, now, out);
             let name = name.chars().take(64).collect();
@@ -210,7 +228,6 @@ impl RegistryMachine {
                 reason,
             }));
         }
-        let packed = Packed::new(&endpoint);
         if let Err(full) = self.make_room(&domain, &packed, now, out) {
             self.forget(&domain, &endpoint.name, now, out);
             if self.objects.remotes.refuse(&domain) {
@@ -222,8 +239,7 @@ impl RegistryMachine {
             }
             return;
         }
-        let known = self.objects.remotes.get(&domain, &endpoint.name);
-        if known.is_none_or(|known| known.packed != packed || known.uid != uid) {
+        if !known {
             let record = Record::Remote {
                 uid,
                 domain: domain.clone(),
