@@ -222,6 +222,12 @@ fn boot(
     ctx: &RoleContext,
 ) -> impl FnMut(Vec<Record>, bool) -> anyhow::Result<RegistryMachine> + Send + 'static {
     let (config, ctx) = (config.clone(), ctx.clone());
+    if config.restored {
+        tracing::warn!(
+            "restored = true: for two renewal periods leases are only taken back; \
+             remove the key now, every further start with it does so again"
+        );
+    }
     let mut lives = 0;
     move |records, following| {
         let mut core = core_config(&config, &ctx);

@@ -109,6 +109,7 @@ impl Configure for Config {
     fn read(section: &mut Section<'_>) -> Option<Self> {
         let domain = section.required::<DomainName>("domain");
         let listen = section.list_or("listen", LISTEN_DEFAULT.parse().into_iter().collect());
+        let is_advertised = section.has("advertise");
         let advertise = section.optional::<DialUrl>("advertise");
         let replicas: Vec<String> = section.list("replicas");
         for replica in replicas.iter().filter(|id| !id.starts_with("spiffe://")) {
@@ -151,6 +152,17 @@ impl Configure for Config {
         let restored = section.or("restored", false);
         let name = domain.as_ref().map_or("", DomainName::as_str).to_owned();
         let store = section.table("store", |section| StoreConfig::read(section, &name));
+        let is_specific = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_unspecified());
+        if matches!(store, Some(StoreConfig::Etcd(_)))
+            && !is_advertised
+            && !listen.iter().any(is_specific)
+        {
+            section.problem(
+                "advertise",
+                None,
+                "tcp://HOST:PORT, where the other replicas of this store reach it: no address of listen is a specific one",
+            );
+        }
         if renew_after * 2 > lease_lifetime || renew_after < Duration::from_secs(1) {
             let value = format!("{renew_after:?}");
             section.problem("renew_after", Some(value), "1s to half of lease_lifetime");
