@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
                        250 domains with 1,000 endpoints each, a virtual hour
   sim --seed S [--profile P]
                        one seed again, with its trace
-  plants               builds each planted bug and checks that the simulation finds it
+  plants               chooses each planted bug and checks that the simulation finds it
   multicluster [NAME]  the real binary in network namespaces, under faults (needs root)
   crash [--kills N] [--seed S]
                        kill -9 of a registry under load, N times (default 500)

@@ -141,7 +141,14 @@ pub fn forward(
     let Some(hop) = table.lookup(destination) else {
         return Verdict::Drop(DropReason::NoRoute);
     };
-    if !may_go(ingress_class, hop.class) {
+    let may_go = may_go(ingress_class, hop.class);
+    #[cfg(feature = "plants")]
+    let may_go = may_go
+        || matches!(
+            (ingress_class, hop.class),
+            (PortClass::Sibling, PortClass::Remote(_))
+        ) && crate::plants::Plant::PacketOrder.is_chosen();
+    if !may_go {
         return Verdict::Drop(DropReason::PacketOrder);
     }
     if hop.port == ingress {
@@ -170,10 +177,6 @@ fn owns(table: &impl Table, ingress: PortId, ingress_class: PortClass, source: I
 
 /// The order of packets.
 pub const fn may_go(from: PortClass, to: PortClass) -> bool {
-    #[cfg(feature = "plant-packet-order")]
-    if matches!((from, to), (PortClass::Sibling, PortClass::Remote(_))) {
-        return true;
-    }
     match from {
         PortClass::Member | PortClass::Own => true,
         PortClass::Remote(_) => {

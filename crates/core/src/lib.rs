@@ -16,6 +16,8 @@ pub mod ids;
 pub mod links;
 pub mod machine;
 pub mod names;
+#[cfg(feature = "plants")]
+pub mod plants;
 pub mod rate;
 pub mod registry;
 pub mod rng;

@@ -9,7 +9,8 @@ use vl3_sim::federation;
 use vl3_sim::run::{Played, Summary, play, play_many};
 
 const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P] | --profile scale [--minutes N] [--first S]
-  with --profile federation also --state FILE (progress, every 500 seeds) and --resume (go on from there)";
+  with --profile federation also --state FILE (progress, every 500 seeds) and --resume (go on from there)
+  built with the feature plants also --plant NAME (a deliberate bug, to be found)";
 
 /// Which world is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,7 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--failures" => options.failures = number()?,
             "--first" => options.first = number()?,
             "--seed" => options.one = Some(number()?),
+            "--plant" => plant(&value)?,
             "--minutes" => options.minutes = number()?,
             "--state" => options.state = Some(value.into()),
             "--profile" => {
@@ -109,6 +111,22 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         return Err("--resume needs --state FILE and --profile federation".to_owned());
     }
     Ok(options)
+}
+
+#[cfg(feature = "plants")]
+fn plant(name: &str) -> Result<(), String> {
+    use vl3_core::plants::Plant;
+    let names = || Plant::ALL.map(Plant::name).join(", ");
+    let plant = Plant::parse(name).ok_or_else(|| format!("no plant {name:?}: {}", names()))?;
+    let already = |chosen: Plant| format!("--plant: {} is chosen already", chosen.name());
+    plant.choose().map_err(already)
+}
+
+#[cfg(not(feature = "plants"))]
+fn plant(name: &str) -> Result<(), String> {
+    Err(format!(
+        "--plant {name}: this program is built without the feature plants"
+    ))
 }
 
 fn one(out: &mut impl Write, played: &Played) -> ExitCode {

@@ -506,9 +506,15 @@ impl Scope<'_> {
                 .filter(|entry| entry.lease.router != self.acquire.router)
         };
         let leased = others().flat_map(|entry| entry.lease.prefixes());
-        // The planted bug: a lease is avoided by its first address only.
-        #[cfg(feature = "plant-allocator")]
-        let leased = leased.map(|prefix| IpNet::from(prefix.network()));
+        #[cfg(feature = "plants")]
+        let leased = leased.map(|prefix| {
+            let is_planted = crate::plants::Plant::Allocator.is_chosen();
+            if is_planted {
+                IpNet::from(prefix.network())
+            } else {
+                prefix
+            }
+        });
         let excluded = others().flat_map(|entry| entry.exclusions.iter().copied());
         let operator = self.allocator.exclusions.iter().copied();
         let policy = self.document.policy.exclusions.iter().copied();

@@ -514,7 +514,6 @@ proptest! {
 
     /// Invariants 1, 2 and 5, whatever happens in whatever order.
     #[test]
-    #[cfg_attr(feature = "plant-allocator", should_panic)]
     fn leases_never_overlap_and_replay_equals_what_runs(steps in steps()) {
         let mut bench = Bench::new();
         let mut told = vec![None; 8];

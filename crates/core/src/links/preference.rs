@@ -28,9 +28,10 @@ pub fn turn(
         return Turn::AtOnce;
     }
     match own.cmp(other) {
-        // Planted: each side leaves it to the other.
-        #[cfg(feature = "plant-dial-preference")]
-        _ if own.domain != other.domain => Turn::Never,
+        #[cfg(feature = "plants")]
+        _ if own.domain != other.domain && crate::plants::Plant::DialPreference.is_chosen() => {
+            Turn::Never
+        }
         Ordering::Less => Turn::AtOnce,
         Ordering::Greater => Turn::Later,
         Ordering::Equal => Turn::Never,

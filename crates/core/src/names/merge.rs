@@ -114,8 +114,11 @@ pub fn merge(about: Merge<'_>, votes: &[Ballot]) -> Merged {
         Vote::NxDomain(negative) => Some((voter, negative)),
         _ => None,
     });
+    let is_denied = denied(&votes);
+    #[cfg(feature = "plants")]
+    let is_denied = is_denied || crate::plants::Plant::Merge.is_chosen();
     if let Some((voter, negative)) = nxdomain
-        && (denied(&votes) || cfg!(feature = "plant-merge"))
+        && is_denied
     {
         answer.rcode = Rcode::NX_DOMAIN;
         answer.decision = Decision::Merged;

@@ -172,9 +172,8 @@ impl RegistryMachine {
     }
 
     fn replay(&mut self, record: Record, now: Mono) -> Result<(), NetworkUid> {
-        // The planted bug: a replayed lease starts over at its first round.
-        #[cfg(feature = "plant-replay")]
-        let record = super::record::forget_generation(record);
+        #[cfg(feature = "plants")]
+        let record = super::record::planted(record);
         let of_network = match &record {
             Record::Lease { uid, .. }
             | Record::Name { uid, .. }

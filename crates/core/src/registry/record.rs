@@ -152,12 +152,14 @@ pub struct Claim {
     pub router: RouterName,
 }
 
-#[cfg(feature = "plant-replay")]
-pub(super) fn forget_generation(mut record: Record) -> Record {
-    if let Record::Lease {
-        record: LeaseRecord::Granted { lease, .. },
-        ..
-    } = &mut record
+/// The planted bug of a replay.
+#[cfg(feature = "plants")]
+pub(super) fn planted(mut record: Record) -> Record {
+    if crate::plants::Plant::Replay.is_chosen()
+        && let Record::Lease {
+            record: LeaseRecord::Granted { lease, .. },
+            ..
+        } = &mut record
     {
         lease.generation = crate::ids::Generation(1);
     }

@@ -112,9 +112,12 @@ impl RegistryMachine {
                 Event::Synced { domain } => {
                     let scope = self.scope(&domain);
                     let gone = self.objects.remotes.unvouched(&domain, &scope);
-                    // The planted bug: what a snapshot does not name stays.
-                    #[cfg(feature = "plant-snapshot")]
-                    let gone = gone.into_iter().take(0).collect();
+                    #[cfg(feature = "plants")]
+                    let gone = if crate::plants::Plant::Snapshot.is_chosen() {
+                        Vec::new()
+                    } else {
+                        gone
+                    };
                     self.objects.remotes.synced(&domain);
                     self.commit(gone, now, out);
                 }

@@ -381,7 +381,6 @@ proptest! {
 
     /// Invariant 2: what was told outlives a crash at any moment; replay equals what ran.
     #[test]
-    #[cfg_attr(feature = "plant-replay", should_panic)]
     fn a_crash_between_any_two_effects_is_harmless(steps in steps()) {
         let mut bench = Bench::new();
         let mut told: Option<Generation> = None;
