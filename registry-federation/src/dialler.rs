@@ -3,19 +3,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tonic::Streaming;
 use vl3_core::document::{Chain, Document, Role};
 use vl3_core::federation::StreamId;
 use vl3_core::ids::DomainName;
 use vl3_core::registry::Peer;
 use vl3_identity::{Scope, Trust, Verified};
+use vl3_proto::vl3::registry::v1 as wire;
 use vl3_proto::vl3::registry::v1::sync_client::SyncClient;
-use vl3_runtime::grpc::{DialUrl, Dialer, Expect};
+use vl3_runtime::grpc::{Connection, DialUrl, Dialer, Expect};
 use vl3_runtime::{CancellationToken, Tasks, clock};
 
 use crate::handle::{Handle, Message, Outgoing, SYNC_BATCHES};
 use crate::services::{MESSAGE_BYTES_MAX, peer_of, read_stream, wire_messages};
+
+/// Why a stream ended that we closed.
+const CLOSED: &str = "closed";
+/// How long a stream that we close waits for the other end to have heard everything.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(crate) struct Dialler {
     dialer: Dialer,
@@ -65,15 +73,19 @@ impl Dialler {
             let attempt = connect(
                 &dialer, &domain, &contacts, &documents, stream, &handle, &cancel,
             );
-            let reason = tokio::select! {
-                () = cancel.cancelled() => "closed".to_owned(),
-                ended = attempt => match ended {
-                    Ok(reason) => reason,
-                    Err(reason) => {
-                        tracing::info!(%domain, reason, "registry not reached");
-                        reason
-                    }
-                },
+            let reached = tokio::select! {
+                () = cancel.cancelled() => None,
+                reached = attempt => Some(reached),
+            };
+            let reason = match reached {
+                None => CLOSED.to_owned(),
+                Some(Ok((_connection, incoming))) => {
+                    carry(incoming, stream, &handle, &cancel).await
+                }
+                Some(Err(reason)) => {
+                    tracing::info!(%domain, reason, "registry not reached");
+                    reason
+                }
             };
             handle
                 .send(Message::SyncClosed { id: stream, reason })
@@ -100,7 +112,27 @@ fn expect(domain: &DomainName, documents: &[Chain]) -> Expect {
     )
 }
 
-/// The first contact that answers; returns why the stream ended.
+/// Until the stream ends; returns why. Where we close it, our half ends first: what was said
+/// last, such as the version that removes the other domain, still goes out.
+async fn carry(
+    incoming: Streaming<wire::SyncMessage>,
+    stream: StreamId,
+    handle: &Handle,
+    cancel: &CancellationToken,
+) -> String {
+    let reading = read_stream(incoming, stream, handle);
+    tokio::pin!(reading);
+    tokio::select! {
+        reason = &mut reading => reason,
+        () = cancel.cancelled() => {
+            // Err: the other end does not close its half.
+            let _late = tokio::time::timeout(LAST_WORDS, reading).await;
+            CLOSED.to_owned()
+        }
+    }
+}
+
+/// The first contact that answers.
 async fn connect(
     dialer: &Dialer,
     domain: &DomainName,
@@ -109,7 +141,7 @@ async fn connect(
     stream: StreamId,
     handle: &Handle,
     cancel: &CancellationToken,
-) -> Result<String, String> {
+) -> Result<(Connection, Streaming<wire::SyncMessage>), String> {
     let mut reason = "no contact address".to_owned();
     for contact in contacts {
         let url: DialUrl = match contact.parse() {
@@ -142,7 +174,7 @@ async fn connect(
                         stream: opened,
                     })
                     .await;
-                return Ok(read_stream(incoming.into_inner(), stream, handle).await);
+                return Ok((connection, incoming.into_inner()));
             }
         }
     }

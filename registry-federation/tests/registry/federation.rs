@@ -1,5 +1,7 @@
 //! Registries of several domains over real gRPC.
 
+use std::time::Duration;
+
 use crate::world::{Registry, World, event, eventually, query};
 use tonic::Code;
 use vl3_core::ids::DomainName;
@@ -128,6 +130,9 @@ async fn a_version_published_to_one_registry_reaches_all_and_a_revoked_domain_is
     let chain = world.edit(|document| document.members.get_mut(&west_name).unwrap().revoked = true);
     assert!(in_east.publish(&chain).await.accepted);
     assert_eq!(event(&mut events).await, ("red-west@west".to_owned(), true));
+    let told = tokio::time::timeout(Duration::from_secs(10), watch.message());
+    let ended = told.await.expect("west is told").unwrap_err();
+    assert!(ended.message().contains("no live member"), "{ended}");
     assert!(
         is_refused(&world, "west", &east).await,
         "a revoked domain is not trusted"
