@@ -24,6 +24,7 @@
 //! # drop(descriptor); Ok(()) }
 //! ```
 
+pub mod datagrams;
 mod error;
 pub mod fdpass;
 mod namespace;
