@@ -1,4 +1,4 @@
-//! The admin endpoint: /metrics, /healthz, /readyz, /status, and commands on the unix socket.
+//! The admin endpoint: /metrics, /healthz, /readyz (also as /health, /ready), /status, and commands on the unix socket.
 
 use std::future::Future;
 use std::io;
@@ -77,6 +77,9 @@ fn routes(_: &RoleContext) -> Router<RoleContext> {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        // As CoreDNS has them.
+        .route("/health", get(healthz))
+        .route("/ready", get(readyz))
         .route("/status", get(status))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -150,34 +150,69 @@ impl RoleContext {
     }
 }
 
-/// The process's metrics registry. Labels only from enums and configured names.
-#[derive(Clone)]
-pub struct Metrics(Arc<Mutex<Registry>>);
+/// The process's metrics registries. Labels only from enums and configured names.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Mutex<Registries>>);
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Registry::with_prefix("vl3"))))
-    }
+/// Ours, whose names begin with `vl3_`, and names that others gave.
+#[derive(Debug)]
+struct Registries {
+    own: Registry,
+    foreign: Registry,
 }
 
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Metrics")
+impl Default for Registries {
+    fn default() -> Self {
+        Self {
+            own: Registry::with_prefix("vl3"),
+            foreign: Registry::default(),
+        }
     }
 }
 
 impl Metrics {
     /// Registers metrics; called at start-up.
     pub fn register<R>(&self, register: impl FnOnce(&mut Registry) -> R) -> R {
-        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        register(&mut self.lock().own)
+    }
+
+    /// Registers metrics under names that other programs' users know; no prefix is added.
+    pub fn register_foreign<R>(&self, register: impl FnOnce(&mut Registry) -> R) -> R {
+        register(&mut self.lock().foreign)
     }
 
     /// OpenMetrics text.
     pub fn encode(&self) -> String {
+        use prometheus_client::encoding::text::{encode_eof, encode_registry};
         let mut text = String::new();
-        let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let registries = self.lock();
         // Writing to a String does not fail.
-        let _infallible = prometheus_client::encoding::text::encode(&mut text, &registry);
+        let _infallible = encode_registry(&mut text, &registries.own)
+            .and_then(|()| encode_registry(&mut text, &registries.foreign))
+            .and_then(|()| encode_eof(&mut text));
         text
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::counter::Counter;
+
+    #[test]
+    fn foreign_names_stand_beside_ours_in_one_text() {
+        let metrics = Metrics::default();
+        let counter = Counter::<u64>::default();
+        counter.inc();
+        metrics.register(|registry| registry.register("own", "Ours", counter.clone()));
+        metrics.register_foreign(|registry| registry.register("theirs", "Theirs", counter));
+        let text = metrics.encode();
+        assert!(text.contains("\nvl3_own_total 1\n"), "{text}");
+        assert!(text.contains("\ntheirs_total 1\n"), "{text}");
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
     }
 }

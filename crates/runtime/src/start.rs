@@ -7,9 +7,13 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use vl3_identity::Source;
+use vl3_identity::authority::Authority;
 
 use crate::config::{IdentitySource, Loaded};
-use crate::{Retry, RoleContext, admin, rundir, telemetry};
+use crate::{Retry, RoleContext, admin, clock, rundir, telemetry};
+
+/// Shows nothing to anybody, so nothing hangs on its end.
+const UNNEEDED_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Runs a role until it ends, fails, or a signal stops it: telemetry, directories, identity,
 /// admin endpoint, the role, drain. A second signal ends the process at once.
@@ -86,6 +90,7 @@ async fn open_identity(from: &IdentitySource, shutdown: &CancellationToken) -> O
         match from {
             IdentitySource::Dir(dir) => Source::from_dir(dir),
             IdentitySource::WorkloadApi(endpoint) => Source::from_workload_api(endpoint).await,
+            IdentitySource::Unneeded => nobody(),
         }
     });
     tokio::select! {
@@ -96,6 +101,13 @@ async fn open_identity(from: &IdentitySource, shutdown: &CancellationToken) -> O
         }
         () = shutdown.cancelled() => None,
     }
+}
+
+/// An identity of a trust domain that ends with this process.
+fn nobody() -> Result<Source, vl3_identity::Error> {
+    let authority = Authority::create("nobody.invalid", clock::wall())?;
+    let identity = authority.identity("unneeded", UNNEEDED_LIFETIME, clock::wall())?;
+    Ok(Source::fixed(identity))
 }
 
 /// Cancels on the first SIGTERM or SIGINT; the future ends with the second.

@@ -29,6 +29,8 @@ pub enum IdentitySource {
     Dir(PathBuf),
     /// `identity.workload_api`, SPIFFE_ENDPOINT_SOCKET: `unix:///path`.
     WorkloadApi(String),
+    /// None given, and the role needs none: one that nobody trusts is made at start.
+    Unneeded,
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +70,11 @@ impl Common {
         }
     }
 
-    pub(super) fn read(role: &'static str, section: &mut Section<'_>) -> Option<Self> {
+    pub(super) fn read(
+        role: &'static str,
+        section: &mut Section<'_>,
+        needs_identity: bool,
+    ) -> Option<Self> {
         let name = section.or("name", role.to_owned());
         let fits = name.len() <= 63
             && name
@@ -107,6 +113,7 @@ impl Common {
                     Some(IdentitySource::Dir(dir))
                 }
                 (None, Some(api)) => Some(IdentitySource::WorkloadApi(api)),
+                (None, None) if !needs_identity => Some(IdentitySource::Unneeded),
                 (None, None) => {
                     if !identity.has("dir") && !identity.has("workload_api") {
                         identity.problem(

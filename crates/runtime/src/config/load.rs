@@ -98,7 +98,8 @@ fn load_role<C: Configure>(
         .collect();
     let environment = environment.into_iter().collect();
     load_with(flags, &names, &environment, files, |section| {
-        let common = Common::read(C::ROLE, section);
+        let needs_identity = C::needs_identity(section);
+        let common = Common::read(C::ROLE, section, needs_identity);
         let config = C::read(section);
         Some(Loaded {
             common: common?,

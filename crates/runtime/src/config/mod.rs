@@ -39,6 +39,11 @@ pub trait Configure: Sized {
     /// commas. Every key has also the name `VL3_<KEY>` with dots written as two underscores.
     const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[];
 
+    /// Whether the role proves to others who it is. Asked before anything is read.
+    fn needs_identity(_section: &Section<'_>) -> bool {
+        true
+    }
+
     /// Reads and checks every field. `None` only after a problem was recorded.
     fn read(section: &mut Section<'_>) -> Option<Self>;
 }
