@@ -1,147 +1,220 @@
 //! Start-up in the order it happens.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use vl3_core::ids::NetworkUid;
-use vl3_core::names::View;
+use vl3_core::names::NetworkParts;
 use vl3_proto::document::read_armoured;
 use vl3_runtime::{CancellationToken, ReadyItem, RoleContext, Tasks};
 
-use crate::Config;
-use crate::engine::{COMPLETIONS_MAX, Command, Engine, Inputs, QUESTIONS_MAX};
+use crate::config::read_cookie_keys;
+use crate::engine::{ClientLimits, Command, CookieKeys, EngineSettings, Running, Sender};
 use crate::follow::Follower;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Origin};
+use crate::reload::{self, Reload};
 use crate::serve::{Connections, Front};
-use crate::sockets::{Dial, Listeners, OwnAddress, RouterSockets, bind};
-use crate::upstream::{Settings, Upstreams};
+use crate::sockets::{Dial, Dials, Listeners, OwnAddress, RouterSockets, bind, own_addresses};
+use crate::standing::{Orders, Standing};
+use crate::upstream::{Settings, Surroundings};
+use crate::{Config, engine};
 
 /// Tasks may take so long to end after the engine did.
 const END_LIMIT: Duration = Duration::from_secs(1);
+/// A server of its own answers so long while it says that it is not ready, so that others are
+/// chosen before it is gone (R7.2). Beside a router nobody chooses by readiness.
+const UNREADY: Duration = Duration::from_secs(5);
+/// Of the octets for answers, the part that keeps them as packets.
+const PACKETS_SHARE: usize = 4;
 
-/// Runs the DNS server until shutdown.
-pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
-    let has_state = ctx.readiness.item("state of the router");
-    let listening = ctx.readiness.item("listeners of the router");
-    let uid = network_uid(&config)?;
-    let metrics = Metrics::default();
-    ctx.metrics.register(|registry| metrics.register(registry));
+/// Runs the DNS server until shutdown. With `reload` it reads its configuration again when it is
+/// told to.
+pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> anyhow::Result<()> {
     let tasks = Arc::new(Tasks::new("dns"));
+    let metrics = Metrics::default();
+    metrics.register(&ctx.metrics);
+    metrics.set_origin(origin(&config));
+    let listening = ctx.readiness.item("listeners");
+    let has_view = ctx.readiness.item(match &config.router {
+        Some(_) => "state of the router",
+        None => "configured view",
+    });
 
-    let (views, view) = watch::channel(None);
-    let (own_sender, own) = watch::channel(OwnAddress::default());
-    let follower = Follower {
-        run_dir: config.router.clone(),
-        dialer: ctx.dialer(),
-        trust_domain: ctx.identity.current().id.trust_domain().to_owned(),
-        uid,
-        trust: ctx.trust.clone(),
-        alarms: ctx.document_alarms.clone(),
-        shared_names: config.shared_names,
-        upstream_port: config.upstream_port,
-        views,
-        own: own_sender,
+    let (networks, network) = watch::channel(None);
+    let (router, passed) = match &config.router {
+        Some(run_dir) => {
+            let (own_sender, own) = watch::channel(OwnAddress::default());
+            let follower = Follower {
+                run_dir: run_dir.clone(),
+                dialer: ctx.dialer(),
+                trust_domain: ctx.identity.current().id.trust_domain().to_owned(),
+                uid: network_uid(&config)?,
+                trust: ctx.trust.clone(),
+                alarms: ctx.document_alarms.clone(),
+                shared_names: config.shared_names,
+                port: config.upstream_port,
+                networks,
+                own: own_sender,
+            };
+            tasks.spawn("router state", follower.run(ctx.shutdown.clone()));
+            let (listeners, passed) = mpsc::channel(1);
+            let (sockets, dial, epochs) = RouterSockets::new(run_dir, own, listeners);
+            tasks.spawn("router sockets", sockets.run(ctx.shutdown.clone()));
+            (Some((dial, epochs)), Some(passed))
+        }
+        None => (None, None),
     };
-    tasks.spawn("router state", follower.run(ctx.shutdown.clone()));
 
-    let (server, dial) =
-        Server::start(&config, own, view.clone(), metrics, &tasks, &ctx.shutdown).await?;
-    drop(dial);
-    let commands = server.commands.clone();
+    // Bound first: a server that cannot listen does not start.
+    let bound = bind(&config.listen).await?;
+    let Running { engine, ended } = start_engine(&config, &router, &metrics, &tasks)?;
+    let (mut standing, orders) = Standing::new(
+        config.clone(),
+        own_addresses(&bound)?,
+        engine.clone(),
+        network.clone(),
+    );
+    standing.begin().await?;
+    tasks.spawn("view", standing.run(ctx.shutdown.clone()));
+    if let Some((_, epochs)) = router {
+        tasks.spawn(
+            "socket epochs",
+            tell_epochs(epochs, engine.clone(), ctx.shutdown.clone()),
+        );
+    }
+    let connections = Connections::new(
+        config.connections_max,
+        config.connections_per_client_max,
+        metrics.clone(),
+    );
+    let front = Front {
+        engine: engine.clone(),
+        connections: Arc::new(connections),
+        metrics,
+        tasks: Arc::clone(&tasks),
+    };
+    let stop = CancellationToken::new();
+    let server = Server {
+        engine,
+        front,
+        ended,
+        passed,
+        stop: stop.clone(),
+        serving: stop.child_token(),
+        unready: match config.router {
+            Some(_) => Duration::ZERO,
+            None => UNREADY,
+        },
+    };
+    server.listen(bound).await;
+    hooks(&ctx, &server.engine, &orders);
+    if let Some(reload) = reload {
+        tasks.spawn("reload", reload::run(reload, orders, ctx.shutdown.clone()));
+    }
+    if config.router.is_none() {
+        listening.set(true);
+        has_view.set(true);
+    }
+    let state = ready_with_state(network, has_view, ctx.shutdown.clone());
+    tasks.spawn("readiness", state);
+    server.until_stopped(&ctx, &listening, &tasks).await?;
+    tasks.drain(END_LIMIT).await;
+    Ok(())
+}
+
+fn start_engine(
+    config: &Config,
+    router: &Option<(Dial, watch::Receiver<u64>)>,
+    metrics: &Metrics,
+    tasks: &Arc<Tasks>,
+) -> anyhow::Result<Running> {
+    let settings = EngineSettings {
+        upstreams: Settings {
+            sockets: config.upstream_sockets,
+        },
+        limits: ClientLimits {
+            per_second: config.queries_per_second_max,
+            in_flight: config.in_flight_max,
+        },
+        cookies: cookie_keys(config)?,
+        packets_octets_max: config.cache_octets / PACKETS_SHARE,
+    };
+    let overlay = match router {
+        Some((dial, _)) if !config.upstream_direct => dial.clone(),
+        _ => Dial::Direct,
+    };
+    engine::start(settings, metrics.clone(), |engine| Surroundings {
+        dials: Dials { overlay },
+        tasks: Arc::clone(tasks),
+        runtime: tokio::runtime::Handle::current(),
+        engine,
+        metrics: metrics.clone(),
+    })
+}
+
+/// Of the file that replicas share, else of this start.
+fn cookie_keys(config: &Config) -> anyhow::Result<CookieKeys> {
+    match &config.cookie_keys {
+        Some(file) => read_cookie_keys(file)
+            .map_err(|allowed| anyhow::anyhow!("cookie_keys must be {allowed}")),
+        None => Ok(CookieKeys::random()),
+    }
+}
+
+/// What `vl3 status` and the other verbs ask.
+fn hooks(ctx: &RoleContext, engine: &Sender, orders: &Orders) {
+    let status = engine.clone();
     ctx.set_status(move || {
-        let commands = commands.clone();
+        let engine = status.clone();
         async move {
             let (reply, status) = oneshot::channel();
-            let asked = commands.send(Command::Status(reply)).await.is_ok();
+            let asked = engine.send(Command::Status(reply)).await.is_ok();
             match status.await {
                 Ok(status) if asked => status,
                 _ => json!({ "stopping": true }),
             }
         }
     });
-    tasks.spawn(
-        "readiness",
-        ready_with_state(view, has_state, ctx.shutdown.clone()),
-    );
-    server.until_stopped(&ctx, &listening, &tasks).await?;
-    tasks.drain(END_LIMIT).await;
-    Ok(())
+    let (list, add, remove) = (orders.clone(), orders.clone(), orders.clone());
+    ctx.set_command("upstream-list", move |_| {
+        let orders = list.clone();
+        async move { orders.list().await }
+    });
+    ctx.set_command("upstream-add", move |arguments| {
+        let orders = add.clone();
+        async move { orders.add(arguments).await }
+    });
+    ctx.set_command("upstream-remove", move |arguments| {
+        let orders = remove.clone();
+        async move { orders.remove(arguments).await }
+    });
 }
 
-/// The engine, its listeners and sockets: everything but where the state comes from.
-pub(crate) struct Server {
-    pub(crate) commands: mpsc::Sender<Command>,
+/// The running engine and its listeners.
+struct Server {
+    engine: Sender,
     front: Front,
-    engine: tokio::task::JoinHandle<anyhow::Result<()>>,
-    passed: mpsc::Receiver<Listeners>,
+    ended: oneshot::Receiver<anyhow::Result<()>>,
+    /// What the router passes; unset without a router.
+    passed: Option<mpsc::Receiver<Listeners>>,
+    /// Ends all TCP listeners.
+    stop: CancellationToken,
+    /// Ends those that the router passed.
     serving: CancellationToken,
+    unready: Duration,
 }
 
 impl Server {
-    pub(crate) async fn start(
-        config: &Config,
-        own: watch::Receiver<OwnAddress>,
-        views: watch::Receiver<Option<Arc<View>>>,
-        metrics: Metrics,
-        tasks: &Arc<Tasks>,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<(Self, Dial)> {
-        let (listeners, passed) = mpsc::channel(1);
-        let (sockets, dial, epochs) = RouterSockets::new(&config.router, own, listeners);
-        let dial = if config.upstream_direct {
-            Dial::Direct
-        } else {
-            dial
-        };
-        tasks.spawn("router sockets", sockets.run(shutdown.clone()));
-
-        let (completions, completed) = mpsc::channel(COMPLETIONS_MAX);
-        let settings = Settings {
-            sockets: config.upstream_sockets,
-        };
-        let upstreams = Upstreams::new(
-            settings,
-            dial.clone(),
-            Arc::clone(tasks),
-            completions,
-            metrics.clone(),
-        );
-        let (commands, received) = mpsc::channel(QUESTIONS_MAX);
-        let inputs = Inputs {
-            commands: received,
-            completions: completed,
-            views,
-            epochs,
-        };
-        let engine =
-            tokio::spawn(Engine::new(upstreams, metrics.clone()).run(inputs, shutdown.clone()));
-
-        let connections = Connections::new(
-            config.connections_max,
-            config.connections_per_client_max,
-            metrics.clone(),
-        );
-        let front = Front {
-            engine: commands.clone(),
-            connections: Arc::new(connections),
-            metrics,
-            tasks: Arc::clone(tasks),
-        };
-        front.serve(bind(&config.listen).await?, shutdown);
-        let serving = shutdown.child_token();
-        Ok((
-            Self {
-                commands,
-                front,
-                engine,
-                passed,
-                serving,
-            },
-            dial,
-        ))
+    async fn listen(&self, listeners: Listeners) {
+        say(&listeners);
+        self.front.serve(listeners.tcp, &self.stop);
+        // Err: the engine ended, which is told elsewhere.
+        let _ended = self.engine.send(Command::Listen(listeners.udp)).await;
     }
 
     /// Takes the listeners that the router passes, each set in place of the one before, until
@@ -152,32 +225,89 @@ impl Server {
         listening: &ReadyItem,
         tasks: &Tasks,
     ) -> anyhow::Result<()> {
+        let mut stopping = false;
+        let mut stop_at = None;
         loop {
             tokio::select! {
-                Some(listeners) = self.passed.recv() => {
-                    self.replace(listeners, &ctx.shutdown);
+                Some(listeners) = next(&mut self.passed) => {
+                    self.replace(listeners).await;
                     listening.set(true);
                 }
-                () = ctx.shutdown.cancelled(), if !self.serving.is_cancelled() => {
+                () = ctx.shutdown.cancelled(), if !stopping => {
+                    stopping = true;
                     listening.set(false);
-                    self.serving.cancel();
+                    stop_at = Some(Instant::now() + self.unready);
                 }
-                ended = &mut self.engine => return ended.context("the engine panicked")?,
+                () = until(stop_at) => {
+                    stop_at = None;
+                    self.stop.cancel();
+                    // Err: it ended already.
+                    let _ended = self.engine.send(Command::Stop).await;
+                }
+                ended = &mut self.ended => return ended.context("the engine panicked")?,
                 error = tasks.failed() => return Err(error),
             }
         }
     }
 
     /// The new set first: at no moment does nobody listen.
-    fn replace(&mut self, listeners: Listeners, shutdown: &CancellationToken) {
-        for socket in &listeners.udp {
-            if let Ok(address) = socket.local_addr() {
-                tracing::info!(%address, "answering questions");
+    async fn replace(&mut self, listeners: Listeners) {
+        say(&listeners);
+        let serving = self.stop.child_token();
+        self.front.serve(listeners.tcp, &serving);
+        // Err: the engine ended, which is told elsewhere.
+        let _ended = self.engine.send(Command::Replace(listeners.udp)).await;
+        std::mem::replace(&mut self.serving, serving).cancel();
+    }
+}
+
+fn say(listeners: &Listeners) {
+    for socket in &listeners.udp {
+        if let Ok(address) = socket.local_addr() {
+            tracing::info!(%address, "answering questions");
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next(passed: &mut Option<mpsc::Receiver<Listeners>>) -> Option<Listeners> {
+    match passed {
+        Some(passed) => passed.recv().await,
+        None => None,
+    }
+}
+
+async fn tell_epochs(
+    mut epochs: watch::Receiver<u64>,
+    engine: Sender,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            changed = epochs.changed() => {
+                if changed.is_err() || engine.send(Command::ReplaceSockets).await.is_err() {
+                    return Ok(());
+                }
             }
         }
-        let serving = shutdown.child_token();
-        self.front.serve(listeners, &serving);
-        std::mem::replace(&mut self.serving, serving).cancel();
+    }
+}
+
+/// What CoreDNS would call this server.
+fn origin(config: &Config) -> Origin {
+    let server = config.listen.first().copied();
+    let server = server.unwrap_or(SocketAddr::new([0, 0, 0, 0].into(), config.upstream_port));
+    Origin {
+        server: format!("dns://{server}"),
+        zone: ".".to_owned(),
+        view: String::new(),
     }
 }
 
@@ -203,12 +333,14 @@ fn network_uid(config: &Config) -> anyhow::Result<NetworkUid> {
 }
 
 async fn ready_with_state(
-    mut view: watch::Receiver<Option<Arc<View>>>,
+    mut network: watch::Receiver<Option<NetworkParts>>,
     item: ReadyItem,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     tokio::select! {
-        known = view.wait_for(Option::is_some) => item.set(known.is_ok()),
+        known = network.wait_for(Option::is_some) => if known.is_ok() {
+            item.set(true);
+        },
         () = shutdown.cancelled() => {}
     }
     shutdown.cancelled().await;

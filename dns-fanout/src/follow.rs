@@ -2,14 +2,13 @@
 //! last view stands.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::watch;
 use vl3_core::document::{Offer, Role, RoleIds};
 use vl3_core::ids::NetworkUid;
-use vl3_core::names::{NetworkParts, Policy, View, ViewError, ViewParts};
+use vl3_core::names::{NetworkParts, Policy};
 use vl3_identity::Trust;
 use vl3_proto::document::decode_chain;
 use vl3_proto::vl3::network::v1::DocumentChain;
@@ -36,8 +35,8 @@ pub(crate) struct Follower {
     pub(crate) alarms: DocumentAlarms,
     pub(crate) shared_names: Policy,
     /// Where other domains' servers listen.
-    pub(crate) upstream_port: u16,
-    pub(crate) views: watch::Sender<Option<Arc<View>>>,
+    pub(crate) port: u16,
+    pub(crate) networks: watch::Sender<Option<NetworkParts>>,
     pub(crate) own: watch::Sender<OwnAddress>,
 }
 
@@ -121,13 +120,8 @@ impl Follower {
             document,
             state: core,
             shared_names: self.shared_names,
-            port: self.upstream_port,
+            port: self.port,
         };
-        let view = View::assemble(ViewParts {
-            network: Some(network),
-            ..ViewParts::default()
-        })
-        .map_err(told)?;
         believed.sequence = sequence;
         self.own.send_if_modified(|known| {
             let changed = *known != own;
@@ -135,7 +129,7 @@ impl Follower {
             changed
         });
         // Err: the server stopped.
-        let _stopped = self.views.send(Some(Arc::new(view)));
+        let _stopped = self.networks.send(Some(network));
         Ok(())
     }
 
@@ -170,10 +164,4 @@ impl Follower {
         believed.wire = Some(wire.clone());
         Ok(())
     }
-}
-
-/// All of them at once (R7.4).
-fn told(errors: Vec<ViewError>) -> anyhow::Error {
-    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    anyhow::anyhow!("{}", errors.join("; "))
 }

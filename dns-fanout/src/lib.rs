@@ -1,22 +1,27 @@
 //! The DNS server of one network in one domain: local names, fan-out to the other domains over
 //! the overlay, one merged answer.
 //!
-//! [`vl3_core::names`] decides; this crate moves messages. One `engine` task owns the resolver
-//! machine. Listeners (`serve`) parse questions (`wire`) and hand them to it; it hands
-//! queries to sockets (`upstream`), which hand back what came. Sockets are bound by the router
-//! at its own address and passed to us (`sockets`); what the network looks like is the
-//! router's state, which `follow` keeps watching. The rules are in `docs/dns.md`.
+//! [`vl3_core::names`] decides; this crate moves messages. One thread, the `engine`, owns the
+//! resolver machine and all UDP sockets; TCP connections (`serve`, `upstream`) are tasks that it
+//! hears from. `standing` puts together what it shall do: the configuration, commands of people,
+//! and what the router says of the network, which `follow` keeps watching. Beside a router
+//! sockets are bound by it at its own address and passed to us (`sockets`). The rules are in
+//! `docs/dns.md`.
 
 mod app;
 mod config;
 mod engine;
 mod follow;
 mod metrics;
+mod reload;
 mod serve;
+mod slab;
 mod sockets;
+mod standing;
 mod state;
 mod upstream;
 mod wire;
 
 pub use app::run;
 pub use config::Config;
+pub use reload::Reload;

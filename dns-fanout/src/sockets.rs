@@ -11,9 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, sockopt};
 use prost::Message as _;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use vl3_core::names::Upstream;
 use vl3_core::{Backoff, Rng};
 use vl3_net::fdpass::Connection;
 use vl3_proto::vl3::router::v1::{FdDial, FdListen, FdReply, FdRequest, fd_request::Body};
@@ -29,7 +30,7 @@ const DIALS_MAX: usize = 256;
 /// What clients' questions arrive on.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    pub(crate) udp: Vec<UdpSocket>,
+    pub(crate) udp: Vec<StdUdp>,
     pub(crate) tcp: Vec<TcpListener>,
 }
 
@@ -41,6 +42,21 @@ pub(crate) enum Dial {
     Direct,
 }
 
+/// Who dials whom: servers of the network from the router's address, others from this host's.
+#[derive(Clone, Debug)]
+pub(crate) struct Dials {
+    pub(crate) overlay: Dial,
+}
+
+impl Dials {
+    pub(crate) fn to(&self, upstream: &Upstream) -> &Dial {
+        match upstream.owner {
+            Some(_) => &self.overlay,
+            None => &Dial::Direct,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct DialRequest {
     wanted: FdDial,
@@ -48,18 +64,26 @@ pub(crate) struct DialRequest {
 }
 
 impl Dial {
-    /// A UDP socket connected to `server`, on a port of its own.
-    pub(crate) async fn udp(&self, server: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = match self {
-            Self::Direct => UdpSocket::bind(unspecified(server)).await?,
-            Self::Router(requests) => {
-                let socket = StdUdp::from(ask(requests, server, false).await?);
-                socket.set_nonblocking(true)?;
-                UdpSocket::from_std(socket)?
+    /// A UDP socket connected to `server`, on a port of its own; `None` when somebody else must
+    /// make it: see [`Self::udp`].
+    pub(crate) fn udp_now(&self, server: SocketAddr) -> Option<io::Result<StdUdp>> {
+        match self {
+            Self::Direct => {
+                let socket = StdUdp::bind(unspecified(server));
+                Some(socket.and_then(|socket| connected(socket, server)))
             }
-        };
-        socket.connect(server).await?;
-        Ok(socket)
+            Self::Router(_) => None,
+        }
+    }
+
+    /// As [`Self::udp_now`], by the router.
+    pub(crate) async fn udp(&self, server: SocketAddr) -> io::Result<StdUdp> {
+        match self {
+            Self::Direct => connected(StdUdp::bind(unspecified(server))?, server),
+            Self::Router(requests) => {
+                connected(StdUdp::from(ask(requests, server, false).await?), server)
+            }
+        }
     }
 
     pub(crate) async fn tcp(&self, server: SocketAddr) -> io::Result<TcpStream> {
@@ -72,6 +96,12 @@ impl Dial {
             }
         }
     }
+}
+
+fn connected(socket: StdUdp, server: SocketAddr) -> io::Result<StdUdp> {
+    socket.set_nonblocking(true)?;
+    socket.connect(server)?;
+    Ok(socket)
 }
 
 async fn ask(
@@ -327,7 +357,7 @@ fn adopt(descriptors: Vec<OwnedFd>) -> anyhow::Result<Listeners> {
             SockType::Datagram => {
                 let socket = StdUdp::from(descriptor);
                 socket.set_nonblocking(true)?;
-                listeners.udp.push(UdpSocket::from_std(socket)?);
+                listeners.udp.push(socket);
             }
             SockType::Stream => {
                 // Harmless when the router listens already.
@@ -353,10 +383,40 @@ pub(crate) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Listeners> 
         let tcp = TcpListener::bind(address).await.with_context(context)?;
         // Port 0: both get what TCP got.
         let bound = tcp.local_addr().with_context(context)?;
-        listeners
-            .udp
-            .push(UdpSocket::bind(bound).await.with_context(context)?);
+        let udp = StdUdp::bind(bound).with_context(context)?;
+        udp.set_nonblocking(true).with_context(context)?;
+        listeners.udp.push(udp);
         listeners.tcp.push(tcp);
     }
     Ok(listeners)
+}
+
+/// Where sockets listen, those on every address spelled out as far as it matters: this host.
+pub(crate) fn own_addresses(listeners: &Listeners) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut own = Vec::new();
+    for socket in &listeners.udp {
+        let address = socket.local_addr().context("look at a listener")?;
+        if address.ip().is_unspecified() {
+            let mut everywhere: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+                .context("list this host's addresses")?
+                .filter_map(|interface| ip_of(&interface.address?))
+                .collect();
+            everywhere.push(address.ip());
+            own.extend(
+                everywhere
+                    .into_iter()
+                    .map(|ip| SocketAddr::new(ip, address.port())),
+            );
+        } else {
+            own.push(address);
+        }
+    }
+    Ok(own)
+}
+
+fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(v4.ip().into());
+    }
+    address.as_sockaddr_in6().map(|v6| v6.ip().into())
 }

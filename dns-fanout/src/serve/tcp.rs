@@ -15,8 +15,8 @@ use vl3_runtime::CancellationToken;
 
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
-use crate::metrics::{Drop, Metrics, Proto};
-use crate::wire::{Dropped, HEADER_OCTETS, Parsed, QUERY_OCTETS_MAX, parse, tcp_frame};
+use crate::metrics::{Drop, Metrics};
+use crate::wire::{HEADER_OCTETS, QUERY_OCTETS_MAX, tcp_frame};
 
 /// A connection without questions is closed after this (RFC 7766 6.2.3).
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -154,36 +154,19 @@ async fn read(
             Ok(Next::NotAQuestion) => return front.metrics.dropped(Drop::NotAQuestion),
             Err(_) => return front.metrics.dropped(Drop::Idle),
         }
-        match parse(&message) {
-            Parsed::Ask(request) => {
-                front.metrics.request(Proto::tcp, request.question.rtype);
-                let responder = Responder::Tcp {
-                    writer: replies.clone(),
-                    permit,
-                };
-                let asked = Asked {
-                    source: client.ip(),
-                    request,
-                    responder,
-                };
-                if front.engine.send(Command::Ask(asked)).await.is_err() {
-                    return;
-                }
-            }
-            Parsed::Reply(octets, rcode) => {
-                front.metrics.malformed(rcode);
-                if replies.send(octets).await.is_err() {
-                    return;
-                }
-            }
-            Parsed::Drop(why) => {
-                let why = if why == Dropped::Short {
-                    Drop::Short
-                } else {
-                    Drop::IsReply
-                };
-                return front.metrics.dropped(why);
-            }
+        if message[2] & 0x80 != 0 {
+            return front.metrics.dropped(Drop::IsReply);
+        }
+        let asked = Command::Ask(Asked {
+            source: client.ip(),
+            message: std::mem::take(&mut message),
+            responder: Responder {
+                writer: replies.clone(),
+                permit,
+            },
+        });
+        if front.engine.send(asked).await.is_err() {
+            return;
         }
     }
 }

@@ -1,208 +1,248 @@
 //! One connected UDP socket to one server: its message IDs and who waits for them.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rand::RngExt;
-use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
-use vl3_core::Ticket;
-use vl3_core::names::{Failure, Flags, Question};
-use vl3_runtime::Tasks;
+use rand::{Rng, RngExt};
+use vl3_core::names::{Failure, Question};
+use vl3_core::{Mono, Ticket};
+use vl3_net::datagrams::{Outgoing, ReceiveBatch, SendCall};
 
-use super::{Born, Completion};
-use crate::metrics::Metrics;
-use crate::sockets::Dial;
-use crate::wire::{Mismatch, encode_query, parse_reply, reply_id};
+use super::{Completion, OwnNumbers};
+use crate::metrics::{Metrics, ToFigures};
+use crate::wire::{Encoded, Mismatch, Spelling, echoes, parse_reply, reply_id};
 
-/// Commands that wait for the socket; more fail the query.
-const COMMANDS_MAX: usize = 256;
+/// A socket is replaced after so many queries or so long (R3.2).
+const QUERIES_MAX: u32 = 10_000;
+const AGE_MAX: Duration = Duration::from_secs(60);
 /// Queries outstanding on one socket: IDs stay sparse, guesses stay hard.
 const OUTSTANDING_MAX: usize = 1_024;
-/// A replaced socket waits this long for its last replies.
-const LINGER: Duration = Duration::from_secs(2);
-/// Larger than any datagram that our EDNS size allows.
-const BUFFER_OCTETS: usize = 4_096;
+/// Queries that wait while the socket is being opened; more fail.
+const HELD_MAX: usize = 256;
 
-#[derive(Debug)]
-pub(super) enum Command {
-    Send {
-        ticket: Ticket,
-        question: Question,
-        flags: Flags,
-    },
-    Forget(Ticket),
-}
-
-/// The pool's end. Dropping it lets the socket finish what is outstanding and close.
-#[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) born: Born,
-    pub(super) queries: u32,
-}
-
-impl Slot {
-    pub(super) fn open(
-        server: SocketAddr,
-        dial: Dial,
-        tasks: &Arc<Tasks>,
-        completions: mpsc::Sender<Completion>,
-        metrics: Metrics,
-    ) -> Self {
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        tasks.spawn_detached("upstream udp", async move {
-            let socket = Socket {
-                outstanding: HashMap::new(),
-                ids: HashMap::new(),
-                completions,
-                metrics,
-            };
-            socket.run(server, &dial, commands).await;
-        });
-        Self {
-            commands: sender,
-            born: Instant::now(),
-            queries: 0,
-        }
-    }
-
-    pub(super) fn send(&mut self, command: Command) -> Result<(), Failure> {
-        self.queries += 1;
-        self.commands
-            .try_send(command)
-            .map_err(|_| Failure::Network)
+/// A refusal that an earlier query met is the server's (ECONNREFUSED, EHOSTUNREACH); else this
+/// host has no room.
+fn send_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Failure::Local,
+        _ => Failure::Network,
     }
 }
 
-struct Socket {
-    outstanding: HashMap<u16, (Ticket, Question)>,
-    ids: HashMap<Ticket, u16>,
-    completions: mpsc::Sender<Completion>,
-    metrics: Metrics,
+/// One query that waits for its reply.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) ticket: Ticket,
+    pub(super) question: Arc<Question>,
+    pub(super) encoded: Arc<Encoded>,
+    pub(super) sent: Mono,
+}
+
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) server: SocketAddr,
+    /// Of all sockets ever.
+    pub(super) number: u64,
+    pub(super) retired_until: Option<Mono>,
+    figures: Arc<ToFigures>,
+    open: Option<UdpSocket>,
+    born: Mono,
+    queries: u32,
+    held: Vec<Waiting>,
+    outstanding: HashMap<u16, Waiting, BuildHasherDefault<OwnNumbers>>,
+    outgoing: Outgoing,
+    /// Of what is in `outgoing`.
+    outgoing_ids: Vec<u16>,
 }
 
 impl Socket {
-    async fn run(mut self, server: SocketAddr, dial: &Dial, mut commands: mpsc::Receiver<Command>) {
-        let socket = match dial.udp(server).await {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::debug!(%server, %error, "no socket to an upstream");
-                commands.close();
-                while let Some(command) = commands.recv().await {
-                    if let Command::Send { ticket, .. } = command {
-                        self.fail(ticket, Failure::Network).await;
-                    }
-                }
-                return;
-            }
-        };
-        let mut buffer = [0; BUFFER_OCTETS];
-        let mut linger = None;
-        loop {
-            tokio::select! {
-                command = commands.recv(), if linger.is_none() => match command {
-                    Some(Command::Send { ticket, question, flags }) => {
-                        self.send(&socket, ticket, question, flags).await;
-                    }
-                    Some(Command::Forget(ticket)) => self.forget(ticket),
-                    None => linger = Some(tokio::time::Instant::now() + LINGER),
-                },
-                received = socket.recv(&mut buffer) => match received {
-                    Ok(length) => self.received(&buffer[..length]).await,
-                    // An ICMP error: it says nothing about which query, so all of them failed.
-                    Err(error) => {
-                        tracing::debug!(%server, %error, "an upstream's socket failed");
-                        self.fail_all().await;
-                    }
-                },
-                () = sleep_until(linger), if linger.is_some() => return self.fail_all().await,
-            }
-            if linger.is_some() && self.outstanding.is_empty() {
-                return;
-            }
+    pub(super) fn opening(
+        server: SocketAddr,
+        number: u64,
+        now: Mono,
+        figures: Arc<ToFigures>,
+    ) -> Self {
+        Self {
+            server,
+            number,
+            retired_until: None,
+            figures,
+            open: None,
+            born: now,
+            queries: 0,
+            held: Vec::new(),
+            outstanding: HashMap::default(),
+            outgoing: Outgoing::default(),
+            outgoing_ids: Vec::new(),
         }
     }
 
-    async fn send(&mut self, socket: &UdpSocket, ticket: Ticket, question: Question, flags: Flags) {
-        let Some(id) = self.free_id() else {
-            return self.fail(ticket, Failure::Network).await;
-        };
-        let octets = encode_query(id, &question, flags);
-        if let Err(error) = socket.send(&octets).await {
-            tracing::debug!(%error, "a query could not be sent");
-            return self.fail(ticket, Failure::Network).await;
-        }
-        self.outstanding.insert(id, (ticket, question));
-        self.ids.insert(ticket, id);
+    pub(super) const fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
-    /// Random, not outstanding on this socket (R3.2).
-    fn free_id(&self) -> Option<u16> {
+    pub(super) fn opened(&mut self, socket: UdpSocket) {
+        self.open = Some(socket);
+    }
+
+    pub(super) fn take_open(&mut self) -> Option<UdpSocket> {
+        self.open.take()
+    }
+
+    pub(super) fn is_worn(&self, now: Mono) -> bool {
+        self.queries >= QUERIES_MAX || now.saturating_since(self.born) >= AGE_MAX
+    }
+
+    /// Whether a replaced socket may close.
+    pub(super) fn has_ended(&self, now: Mono) -> bool {
+        let nobody_waits = self.outstanding.is_empty() && self.held.is_empty();
+        nobody_waits || self.retired_until.is_none_or(|until| until <= now)
+    }
+
+    /// Keeps a query until the socket is open.
+    pub(super) fn hold(&mut self, waiting: Waiting) -> Result<(), Failure> {
+        if self.held.len() >= HELD_MAX {
+            return Err(Failure::Local);
+        }
+        self.held.push(waiting);
+        Ok(())
+    }
+
+    pub(super) fn take_held(&mut self) -> Vec<Waiting> {
+        std::mem::take(&mut self.held)
+    }
+
+    pub(super) const fn unsent(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Queues a query under a random ID that is not outstanding here (R3.2).
+    pub(super) fn queue(
+        &mut self,
+        waiting: Waiting,
+        random: &mut impl Rng,
+    ) -> Result<u16, Failure> {
         if self.outstanding.len() >= OUTSTANDING_MAX {
-            return None;
+            return Err(Failure::Local);
         }
-        let mut random = rand::rng();
-        (0..64)
+        let id = (0..64)
             .map(|_| random.random::<u16>())
             .find(|id| !self.outstanding.contains_key(id))
+            .ok_or(Failure::Local)?;
+        self.queries += 1;
+        self.outgoing
+            .write(None, None, |out| waiting.encoded.write(id, out));
+        self.outgoing_ids.push(id);
+        self.outstanding.insert(id, waiting);
+        Ok(id)
     }
 
-    async fn received(&mut self, octets: &[u8]) {
-        let Some(id) = reply_id(octets) else {
-            return self.metrics.mismatch(Mismatch::NoReply);
+    pub(super) fn flush(&mut self, call: &mut SendCall, done: &mut Vec<Completion>) {
+        let Some(socket) = &self.open else {
+            return;
         };
-        let Some((ticket, question)) = self.outstanding.get(&id) else {
-            return self.metrics.mismatch(Mismatch::UnknownId);
-        };
-        let ticket = *ticket;
-        match parse_reply(octets, question) {
-            Err(mismatch) => self.metrics.mismatch(mismatch),
-            Ok(Ok(reply)) => {
-                self.forget(ticket);
-                self.complete(Completion::Reply { ticket, reply }).await;
+        let (ids, outstanding) = (&self.outgoing_ids, &mut self.outstanding);
+        call.send(socket, &mut self.outgoing, |index, error| {
+            tracing::debug!(%error, "a query could not be sent");
+            let waiting = ids.get(index).and_then(|id| outstanding.remove(id));
+            if let Some(Waiting { ticket, .. }) = waiting {
+                let failure = send_failure(error);
+                done.push(Completion::Failed { ticket, failure });
             }
-            Ok(Err(failure)) => {
-                self.forget(ticket);
-                self.fail(ticket, failure).await;
+        });
+        self.outgoing_ids.clear();
+    }
+
+    pub(super) fn receive(
+        &mut self,
+        now: Mono,
+        batch: &mut ReceiveBatch,
+        done: &mut Vec<Completion>,
+        metrics: &Metrics,
+    ) {
+        let Some(socket) = &self.open else {
+            return;
+        };
+        match batch.receive(socket) {
+            Ok(_) => {
+                for datagram in batch.iter() {
+                    self.take(datagram.bytes, now, done, metrics);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // An ICMP error: it says nothing about which query, so all of them failed.
+            Err(error) => {
+                tracing::debug!(server = %self.server, %error, "an upstream's socket failed");
+                self.fail_all(done);
             }
         }
     }
 
-    fn forget(&mut self, ticket: Ticket) {
-        if let Some(id) = self.ids.remove(&ticket) {
+    fn take(&mut self, octets: &[u8], now: Mono, done: &mut Vec<Completion>, metrics: &Metrics) {
+        let Some(id) = reply_id(octets) else {
+            return metrics.mismatch(Mismatch::NoReply);
+        };
+        let Some(waiting) = self.outstanding.get(&id) else {
+            return metrics.mismatch(Mismatch::UnknownId);
+        };
+        let spelling = match echoes(octets, &waiting.encoded) {
+            Ok(spelling) => spelling,
+            Err(mismatch) => return metrics.mismatch(mismatch),
+        };
+        let Some(Waiting {
+            ticket,
+            question,
+            encoded,
+            sent,
+        }) = self.outstanding.remove(&id)
+        else {
+            return;
+        };
+        let parsed = if encoded.mixed && spelling == Spelling::Other {
+            Err(Failure::CaseChanged)
+        } else {
+            parse_reply(octets, &question)
+        };
+        if let Ok(reply) = &parsed {
+            self.figures.said(reply.rcode, now.saturating_since(sent));
+        }
+        done.push(match parsed {
+            Ok(reply) => Completion::Reply { ticket, reply },
+            Err(failure) => Completion::Failed { ticket, failure },
+        });
+    }
+
+    /// `ticket` guards against an ID that was used again.
+    pub(super) fn forget(&mut self, id: u16, ticket: Ticket) {
+        if self
+            .outstanding
+            .get(&id)
+            .is_some_and(|waiting| waiting.ticket == ticket)
+        {
             self.outstanding.remove(&id);
         }
     }
 
-    async fn fail_all(&mut self) {
-        self.ids.clear();
-        let mut tickets: Vec<Ticket> = self
-            .outstanding
-            .drain()
-            .map(|(_, (ticket, _))| ticket)
+    pub(super) fn forget_held(&mut self, ticket: Ticket) {
+        self.held.retain(|waiting| waiting.ticket != ticket);
+    }
+
+    pub(super) fn fail_all(&mut self, done: &mut Vec<Completion>) {
+        let outstanding = self.outstanding.drain().map(|(_, waiting)| waiting);
+        let mut tickets: Vec<Ticket> = outstanding
+            .chain(self.held.drain(..))
+            .map(|waiting| waiting.ticket)
             .collect();
         tickets.sort_unstable();
-        for ticket in tickets {
-            self.fail(ticket, Failure::Network).await;
-        }
-    }
-
-    async fn fail(&self, ticket: Ticket, failure: Failure) {
-        self.complete(Completion::Failed { ticket, failure }).await;
-    }
-
-    async fn complete(&self, completion: Completion) {
-        // Err: the server stopped.
-        let _stopped = self.completions.send(completion).await;
-    }
-}
-
-async fn sleep_until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
+        let failure = Failure::Network;
+        done.extend(
+            tickets
+                .into_iter()
+                .map(|ticket| Completion::Failed { ticket, failure }),
+        );
     }
 }

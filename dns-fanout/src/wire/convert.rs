@@ -1,19 +1,13 @@
-//! Between hickory's types and the core's.
+//! From hickory's types to the core's.
 
 use hickory_proto::rr as hickory;
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, NULL, PTR, SOA, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use vl3_core::names::{CLASS_IN, Data, Name, Record, RecordType, Soa};
 
 /// `None` for names beyond the protocol's bounds (the decoder refuses them before).
 pub(super) fn name_in(name: &hickory::Name) -> Option<Name> {
     Name::from_labels(name.iter()).ok()
-}
-
-pub(super) fn name_out(name: &Name) -> hickory::Name {
-    let mut out = hickory::Name::from_labels(name.labels()).unwrap_or_default();
-    out.set_fqdn(true);
-    out
 }
 
 /// `None` for records of another class and for data that cannot be taken.
@@ -65,49 +59,4 @@ fn opaque(data: &hickory::RData) -> Option<Vec<u8>> {
     let mut octets = Vec::new();
     data.emit(&mut BinEncoder::new(&mut octets)).ok()?;
     Some(octets)
-}
-
-/// `spelled` is the question's name as the client wrote it: its own records repeat it (R1.4),
-/// which also lets them compress to a pointer.
-pub(super) fn record_out(
-    record: &Record,
-    asked: &Name,
-    spelled: &hickory::Name,
-) -> hickory::Record {
-    let owner = if record.owner == *asked {
-        spelled.clone()
-    } else {
-        name_out(&record.owner)
-    };
-    let data = match &record.data {
-        Data::A(address) => hickory::RData::A(A(*address)),
-        Data::Aaaa(address) => hickory::RData::AAAA(AAAA(*address)),
-        Data::Cname(target) => hickory::RData::CNAME(CNAME(name_out(target))),
-        Data::Ptr(target) => hickory::RData::PTR(PTR(name_out(target))),
-        Data::Srv {
-            priority,
-            weight,
-            port,
-            target,
-        } => hickory::RData::SRV(SRV::new(*priority, *weight, *port, name_out(target))),
-        Data::Soa(soa) => hickory::RData::SOA(SOA::new(
-            name_out(&soa.mname),
-            name_out(&soa.rname),
-            soa.serial,
-            signed(soa.refresh),
-            signed(soa.retry),
-            signed(soa.expire),
-            soa.minimum,
-        )),
-        Data::Opaque { rtype, data } => hickory::RData::Unknown {
-            code: rtype.0.into(),
-            rdata: NULL::with(data.clone()),
-        },
-    };
-    hickory::Record::from_rdata(owner, record.ttl, data)
-}
-
-/// Intervals beyond 68 years do not occur.
-fn signed(seconds: u32) -> i32 {
-    i32::try_from(seconds).unwrap_or(i32::MAX)
 }

@@ -2,6 +2,8 @@
 
 use hickory_proto::op::Message;
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use vl3_core::names::{
     Answer, Data, Decision, ExtendedError, Flags, LABEL_OCTETS_MAX, Name, Question, Rcode, Record,
     RecordType, Soa,
@@ -10,11 +12,9 @@ use vl3_core::names::{
 use super::*;
 
 fn request(name: &Name, edns: Option<u16>) -> Request {
-    let mut octets = encode_query(
-        7,
-        &Question::new(name.clone(), RecordType::A),
-        Flags::default(),
-    );
+    let question = Question::new(name.clone(), RecordType::A);
+    let mut octets = Vec::new();
+    encoded(&question).write(7, &mut octets);
     match edns {
         // The OPT is the last record: its class holds the size.
         Some(size) => {
@@ -26,10 +26,27 @@ fn request(name: &Name, edns: Option<u16>) -> Request {
             octets[11] = 0;
         }
     }
-    match parse(&octets) {
-        Parsed::Ask(request) => request,
+    asked(&octets).to_request().expect("a question")
+}
+
+fn encoded(question: &Question) -> Encoded {
+    let mut random = StdRng::seed_from_u64(1);
+    Encoded::new(question, Flags::default(), false, None, &mut random)
+}
+
+fn asked(octets: &[u8]) -> Asked<'_> {
+    match parse(octets) {
+        Parsed::Ask(asked) => asked,
         other => panic!("{other:?}"),
     }
+}
+
+fn build(request: &Request, answer: &Answer, udp: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    let terms = Terms::of(&request.asked(), udp, true, None);
+    let body = Body::render(&request.question, &request.section, answer);
+    body.write(&mut out, &terms, &request.section);
+    out
 }
 
 prop_compose! {
@@ -143,7 +160,7 @@ proptest! {
         let mut answer = Answer::code(Rcode::NX_DOMAIN, Decision::Merged);
         answer.answers.clone_from(&records);
         let octets = build(&request(&name, Some(1232)), &answer, false);
-        let reply = parse_reply(&octets, &question).unwrap().unwrap();
+        let reply = parse_reply(&octets, &question).unwrap();
         prop_assert_eq!(reply.answers, records);
         prop_assert_eq!(reply.rcode, Rcode::NX_DOMAIN);
     }
@@ -201,4 +218,151 @@ fn r6_8_compression_loops_are_no_question() {
         0_u8, 1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
     ];
     assert!(matches!(parse(&many), Parsed::Reply(_, Rcode::FORM_ERR)));
+}
+
+#[test]
+fn r2_7_a_turn_moves_whole_records_and_ttls_lose_the_age() {
+    let name = Name::parse("www.red.test").unwrap();
+    let request = request(&name, Some(1232));
+    let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Merged);
+    answer.answers = (1..=3)
+        .map(|last| Record {
+            owner: name.clone(),
+            ttl: 100,
+            data: Data::A([192, 0, 2, last].into()),
+        })
+        .collect();
+    answer.turns.local = 0;
+    answer.turns.others = 1;
+    let body = Body::render(&request.question, &request.section, &answer);
+    assert!(body.turns());
+    let mut terms = Terms::of(&request.asked(), true, true, None);
+    (terms.turn, terms.age) = (1, 30);
+    let mut out = Vec::new();
+    body.write(&mut out, &terms, &request.section);
+    let reply = parse_reply(&out, &request.question).unwrap();
+    let last = |record: &Record| match record.data {
+        Data::A(address) => (address.octets()[3], record.ttl),
+        _ => panic!("{record:?}"),
+    };
+    let seen: Vec<_> = reply.answers.iter().map(last).collect();
+    assert_eq!(
+        seen,
+        [(1, 70), (3, 70), (2, 70)],
+        "the local part stands first"
+    );
+    let expected: Vec<_> = answer.turned(1).map(|record| last(record).0).collect();
+    let seen: Vec<_> = seen.into_iter().map(|(last, _)| last).collect();
+    assert_eq!(seen, expected, "as the core turns them");
+}
+
+#[test]
+fn r1_4_a_stored_answer_repeats_the_spelling_of_each_client() {
+    let name = Name::parse("www.red.test").unwrap();
+    let stored = request(&name, None);
+    let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Merged);
+    answer.answers = vec![Record {
+        owner: name,
+        ttl: 9,
+        data: Data::A([192, 0, 2, 1].into()),
+    }];
+    let body = Body::render(&stored.question, &stored.section, &answer);
+    let mut octets = vec![0x12, 0x34, 0x01, 0x10, 0, 1, 0, 0, 0, 0, 0, 0];
+    octets.extend(b"\x03wWw\x03ReD\x04tEST\x00\x00\x01\x00\x01");
+    let asked = asked(&octets);
+    let mut out = Vec::new();
+    body.write(
+        &mut out,
+        &Terms::of(&asked, true, true, None),
+        asked.section,
+    );
+    let reply = Message::from_vec(&out).unwrap();
+    assert_eq!(reply.metadata.id, 0x1234);
+    assert!(reply.metadata.recursion_desired && reply.metadata.checking_disabled);
+    assert_eq!(reply.queries[0].name().to_ascii(), "wWw.ReD.tEST.");
+    assert_eq!(reply.answers[0].name.to_ascii(), "wWw.ReD.tEST.");
+    assert!(reply.edns.is_none());
+}
+
+#[test]
+fn r6_2_two_opts_and_broken_options_are_no_question() {
+    let opt = |data: &[u8]| {
+        let mut opt = vec![0, 0, 41, 4, 0xd0, 0, 0, 0, 0];
+        opt.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        opt.extend(data);
+        opt
+    };
+    let message = |opts: &[Vec<u8>]| {
+        let mut octets = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        octets[11] = u8::try_from(opts.len()).unwrap();
+        octets.extend(b"\x01a\x00\x00\x01\x00\x01");
+        octets.extend(opts.concat());
+        octets
+    };
+    let cookie = [&[0, 10, 0, 8][..], &[5; 8]].concat();
+    let unknown = [0xfd, 0xe8, 0, 1, 9];
+    for (good, options) in [
+        (&cookie[..], "cookie"),
+        (&unknown, "unknown"),
+        (&[], "none"),
+    ] {
+        let octets = message(&[opt(good)]);
+        let asked = asked(&octets);
+        assert_eq!(
+            asked.options.cookie.is_some(),
+            options == "cookie",
+            "{options}"
+        );
+    }
+    let short_cookie = [0, 10, 0, 7, 1, 2, 3, 4, 5, 6, 7];
+    for bad in [
+        vec![opt(&[]), opt(&[])],
+        vec![opt(&short_cookie)],
+        vec![opt(&[0, 10, 0])],
+    ] {
+        let octets = message(&bad);
+        assert!(
+            matches!(parse(&octets), Parsed::Reply(_, Rcode::FORM_ERR)),
+            "{bad:?}"
+        );
+    }
+}
+
+#[test]
+fn r3_3_mixed_case_must_come_back_letter_by_letter() {
+    let name = Name::parse("a-long-enough-name.example").unwrap();
+    let question = Question::new(name, RecordType::A);
+    let mut random = StdRng::seed_from_u64(3);
+    let query = Encoded::new(&question, Flags::default(), true, None, &mut random);
+    let mut octets = Vec::new();
+    query.write(1, &mut octets);
+    assert!(octets.iter().any(u8::is_ascii_uppercase));
+    octets[2] |= 0x80;
+    assert_eq!(echoes(&octets, &query), Ok(Spelling::Same));
+    octets[HEADER_OCTETS..].make_ascii_lowercase();
+    assert_eq!(echoes(&octets, &query), Ok(Spelling::Other));
+    octets[HEADER_OCTETS + 3] = b'x';
+    assert_eq!(echoes(&octets, &query), Err(Mismatch::OtherQuestion));
+}
+
+#[test]
+fn r6_6_who_did_not_prove_its_address_gets_ten_times_its_query_at_most() {
+    let name = Name::parse("a.b").unwrap();
+    let request = request(&name, Some(1232));
+    let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Merged);
+    answer.answers = (0..60)
+        .map(|last| Record {
+            owner: name.clone(),
+            ttl: 9,
+            data: Data::A([192, 0, 2, last].into()),
+        })
+        .collect();
+    let body = Body::render(&request.question, &request.section, &answer);
+    for proven in [false, true] {
+        let mut out = Vec::new();
+        let terms = Terms::of(&request.asked(), true, proven, None);
+        body.write(&mut out, &terms, &request.section);
+        assert_eq!(out.len() <= request.length * 10, !proven);
+        assert_eq!(out[2] & 0x02 != 0, !proven, "TC sends it to TCP");
+    }
 }

@@ -143,6 +143,7 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
     let file = dir.path().join("dns.toml");
     let text = r#"
         name = "red"
+        router = "unix:///x"
         listen = ["127.0.0.1", "[::1]:53"]
         shared_names = "all"
         colour = "blue"
@@ -150,10 +151,20 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         dir = "/identity"
         [network]
         uid = "xyz"
-        [upstream]
+        [upstreams]
         port = 0
         sockets = 1000
         direct = "maybe"
+        [[upstream]]
+        name = "a b"
+        addresses = ["192.0.2.1"]
+        class = "far"
+        suffixes = ["a..b"]
+        [[policy]]
+        suffix = "x"
+        policy = "best"
+        [cache]
+        bytes = 1
         [limits]
         connections = 0
         connections_per_client = -1
@@ -172,9 +183,15 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         "shared_names",
         "colour",
         "network.uid",
-        "upstream.port",
-        "upstream.sockets",
-        "upstream.direct",
+        "upstreams.port",
+        "upstreams.sockets",
+        "upstreams.direct",
+        "upstream[0].name",
+        "upstream[0].addresses[0]",
+        "upstream[0].class",
+        "upstream[0].suffixes[0]",
+        "policy[0].policy",
+        "cache.bytes",
         "limits.connections",
         "limits.connections_per_client",
     ];
@@ -184,5 +201,5 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
             "{key}:\n{invalid}"
         );
     }
-    assert!(invalid.starts_with("10 mistakes"), "{invalid}");
+    assert!(invalid.starts_with("16 mistakes"), "{invalid}");
 }

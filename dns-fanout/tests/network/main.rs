@@ -11,5 +11,6 @@ mod lifecycle;
 mod load;
 mod rules;
 mod stage;
+mod standalone;
 mod transport;
 mod upstream;

@@ -93,22 +93,24 @@ impl Stage {
         stage.ctx = context(&stage.authority, &stage.dir.path().join("dns"));
         stage.start_router().await;
         let mut config = dns_fanout::Config {
-            router: stage.dir.path().join("router"),
+            router: Some(stage.dir.path().join("router")),
             uid: Some(chain.uid()),
-            document: None,
-            listen: Vec::new(),
-            shared_names: vl3_core::names::Policy::FirstPositive,
+            clients: Vec::new(),
             upstream_port: stage
                 .upstreams
                 .first()
                 .map_or(53, |upstream| upstream.address.port()),
             upstream_sockets: 4,
-            upstream_direct: false,
             connections_max: 20,
             connections_per_client_max: 5,
+            ..dns_fanout::Config::standalone(Vec::new(), Vec::new())
         };
         change(&mut config);
-        stage.server = Some(tokio::spawn(dns_fanout::run(config, stage.ctx.clone())));
+        stage.server = Some(tokio::spawn(dns_fanout::run(
+            config,
+            stage.ctx.clone(),
+            None,
+        )));
         let address = stage.address();
         let asked = query("web.red.test.", RecordType::A).to_vec().unwrap();
         eventually_true("the server answers", || async {

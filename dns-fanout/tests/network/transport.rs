@@ -36,7 +36,7 @@ async fn r6_1_what_does_not_fit_a_datagram_is_cut_and_whole_over_tcp() {
         cut.metadata.truncation && cut.answers.is_empty(),
         "a set goes whole or not at all"
     );
-    let wide = ask(&stage, "db.west.red.test.", T::A).await;
+    let wide = ask_proven(&stage, "db.west.red.test.").await;
     assert_eq!((wide.answers.len(), wide.metadata.truncation), (60, false));
     for size in [0, 100, 512] {
         let small = with_edns(query("db.west.red.test.", T::A), size)
@@ -52,6 +52,51 @@ async fn r6_1_what_does_not_fit_a_datagram_is_cut_and_whole_over_tcp() {
         (whole.answers.len(), whole.metadata.truncation),
         (60, false)
     );
+}
+
+/// Fetches a cookie and asks with it: who proves its address gets all that fits.
+async fn ask_proven(stage: &Stage, name: &str) -> Message {
+    use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+    let mut cookie = vec![7; 8];
+    for _ in 0..2 {
+        let mut asked = with_edns(query(name, T::A), 1232);
+        let own = EdnsOption::Unknown(10, cookie.clone());
+        asked.edns.as_mut().unwrap().options_mut().insert(own);
+        let asked = asked.to_vec().unwrap();
+        let reply = exchange(stage.address(), MEMBER, &asked).await;
+        let reply = Message::from_vec(&reply.unwrap()).unwrap();
+        let given = reply.edns.as_ref().and_then(|edns| {
+            edns.option(EdnsCode::Cookie)
+                .or_else(|| edns.option(EdnsCode::Unknown(10)))
+        });
+        match given {
+            Some(EdnsOption::Unknown(_, given)) if cookie.len() == 8 => {
+                assert_eq!((&given[..8], given.len()), (&cookie[..], 24));
+                cookie.clone_from(given);
+            }
+            _ => return reply,
+        }
+    }
+    panic!("the second reply is returned");
+}
+
+#[tokio::test]
+async fn r6_6_a_client_above_its_rate_is_refused_and_others_are_answered() {
+    let stage = Stage::with(vec![silent(), silent()], |config| {
+        config.queries_per_second_max = 20;
+    })
+    .await;
+    let asked = query("web.red.test.", T::A).to_vec().unwrap();
+    let mut refused = 0;
+    for _ in 0..60 {
+        let reply = exchange(stage.address(), MEMBER, &asked).await.unwrap();
+        refused += u32::from(reply[3] & 0x0f == 5);
+    }
+    assert!(refused > 0, "sixty within less than three seconds");
+    let reply = exchange(stage.address(), "127.0.2.77", &asked)
+        .await
+        .unwrap();
+    assert_eq!(reply[3] & 0x0f, 0);
 }
 
 #[tokio::test]

@@ -1,19 +1,30 @@
 //! What the server counts. Labels come from enums and configured domains only: no client, no
 //! name (R7.1).
 
-use std::sync::atomic::AtomicU64;
+mod figures;
+mod known;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use vl3_core::names::{Answer, Query, Rcode, RecordType, ResolverCounters, Transport};
+use vl3_core::names::{Decision, Rcode, RecordType, ResolverCounters};
+use vl3_runtime::Metrics as Registries;
 
 use crate::wire::Mismatch;
+pub(crate) use figures::ToFigures;
+pub(crate) use known::Origin;
+use known::{Known, Ours, Shown};
+
+/// Upstreams with figures of their own.
+const TO_MAX: usize = 1_024;
 
 /// How a message travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proto {
     #[expect(non_camel_case_types, reason = "label values are lower case")]
     udp,
@@ -38,6 +49,8 @@ pub(crate) enum Drop {
     SlowReader,
     /// A connection that was silent for too long.
     Idle,
+    /// Sent away to prove its address first, under load.
+    Unproven,
 }
 
 impl Drop {
@@ -51,20 +64,9 @@ impl Drop {
             Self::Connections => "connections",
             Self::SlowReader => "slow_reader",
             Self::Idle => "idle",
+            Self::Unproven => "unproven",
         }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    proto: Proto,
-    r#type: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResponseLabels {
-    rcode: &'static str,
-    decision: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,21 +79,12 @@ struct Reason {
     reason: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct QueryLabels {
-    to: String,
-    proto: Proto,
-}
-
 /// Cheap to clone; clones share the figures.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
-    requests: Family<RequestLabels, Counter>,
-    responses: Family<ResponseLabels, Counter>,
+    shown: Arc<Shown>,
     malformed: Family<RefusalLabels, Counter>,
     dropped: Family<Reason, Counter>,
-    duration: Histogram,
-    queries: Family<QueryLabels, Counter>,
     mismatched: Family<Reason, Counter>,
     votes_missing: Family<Reason, Counter>,
     coalesced: Counter<u64, AtomicU64>,
@@ -101,40 +94,19 @@ pub(crate) struct Metrics {
     connections: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            requests: Family::default(),
-            responses: Family::default(),
-            malformed: Family::default(),
-            dropped: Family::default(),
-            // 0.25 ms x 2^n: what CoreDNS uses.
-            duration: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
-            queries: Family::default(),
-            mismatched: Family::default(),
-            votes_missing: Family::default(),
-            coalesced: Counter::default(),
-            shed: Counter::default(),
-            strangers: Counter::default(),
-            in_flight: Gauge::default(),
-            connections: Gauge::default(),
-        }
-    }
-}
-
 impl Metrics {
-    pub(crate) fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+    pub(crate) fn register(&self, registries: &Registries) {
+        registries.register(|registry| {
+            self.register_own(registry);
+            registry.register_collector(Box::new(Ours(Arc::clone(&self.shown))));
+        });
+        registries.register_foreign(|registry| {
+            registry.register_collector(Box::new(Known(Arc::clone(&self.shown))));
+        });
+    }
+
+    fn register_own(&self, registry: &mut prometheus_client::registry::Registry) {
         let dns = registry.sub_registry_with_prefix("dns");
-        dns.register(
-            "requests",
-            "Questions by transport and type",
-            self.requests.clone(),
-        );
-        dns.register(
-            "responses",
-            "Replies by code and by the rule that decided",
-            self.responses.clone(),
-        );
         dns.register(
             "malformed",
             "Messages refused before they were a question",
@@ -144,16 +116,6 @@ impl Metrics {
             "dropped",
             "Messages and connections dropped without a reply",
             self.dropped.clone(),
-        );
-        dns.register(
-            "request_duration_seconds",
-            "From question to reply",
-            self.duration.clone(),
-        );
-        dns.register(
-            "queries",
-            "Queries to other domains' servers",
-            self.queries.clone(),
         );
         dns.register(
             "mismatched_replies",
@@ -188,22 +150,56 @@ impl Metrics {
         );
     }
 
-    pub(crate) fn request(&self, proto: Proto, rtype: RecordType) {
-        self.requests
-            .get_or_create(&RequestLabels {
-                proto,
-                r#type: type_label(rtype),
-            })
-            .inc();
+    pub(crate) fn request(&self, proto: Proto, v6: bool, rtype: RecordType, octets: usize) {
+        let figures = &self.shown.figures;
+        figures.request(proto, v6, rtype);
+        figures.request_size.observe(octets as u64);
     }
 
-    pub(crate) fn response(&self, answer: &Answer, seconds: f64) {
-        let labels = ResponseLabels {
-            rcode: answer.rcode.label(),
-            decision: answer.decision.label(),
-        };
-        self.responses.get_or_create(&labels).inc();
-        self.duration.observe(seconds);
+    pub(crate) fn response(&self, rcode: Rcode, decision: Decision, waited: Duration) {
+        let figures = &self.shown.figures;
+        figures.response(rcode, decision);
+        figures.duration.observe_duration(waited);
+    }
+
+    /// Answered from a stored packet, within the round.
+    pub(crate) fn hit(&self, rcode: Rcode, decision: Decision) {
+        self.response(rcode, decision, Duration::ZERO);
+        self.shown.figures.hits[usize::from(rcode != Rcode::NO_ERROR)].add(1);
+    }
+
+    /// The octets of a reply.
+    pub(crate) fn replied(&self, octets: usize) {
+        self.shown.figures.response_size.observe(octets as u64);
+    }
+
+    pub(crate) fn packets(&self, stored: usize, evicted: u64) {
+        self.shown.figures.packets.set(stored as u64);
+        self.shown.figures.evictions.set(evicted);
+    }
+
+    /// The figures of one upstream, by the name that is shown; several of one name share them.
+    pub(crate) fn to(&self, to: &str) -> Arc<ToFigures> {
+        let mut all = self.shown.to.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.iter().find(|known| known.to == to) {
+            return Arc::clone(known);
+        }
+        let figures = ToFigures::new(to);
+        // Beyond it they are counted, but not shown.
+        if all.len() < TO_MAX {
+            all.push(Arc::clone(&figures));
+        }
+        figures
+    }
+
+    /// What the figures of CoreDNS are labelled with.
+    pub(crate) fn set_origin(&self, origin: Origin) {
+        let mut known = self
+            .shown
+            .origin
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = origin;
     }
 
     pub(crate) fn malformed(&self, rcode: Rcode) {
@@ -218,19 +214,6 @@ impl Metrics {
         self.dropped
             .get_or_create(&Reason {
                 reason: why.label(),
-            })
-            .inc();
-    }
-
-    pub(crate) fn query(&self, query: &Query) {
-        let proto = match query.transport {
-            Transport::Udp => Proto::udp,
-            Transport::Tcp => Proto::tcp,
-        };
-        self.queries
-            .get_or_create(&QueryLabels {
-                to: query.upstream.label().to_owned(),
-                proto,
             })
             .inc();
     }
@@ -274,18 +257,5 @@ impl Metrics {
         }
         self.in_flight
             .set(i64::try_from(in_flight).unwrap_or(i64::MAX));
-    }
-}
-
-fn type_label(rtype: RecordType) -> &'static str {
-    match rtype {
-        RecordType::A => "A",
-        RecordType::AAAA => "AAAA",
-        RecordType::PTR => "PTR",
-        RecordType::SOA => "SOA",
-        RecordType::SRV => "SRV",
-        RecordType::TXT => "TXT",
-        RecordType::ANY => "ANY",
-        _ => "other",
     }
 }

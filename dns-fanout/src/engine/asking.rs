@@ -1,0 +1,233 @@
+//! One question from its octets to its reply.
+
+use vl3_core::Ticket;
+use vl3_core::names::{Answered, Asking, Decision, Rcode, Reading, ResolverInput};
+
+use super::clients::Admission;
+use super::cookies::Verdict;
+use super::packets::{Key, Store};
+use super::{Engine, ReplyTo, Waiting};
+use crate::metrics::{Drop, Proto};
+use crate::wire::{self, Body, Dropped, Parsed, Terms};
+
+/// Questions that wait when the server counts as loaded: half of what may (R3.10).
+const LOADED: usize = vl3_core::names::WAITING_MAX / 2;
+/// RFC 7873 8.
+const BAD_COOKIE: Rcode = Rcode(23);
+
+impl Engine {
+    /// A client's message.
+    pub(super) fn message(&mut self, octets: &[u8], reply_to: ReplyTo) {
+        match wire::parse(octets) {
+            Parsed::Ask(asked) => self.ask(&asked, reply_to),
+            Parsed::Reply(octets, rcode) => {
+                self.metrics.malformed(rcode);
+                self.reply(reply_to, |out| out.extend_from_slice(&octets));
+            }
+            Parsed::Drop(Dropped::Short) => self.metrics.dropped(Drop::Short),
+            Parsed::Drop(Dropped::IsReply) => self.metrics.dropped(Drop::IsReply),
+        }
+    }
+
+    fn ask(&mut self, asked: &wire::Asked<'_>, reply_to: ReplyTo) {
+        let proto = if reply_to.is_udp() {
+            Proto::udp
+        } else {
+            Proto::tcp
+        };
+        let source = reply_to.source();
+        self.metrics
+            .request(proto, source.is_ipv6(), asked.rtype, asked.length);
+        let now = self.now.mono;
+        let key = match self.resolver.view() {
+            None => None,
+            Some(view) => match self.clients.admit(source, view, now) {
+                Admission::Welcome(class) => Some(Key::of(asked, class)),
+                // The resolver says so, and counts.
+                Admission::Stranger => None,
+                Admission::TooMany => return self.refuse(asked, reply_to),
+            },
+        };
+        let own = asked.options.cookie.as_ref();
+        let cookie = self.cookies.judge(own, source, self.now.wall);
+        let stamp = self.stamp();
+        if let Some(key) = &key
+            && let Some(packet) = self.packets.get(key, stamp, now)
+        {
+            let mut terms = Terms::of(asked, reply_to.is_udp(), cookie.proven, cookie.answer);
+            terms.age = packet.age(now);
+            terms.turn = packet.turn();
+            self.metrics.hit(packet.rcode, packet.decision);
+            // Borrows the packet and the sockets, not the engine.
+            let write = |out: &mut Vec<u8>| packet.body.write(out, &terms, asked.section);
+            let metrics = &self.metrics;
+            return send(&mut self.listening, metrics, reply_to, write);
+        }
+        if reply_to.is_udp() && !cookie.proven && self.is_loaded() {
+            return self.prove_first(asked, reply_to, cookie);
+        }
+        self.resolve(asked, reply_to, key, cookie);
+    }
+
+    fn resolve(
+        &mut self,
+        asked: &wire::Asked<'_>,
+        reply_to: ReplyTo,
+        key: Option<Key>,
+        cookie: Verdict,
+    ) {
+        let Some(request) = asked.to_request() else {
+            return;
+        };
+        let source = reply_to.source();
+        if !self.clients.begin(source, self.now.mono) {
+            return self.refuse(asked, reply_to);
+        }
+        if let ReplyTo::Udp { listener, .. } = &reply_to {
+            self.listening.hold(*listener);
+        }
+        let (question, flags) = (request.question.clone(), request.flags);
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let at = self.asking.insert(Waiting {
+            generation,
+            request,
+            reply_to,
+            since: self.now.mono,
+            cookie,
+            key,
+        });
+        self.input(ResolverInput::Ask(Asking {
+            asker: Ticket(u64::from(generation) << 32 | u64::from(at)),
+            source,
+            question,
+            flags,
+        }));
+    }
+
+    pub(super) fn answer(&mut self, answered: Answered) {
+        let Answered { asker, reading, .. } = answered;
+        // The low half is the place, the high half the generation.
+        let at = u32::try_from(asker.0 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        let is_it = |waiting: &Waiting| u64::from(waiting.generation) == asker.0 >> 32;
+        if !self.asking.get(at).is_some_and(is_it) {
+            return;
+        }
+        let Some(waiting) = self.asking.remove(at) else {
+            return;
+        };
+        self.clients.end(waiting.reply_to.source());
+        if let ReplyTo::Udp { listener, .. } = &waiting.reply_to {
+            self.listening.release(*listener);
+        }
+        let waited = self.now.mono.saturating_since(waiting.since);
+        self.metrics
+            .response(reading.rcode, reading.decision, waited);
+        if reading.decision == Decision::VotesMissing {
+            let name = &waiting.request.question.name;
+            tracing::debug!(%name, rcode = reading.rcode.label(), "answered with votes missing");
+        }
+        let Waiting {
+            request,
+            reply_to,
+            cookie,
+            key,
+            ..
+        } = waiting;
+        let asked = request.asked();
+        let mut terms = Terms::of(&asked, reply_to.is_udp(), cookie.proven, cookie.answer);
+        let body = Body::render(&request.question, &request.section, &reading.answer);
+        if !body.turns() && reading.turn > 0 {
+            let turned = Body::render(&request.question, &request.section, &reading.to_answer());
+            return self.reply(reply_to, |out| turned.write(out, &terms, &request.section));
+        }
+        terms.age = reading.age;
+        terms.turn = reading.turn;
+        self.reply(reply_to, |out| body.write(out, &terms, &request.section));
+        if let Some(key) = key {
+            self.keep(&key, body, &reading);
+        }
+    }
+
+    /// What stored packets hang on.
+    fn stamp(&self) -> u64 {
+        self.resolver.view().map_or(0, |view| view.sequence())
+    }
+
+    /// Stores an answer that was asked for twice.
+    fn keep(&mut self, key: &Key, body: Body, reading: &Reading) {
+        let (Some(lifetime), true) = (lifetime(reading), body.turns()) else {
+            return;
+        };
+        if self.packets.was_asked(key) {
+            let store = Store {
+                body,
+                rcode: reading.rcode,
+                decision: reading.decision,
+                stamp: self.stamp(),
+                age: reading.age,
+                lifetime,
+                turn: reading.turn,
+            };
+            self.packets.store(key, store, self.now.mono);
+        }
+    }
+
+    /// Whether whoever may have forged its address shall prove it first (R6.5).
+    fn is_loaded(&self) -> bool {
+        self.resolver.waiting() >= LOADED
+    }
+
+    /// BADCOOKIE with a good one to come back with, or TCP, which proves the same.
+    fn prove_first(&mut self, asked: &wire::Asked<'_>, reply_to: ReplyTo, cookie: Verdict) {
+        let octets = match cookie.answer {
+            Some(_) => wire::bare(asked, BAD_COOKIE, cookie.answer, false),
+            None => wire::bare(asked, Rcode::NO_ERROR, None, true),
+        };
+        self.metrics.dropped(Drop::Unproven);
+        self.reply(reply_to, |out| out.extend_from_slice(&octets));
+    }
+
+    /// Beyond the limit of one client (R6.6).
+    fn refuse(&mut self, asked: &wire::Asked<'_>, reply_to: ReplyTo) {
+        self.metrics.hit(Rcode::REFUSED, Decision::ClientLimit);
+        let octets = wire::bare(asked, Rcode::REFUSED, None, false);
+        self.reply(reply_to, |out| out.extend_from_slice(&octets));
+    }
+
+    fn reply(&mut self, to: ReplyTo, write: impl FnOnce(&mut Vec<u8>)) {
+        send(&mut self.listening, &self.metrics, to, write);
+    }
+}
+
+/// UDP leaves with the round, TCP by its connection's task.
+fn send(
+    listening: &mut super::listening::Listening,
+    metrics: &crate::metrics::Metrics,
+    to: ReplyTo,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    match to {
+        ReplyTo::Udp {
+            listener,
+            client,
+            local,
+        } => {
+            let octets = listening.reply(listener, client, local, write);
+            metrics.replied(octets);
+        }
+        ReplyTo::Tcp { responder, .. } => {
+            let mut octets = Vec::with_capacity(512);
+            write(&mut octets);
+            metrics.replied(octets.len());
+            if let Err(why) = responder.send(octets) {
+                metrics.dropped(why);
+            }
+        }
+    }
+}
+
+/// How long an answer may be used, from when it was new; `None`: not at all.
+fn lifetime(_reading: &Reading) -> Option<std::time::Duration> {
+    None
+}

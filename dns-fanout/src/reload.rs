@@ -1,0 +1,88 @@
+//! Watches the configuration file: SIGHUP and a changed file make the server read it again, whole
+//! or not at all (R7.4).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use vl3_runtime::CancellationToken;
+use vl3_runtime::config::Invalid;
+
+use crate::Config;
+use crate::standing::Orders;
+
+/// Between two looks at the file.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How the configuration is read again.
+#[derive(Clone)]
+pub struct Reload {
+    /// The file, where there is one.
+    pub file: Option<PathBuf>,
+    /// Reads it as at the start: environment and flags over it.
+    pub read: Arc<dyn Fn() -> Result<Config, Invalid> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What tells one content of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    modified: Option<SystemTime>,
+    octets: u64,
+}
+
+pub(crate) async fn run(
+    reload: Reload,
+    orders: Orders,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut hangups = signal(SignalKind::hangup()).context("handle SIGHUP")?;
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    let mut seen = look(reload.file.as_deref()).await;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = hangups.recv() => {}
+            _ = looks.tick() => {
+                let now = look(reload.file.as_deref()).await;
+                // A file that is being replaced may be absent for a moment.
+                if now == seen || now.is_none() {
+                    continue;
+                }
+            }
+        }
+        seen = look(reload.file.as_deref()).await;
+        let read = Arc::clone(&reload.read);
+        let config = tokio::task::spawn_blocking(move || read())
+            .await
+            .context("read the configuration again")?;
+        let outcome = match config {
+            Ok(config) => orders.reload(config).await,
+            Err(invalid) => Err(invalid.to_string()),
+        };
+        match outcome {
+            Ok(()) => tracing::info!("the configuration was read again and is in force"),
+            Err(error) => tracing::error!(
+                error,
+                "the configuration was read again and is refused; the one before stays"
+            ),
+        }
+    }
+}
+
+async fn look(file: Option<&Path>) -> Option<Seen> {
+    let metadata = tokio::fs::metadata(file?).await.ok()?;
+    Some(Seen {
+        modified: metadata.modified().ok(),
+        octets: metadata.len(),
+    })
+}

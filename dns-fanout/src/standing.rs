@@ -1,0 +1,259 @@
+//! What the server is told to do, by file and by command, joined with what the router says into
+//! the view in force: whole, or the one before stays (R7.4, R3.9).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use vl3_core::names::{ClientClass, NetworkParts, Upstream, UpstreamId, View, ViewParts};
+use vl3_runtime::CancellationToken;
+
+use crate::Config;
+use crate::config::{read_cookie_keys, upstream};
+use crate::engine::{ClientLimits, Command, Sender};
+
+/// Orders that wait; who gives them waits, too.
+const ORDERS_MAX: usize = 16;
+
+/// An order and where its outcome goes.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Reload(Box<Config>, oneshot::Sender<Result<(), String>>),
+    Add(Box<Upstream>, oneshot::Sender<Result<(), String>>),
+    Remove(UpstreamId, oneshot::Sender<Result<(), String>>),
+    List(oneshot::Sender<Value>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Orders(mpsc::Sender<Order>);
+
+pub(crate) struct Standing {
+    config: Config,
+    /// Upstreams that came by command: until the next reload or restart.
+    added: BTreeSet<UpstreamId>,
+    upstreams: Vec<Upstream>,
+    listeners: Vec<std::net::SocketAddr>,
+    network: Option<NetworkParts>,
+    sequence: u64,
+    engine: Sender,
+    orders: mpsc::Receiver<Order>,
+    networks: watch::Receiver<Option<NetworkParts>>,
+}
+
+impl Standing {
+    /// `listeners`: where we listen, wildcards spelled out.
+    pub(crate) fn new(
+        config: Config,
+        listeners: Vec<std::net::SocketAddr>,
+        engine: Sender,
+        networks: watch::Receiver<Option<NetworkParts>>,
+    ) -> (Self, Orders) {
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let standing = Self {
+            upstreams: config.upstreams.clone(),
+            config,
+            added: BTreeSet::new(),
+            listeners,
+            network: None,
+            sequence: 0,
+            engine,
+            orders,
+            networks,
+        };
+        (standing, Orders(sender))
+    }
+
+    /// Puts the configured view in force, before anything else; without a router it must be one.
+    pub(crate) async fn begin(&mut self) -> anyhow::Result<()> {
+        if self.config.router.is_some() {
+            return Ok(());
+        }
+        let upstreams = self.upstreams.clone();
+        self.put(&self.config.clone(), upstreams)
+            .await
+            .map_err(|problems| anyhow::anyhow!(problems))
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                changed = self.networks.changed() => match changed {
+                    Ok(()) => self.take_network().await,
+                    // Nobody follows a router.
+                    Err(_) => std::future::pending().await,
+                },
+                order = self.orders.recv() => match order {
+                    Some(order) => self.order(order).await,
+                    None => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    async fn take_network(&mut self) {
+        let network = self.networks.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.network, network);
+        let (config, upstreams) = (self.config.clone(), self.upstreams.clone());
+        if let Err(problems) = self.put(&config, upstreams).await {
+            tracing::error!(
+                problems,
+                "the router's state is refused; the one before stays"
+            );
+            self.network = before;
+        }
+    }
+
+    async fn order(&mut self, order: Order) {
+        match order {
+            // Err: who gave the order left.
+            Order::Reload(config, done) => drop(done.send(self.reload(*config).await)),
+            Order::Add(upstream, done) => drop(done.send(self.add(*upstream).await)),
+            Order::Remove(id, done) => drop(done.send(self.remove(&id).await)),
+            Order::List(done) => drop(done.send(self.list())),
+        }
+    }
+
+    /// The file as it is: what came or went by command is as the file says again.
+    async fn reload(&mut self, config: Config) -> Result<(), String> {
+        let fixed = |config: &Config| {
+            (
+                config.router.clone(),
+                config.listen.clone(),
+                config.upstream_sockets,
+                config.cache_octets,
+            )
+        };
+        if fixed(&config) != fixed(&self.config) {
+            return Err(
+                "router, listen, upstreams.sockets and cache.bytes change with a restart only"
+                    .to_owned(),
+            );
+        }
+        let keys = config.cookie_keys.as_deref().map(read_cookie_keys);
+        let keys = keys
+            .transpose()
+            .map_err(|allowed| format!("cookie_keys must be {allowed}"))?;
+        self.put(&config, config.upstreams.clone()).await?;
+        let limits = ClientLimits {
+            per_second: config.queries_per_second_max,
+            in_flight: config.in_flight_max,
+        };
+        if let Some(keys) = keys {
+            // Err: the server stops.
+            let _stopped = self.engine.send(Command::Cookies(keys)).await;
+        }
+        // Err: the server stops.
+        let _stopped = self.engine.send(Command::Limits(limits)).await;
+        self.upstreams.clone_from(&config.upstreams);
+        self.added.clear();
+        self.config = config;
+        Ok(())
+    }
+
+    async fn add(&mut self, upstream: Upstream) -> Result<(), String> {
+        let mut upstreams = self.upstreams.clone();
+        let id = upstream.id.clone();
+        upstreams.push(upstream);
+        self.put(&self.config.clone(), upstreams.clone()).await?;
+        self.upstreams = upstreams;
+        self.added.insert(id);
+        Ok(())
+    }
+
+    async fn remove(&mut self, id: &UpstreamId) -> Result<(), String> {
+        let mut upstreams = self.upstreams.clone();
+        upstreams.retain(|upstream| upstream.id != *id);
+        if upstreams.len() == self.upstreams.len() {
+            let known: Vec<&str> = upstreams.iter().map(|known| known.id.as_str()).collect();
+            return Err(format!(
+                "no upstream is called {id}; there are: {}",
+                known.join(", ")
+            ));
+        }
+        self.put(&self.config.clone(), upstreams.clone()).await?;
+        self.upstreams = upstreams;
+        self.added.remove(id);
+        Ok(())
+    }
+
+    fn list(&self) -> Value {
+        let all: Vec<Value> = self
+            .upstreams
+            .iter()
+            .map(|known| upstream::to_json(known, self.added.contains(&known.id)))
+            .collect();
+        json!({ "upstreams": all })
+    }
+
+    /// Checks everything; only then anything changes.
+    async fn put(&mut self, config: &Config, upstreams: Vec<Upstream>) -> Result<(), String> {
+        let clients = config
+            .clients
+            .iter()
+            .map(|net| (*net, ClientClass::Member))
+            .collect();
+        let network = self.network.clone();
+        if let Some(network) = &network {
+            self.sequence = self.sequence.max(network.state.sequence);
+        }
+        if network.is_none() && config.router.is_some() {
+            // Without the router nothing is known; with it the rest comes along.
+            return Ok(());
+        }
+        let parts = ViewParts {
+            sequence: self.sequence + 1,
+            network,
+            upstreams,
+            policies: config.policies.clone(),
+            clients,
+            listeners: self.listeners.clone(),
+            prefer_wait: config.prefer_wait,
+            records_max: config.records_max,
+        };
+        let view = View::assemble(parts).map_err(|errors| {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            texts.join("; ")
+        })?;
+        self.sequence += 1;
+        // Err: the server stops.
+        let _stopped = self.engine.send(Command::View(Arc::new(view))).await;
+        Ok(())
+    }
+}
+
+impl Orders {
+    pub(crate) async fn reload(&self, config: Config) -> Result<(), String> {
+        self.give(|done| Order::Reload(Box::new(config), done))
+            .await?
+    }
+
+    /// `upstream-add` of the admin socket.
+    pub(crate) async fn add(&self, arguments: Value) -> Result<Value, String> {
+        let upstream = upstream::from_json(&arguments).map_err(|problems| problems.join("; "))?;
+        self.give(|done| Order::Add(Box::new(upstream), done))
+            .await??;
+        self.list().await
+    }
+
+    /// `upstream-remove`.
+    pub(crate) async fn remove(&self, arguments: Value) -> Result<Value, String> {
+        let name = arguments.get("name").and_then(Value::as_str);
+        let id = upstream::id(name.ok_or("name is missing: must be the name of an upstream")?);
+        self.give(|done| Order::Remove(id, done)).await??;
+        self.list().await
+    }
+
+    /// `upstream-list`.
+    pub(crate) async fn list(&self) -> Result<Value, String> {
+        self.give(Order::List).await
+    }
+
+    async fn give<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, String> {
+        let stopping = || "the server stops".to_owned();
+        let (done, outcome) = oneshot::channel();
+        self.0.send(order(done)).await.map_err(|_| stopping())?;
+        outcome.await.map_err(|_| stopping())
+    }
+}
