@@ -11,16 +11,17 @@ use vl3_net::privileges::{Capability, keep_only};
 use vl3_runtime::config::{Configure, Flags, Invalid, Loaded, check, load};
 use vl3_runtime::{RoleContext, run_role};
 
+use crate::dns::DnsArgs;
 use crate::output::{Output, report};
 use crate::registry::{self, RegistryArgs};
-use crate::{demo, identity, network, status, wg};
+use crate::{demo, dns, identity, network, status, wg};
 
 /// The control plane of one process; packets have threads of their own.
 const WORKER_THREADS_MAX: usize = 4;
 const STACK_BYTES: usize = 2 << 20;
 
-/// What stays of root's capabilities for as long as a role runs. Registry and DNS server keep
-/// none: the one needs none, the other gets its sockets from its router.
+/// What stays of root's capabilities for as long as a role runs. The registry keeps none, nor does
+/// a DNS server beside a router, which passes it its sockets.
 const ROUTER_KEEPS: &[Capability] = &[
     Capability::NetAdmin,
     Capability::SysAdmin,
@@ -50,8 +51,8 @@ enum Verb {
     Registry(RegistryArgs),
     /// Run the router of one network in one domain, or tell a running one to leave
     Router(RouterArgs),
-    /// Run the DNS server beside a router
-    Dns(RoleArgs),
+    /// Run the DNS server, beside a router or alone, or ask a running one
+    Dns(DnsArgs),
     /// Attach this workload or site to its networks
     Client(RoleArgs),
     /// Identities without SPIRE: make a CA, issue certificates
@@ -153,7 +154,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Registry(RegistryArgs {
             role: args,
             action: None,
-        }) => role(&args, &out, &[], registry_federation::run),
+        }) => role(&args, &out, |_| &[], registry_federation::run),
         Verb::Router(RouterArgs {
             action: Some(RouterAction::Leave { target }),
             ..
@@ -161,9 +162,20 @@ pub(crate) fn main() -> ExitCode {
         Verb::Router(RouterArgs {
             role: args,
             action: None,
-        }) => role(&args, &out, ROUTER_KEEPS, vl3_router::run),
-        Verb::Dns(args) => role(&args, &out, &[], dns_fanout::run),
-        Verb::Client(args) => role(&args, &out, CLIENT_KEEPS, vl3_client::run),
+        }) => role(&args, &out, |_| ROUTER_KEEPS, vl3_router::run),
+        Verb::Dns(DnsArgs {
+            action: Some(action),
+            ..
+        }) => block_on(dns::run(action, &out)),
+        Verb::Dns(DnsArgs {
+            role: args,
+            action: None,
+        }) => {
+            let reload = dns::reload(args.flags());
+            let run = |config, ctx| dns_fanout::run(config, ctx, Some(reload));
+            role(&args, &out, dns::keeps, run)
+        }
+        Verb::Client(args) => role(&args, &out, |_| CLIENT_KEEPS, vl3_client::run),
         Verb::Identity(verb) => identity::run(verb, &out),
         Verb::Network(verb) => block_on(network::run(verb, &out)),
         Verb::Status(args) => block_on(status::run(args, &out)),
@@ -185,7 +197,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Loads, checks and runs one role.
-fn role<C, F, R>(args: &RoleArgs, out: &Output, keeps: &[Capability], run: F) -> Result<(), Failure>
+fn role<C, F, R>(
+    args: &RoleArgs,
+    out: &Output,
+    keeps: fn(&C) -> &'static [Capability],
+    run: F,
+) -> Result<(), Failure>
 where
     C: Configure,
     F: FnOnce(C, RoleContext) -> R,
@@ -202,7 +219,7 @@ where
         return Ok(());
     }
     // Before any thread is started: each has capabilities of its own.
-    keep_only(keeps).context("give up what this role has no use for")?;
+    keep_only(keeps(&loaded.config)).context("give up what this role has no use for")?;
     block_on(async { run_role(loaded, run).await.map_err(Failure::from) })
 }
 

@@ -1,0 +1,176 @@
+//! `vl3 dns`: the role, and what people ask of a running one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use dns_fanout::{Config, Reload};
+use serde_json::{Value, json};
+use vl3_net::privileges::Capability;
+use vl3_runtime::config::{Flags, load};
+
+use crate::app::{Failure, RoleArgs};
+use crate::output::{Output, table};
+use crate::status::{self, Format};
+
+/// A server without a router binds its own addresses.
+const STANDALONE_KEEPS: &[Capability] = &[Capability::NetBindService];
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct DnsArgs {
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// The servers that a running DNS server asks
+    #[command(subcommand)]
+    Upstream(UpstreamAction),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UpstreamAction {
+    /// Show them
+    List(Target),
+    /// Ask one more, from now until the configuration is read again
+    Add(Box<Upstream>),
+    /// Ask one no more, from now until the configuration is read again
+    Remove {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Name or run directory of the DNS server; needed where several run
+    #[arg(long, value_name = "NAME")]
+    server: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// The keys of `[[upstream]]`.
+#[derive(Debug, Args)]
+pub(crate) struct Upstream {
+    /// A name for metrics and explanations
+    name: String,
+    /// Where it listens, as 192.0.2.1:53; several addresses of one server are tried in turn
+    #[arg(required = true)]
+    addresses: Vec<String>,
+    /// udp or tcp
+    #[arg(long)]
+    transport: Option<String>,
+    /// A domain that it answers for; repeat for more, none for everything
+    #[arg(long = "suffix", value_name = "DOMAIN")]
+    suffixes: Vec<String>,
+    /// local, overlay or outside
+    #[arg(long)]
+    class: Option<String>,
+    /// Share of answers under the policy `weighted`
+    #[arg(long)]
+    weight: Option<u32>,
+    /// Pass its AD bit on
+    #[arg(long)]
+    trusted: bool,
+    /// Keep private addresses in its answers
+    #[arg(long)]
+    allow_private: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Capabilities of a role, by its configuration.
+pub(crate) const fn keeps(config: &Config) -> &'static [Capability] {
+    if config.router.is_some() {
+        &[]
+    } else {
+        STANDALONE_KEEPS
+    }
+}
+
+/// How a running server reads its configuration again: as it was read at the start.
+pub(crate) fn reload(flags: Flags) -> Reload {
+    let file: Option<PathBuf> = flags.config.clone();
+    Reload {
+        file,
+        read: Arc::new(move || load::<Config>(&flags).map(|loaded| loaded.config)),
+    }
+}
+
+pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
+    match action {
+        Action::Upstream(UpstreamAction::List(target)) => {
+            upstreams(&target, "upstream-list", &Value::Null, out).await
+        }
+        Action::Upstream(UpstreamAction::Add(upstream)) => {
+            let arguments = json!({
+                "name": upstream.name,
+                "addresses": upstream.addresses,
+                "transport": upstream.transport,
+                "suffixes": upstream.suffixes,
+                "class": upstream.class,
+                "weight": upstream.weight,
+                "trusted": upstream.trusted,
+                "allow_private": upstream.allow_private,
+            });
+            upstreams(&upstream.target, "upstream-add", &arguments, out).await
+        }
+        Action::Upstream(UpstreamAction::Remove { name, target }) => {
+            upstreams(&target, "upstream-remove", &json!({ "name": name }), out).await
+        }
+    }
+}
+
+async fn upstreams(
+    target: &Target,
+    command: &str,
+    arguments: &Value,
+    out: &Output,
+) -> Result<(), Failure> {
+    let answer = status::command(target.server.as_deref(), "dns", command, arguments).await?;
+    if target.output == Format::Json {
+        out.line(&answer.to_string());
+        return Ok(());
+    }
+    let list = answer
+        .get("upstreams")
+        .and_then(Value::as_array)
+        .ok_or_else(|| anyhow!("the server answered without upstreams"))?;
+    let header = [
+        "name",
+        "addresses",
+        "transport",
+        "suffixes",
+        "class",
+        "weight",
+        "from",
+    ];
+    let mut shown = table(&header.map(ToOwned::to_owned));
+    for upstream in list {
+        shown.add_row(header.map(|column| cell(upstream.get(column))));
+    }
+    out.line(&shown.to_string());
+    Ok(())
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(list)) if list.is_empty() => "all names".to_owned(),
+        Some(Value::Array(list)) => {
+            let texts: Vec<String> = list.iter().map(|entry| cell(Some(entry))).collect();
+            texts.join(" ")
+        }
+        Some(other) => other.to_string(),
+    }
+}
