@@ -11,6 +11,8 @@ mod space;
 mod types;
 
 #[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
 mod restore_tests;
 #[cfg(test)]
 mod tests;
