@@ -77,6 +77,65 @@ fn a_chain_has_no_gap_at_its_start_and_nothing_superfluous() {
 }
 
 #[test]
+fn the_first_version_is_signed_by_an_admin_of_its_own() {
+    for admins in [&[][..], &[2]] {
+        assert!(
+            matches!(
+                Chain::verify(vec![signed(document(&["east"]), admins)]),
+                Err(ChainError::Unsigned {
+                    version: 1,
+                    before: 1,
+                    ..
+                })
+            ),
+            "{admins:?}"
+        );
+    }
+}
+
+#[test]
+fn links_are_of_one_network_and_their_versions_grow() {
+    let first = chain(&["east"]);
+    let then = |edit: &dyn Fn(&mut Document)| {
+        let mut link = Document::clone(first.document());
+        (link.version, link.admin_keys) = (2, BTreeSet::from([admin(2).public()]));
+        edit(&mut link);
+        Chain::verify(vec![first.newest().clone(), signed(link, &[1])])
+    };
+    assert!(then(&|_| {}).is_ok());
+    let of_another = NetworkUid([7; 16]);
+    assert_eq!(
+        then(&|link| link.uid = of_another),
+        Err(ChainError::OtherNetwork {
+            version: 2,
+            found: of_another,
+            expected: first.uid()
+        })
+    );
+    for version in [0, 1] {
+        let before = 1;
+        assert_eq!(
+            then(&|link| link.version = version),
+            Err(ChainError::Order { version, before })
+        );
+    }
+}
+
+/// The uid covers the nonce and the first keys, and nothing else of the first version.
+#[test]
+fn a_first_version_of_other_content_is_a_fork_whatever_stands_on_it() {
+    let first = chain(&["east", "west"]);
+    let forked = Chain::verify(vec![signed(document(&["east"]), &[1])]).unwrap();
+    let fork = Offer::Conflict { version: 1 };
+    for held in [first.clone(), next(&first, |_| {})] {
+        let store = DocumentStore::new(held);
+        assert_eq!(store.decide(&forked), fork);
+        let later = next(&next(&forked, |_| {}), |_| {});
+        assert_eq!(store.decide(&later), fork);
+    }
+}
+
+#[test]
 fn the_highest_valid_version_wins_and_another_content_changes_nothing() {
     let first = chain(&["east", "west"]);
     let second = next(&first, |document| document.policy.stale_limit_seconds = 1);
