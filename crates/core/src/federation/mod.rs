@@ -12,6 +12,8 @@ mod scope;
 mod streams;
 
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
 
 pub use import::{Disbelief, believe};

@@ -482,6 +482,11 @@ fn what_the_document_does_not_grant_is_not_believed() {
         judge(&|endpoint| endpoint.services.push("blue".to_owned())),
         Err("network_service_names")
     );
+    let others_labels = |endpoint: &mut Endpoint| {
+        let labels = endpoint.labels["red"].clone();
+        endpoint.labels.insert("green".to_owned(), labels);
+    };
+    assert_eq!(judge(&others_labels), Err("network_service_names"));
     for url in [
         "",
         "unix:///x",
