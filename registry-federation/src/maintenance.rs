@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use vl3_core::Wall;
 use vl3_core::allocator::LeaseRecord;
+use vl3_core::ids::DomainName;
 use vl3_core::registry::{Record, Report, Violation, check};
 use vl3_runtime::clock;
 
@@ -36,8 +37,9 @@ pub fn read_state(state_dir: &Path) -> anyhow::Result<Contents> {
     Ok(Contents::read(&mut Redb::open(&file)?)?)
 }
 
-/// Decodes and checks: what cannot be decoded is a violation as well.
-pub fn check_kept(kept: &Contents) -> Report {
+/// Decodes and checks: what cannot be decoded is a violation as well. `domain` is whose registry
+/// it is; empty where that is not known.
+pub fn check_kept(kept: &Contents, domain: &str) -> Report {
     let mut records = Vec::new();
     let mut undecodable = Vec::new();
     let entries = kept.journal.iter().map(|entry| &entry.bytes);
@@ -60,7 +62,7 @@ pub fn check_kept(kept: &Contents) -> Report {
             });
         }
     }
-    let mut report = check(&records);
+    let mut report = check(&records, DomainName::new(domain).ok().as_ref());
     report.violations.splice(0..0, undecodable);
     report
 }
@@ -90,7 +92,7 @@ pub fn report_json(report: &Report) -> Value {
 
 /// Writes what a registry kept; refused when it does not make sense.
 pub fn write_backup(kept: Contents, domain: &str, file: &Path) -> anyhow::Result<Report> {
-    let report = check_kept(&kept);
+    let report = check_kept(&kept, domain);
     let backup = Backup {
         domain: domain.to_owned(),
         taken: clock::wall(),
@@ -126,7 +128,8 @@ pub fn restore(
             backup.domain
         );
     }
-    let report = check_kept(&backup.kept);
+    let known = domain.unwrap_or(&backup.domain);
+    let report = check_kept(&backup.kept, known);
     if let Some(first) = report.violations.first() {
         bail!(
             "{} does not make sense ({} violations, the first: {}: {})",

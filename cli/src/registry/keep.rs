@@ -81,8 +81,11 @@ pub(super) async fn backup(args: &Backup, out: &Output) -> Result<(), Failure> {
 pub(super) async fn check(args: &Check, out: &Output) -> Result<(), Failure> {
     let file = args.view.target.as_deref().map(Path::new);
     let report = match (&args.state_dir, file) {
-        (Some(dir), _) => report_json(&check_kept(&read_state(dir).map_err(in_use)?)),
-        (None, Some(file)) if file.is_file() => report_json(&check_kept(&load_backup(file)?.kept)),
+        (Some(dir), _) => report_json(&check_kept(&read_state(dir).map_err(in_use)?, "")),
+        (None, Some(file)) if file.is_file() => {
+            let backup = load_backup(file)?;
+            report_json(&check_kept(&backup.kept, &backup.domain))
+        }
         (None, _) => args.view.ask("check", &Value::Null).await?,
     };
     if args.view.output == Format::Json {

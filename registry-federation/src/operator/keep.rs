@@ -15,8 +15,9 @@ pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
     ctx.set_command("check", move |_| {
         let handle = asked.clone();
         async move {
+            let domain = own_domain(&handle).await?;
             let kept = handle.kept().await?;
-            blocking(move || Ok(report_json(&check_kept(&kept)))).await
+            blocking(move || Ok(report_json(&check_kept(&kept, &domain)))).await
         }
     });
     let handle = handle.clone();
@@ -30,8 +31,7 @@ pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
                     file.display()
                 ));
             }
-            let domain = handle.ask(Question::Domain).await?;
-            let domain = domain.as_str().unwrap_or_default().to_owned();
+            let domain = own_domain(&handle).await?;
             let kept = handle.kept().await?;
             blocking(move || {
                 let report = write_backup(kept, &domain, &file);
@@ -44,6 +44,12 @@ pub(super) fn register(ctx: &RoleContext, handle: &Handle) {
             .await
         }
     });
+}
+
+/// The registry's own.
+async fn own_domain(handle: &Handle) -> Result<String, String> {
+    let domain = handle.ask(Question::Domain).await?;
+    Ok(domain.as_str().unwrap_or_default().to_owned())
 }
 
 pub(super) async fn blocking(

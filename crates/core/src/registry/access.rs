@@ -9,7 +9,7 @@ use crate::ids::{NetworkUid, RouterName, SpiffeId};
 use crate::time::Wall;
 
 /// Endpoint labels of our own kind start with this.
-const OWN_LABELS: &str = "vl3/";
+pub(super) const OWN_LABELS: &str = "vl3/";
 
 /// What a registration wants a name for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

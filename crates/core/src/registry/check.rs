@@ -2,13 +2,17 @@
 //! outside of the machine that writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
 
+use super::access::OWN_LABELS;
+use super::object::{Endpoint, Marks};
 use super::record::{Claim, Record};
 use crate::allocator::{Lease, LeaseRecord};
-use crate::document::{Chain, Document};
-use crate::ids::{Generation, NetworkUid, RouterName, SpiffeId, WorkloadName};
+use crate::document::{Chain, Document, SignedDocument};
+use crate::ids::{DomainName, Generation, NetworkUid, RouterName, SpiffeId, WorkloadName};
 
 /// Prefix lengths of every lease.
 const PREFIX_LEN6: u8 = 96;
@@ -38,14 +42,23 @@ pub struct Report {
     /// No way of the registry leads there.
     pub violations: Vec<Violation>,
     /// Worth a look: a later document excludes a lease or takes its block away, an exclusion of
-    /// a backup lies over a lease that was taken back.
+    /// a backup lies over a lease that was taken back, an admin signed two contents of a version.
     pub notices: Vec<Violation>,
+}
+
+#[derive(Debug)]
+struct Held {
+    lease: Lease,
+    holder: SpiffeId,
+    exclusions: Vec<IpNet>,
 }
 
 #[derive(Debug)]
 struct Network {
     chain: Chain,
-    leases: BTreeMap<RouterName, (Lease, Vec<IpNet>)>,
+    /// What every version said that any chain showed.
+    contents: BTreeMap<u64, [u8; 32]>,
+    leases: BTreeMap<RouterName, Held>,
     excluded: Vec<IpNet>,
     /// The highest generation of those that ended. What a snapshot says of it is left out: it
     /// stands before leases that are older.
@@ -56,16 +69,22 @@ struct Network {
 
 #[derive(Debug, Default)]
 struct Checker {
+    /// Whose store it is, where that is known.
+    own: Option<DomainName>,
     networks: BTreeMap<NetworkUid, Network>,
     services: BTreeSet<String>,
-    endpoints: BTreeSet<String>,
+    endpoints: BTreeMap<String, (Arc<Endpoint>, SpiffeId)>,
     remote: BTreeMap<(String, String), NetworkUid>,
     report: Report,
 }
 
 /// Replays the records (journal in order, then objects) and looks at every step and at the end.
-pub fn check(records: &[Record]) -> Report {
-    let mut checker = Checker::default();
+/// `own` is the domain whose registry kept them; where it is not known, less is told apart.
+pub fn check(records: &[Record], own: Option<&DomainName>) -> Report {
+    let mut checker = Checker {
+        own: own.cloned(),
+        ..Checker::default()
+    };
     for record in records {
         checker.take(record);
     }
@@ -103,9 +122,10 @@ impl Checker {
             Record::ServiceRemoved { name } => {
                 self.services.remove(name);
             }
-            Record::Endpoint { endpoint, .. } => {
+            Record::Endpoint { endpoint, owner } => {
                 self.object_name("endpoint", &endpoint.name);
-                self.endpoints.insert(endpoint.name.clone());
+                let held = (endpoint.clone(), owner.clone());
+                self.endpoints.insert(endpoint.name.clone(), held);
             }
             Record::EndpointRemoved { name } => {
                 self.endpoints.remove(name);
@@ -145,6 +165,7 @@ impl Checker {
         let version = chain.document().version;
         match self.networks.get_mut(&chain.uid()) {
             Some(network) => {
+                network.contents(chain, &mut self.report);
                 let held = network.chain.document().version;
                 network.chain = chain.clone();
                 if version < held {
@@ -153,8 +174,10 @@ impl Checker {
                 }
             }
             None => {
+                let links = chain.links().iter();
                 let network = Network {
                     chain: chain.clone(),
+                    contents: links.map(content).collect(),
                     leases: BTreeMap::new(),
                     excluded: Vec::new(),
                     ended: Generation(0),
@@ -172,14 +195,20 @@ impl Checker {
         };
         match record {
             LeaseRecord::Granted {
-                lease, exclusions, ..
+                lease,
+                holder,
+                exclusions,
             } => {
-                let broken = network.granted(lease, exclusions);
-                self.report.violations.extend(broken);
+                let held = Held {
+                    lease: lease.clone(),
+                    holder: holder.clone(),
+                    exclusions: exclusions.clone(),
+                };
+                self.report.violations.extend(network.granted(held));
             }
             LeaseRecord::Ended { router } => {
-                if let Some((lease, _)) = network.leases.remove(router) {
-                    network.ended = network.ended.max(lease.generation);
+                if let Some(held) = network.leases.remove(router) {
+                    network.ended = network.ended.max(held.lease.generation);
                 }
             }
             LeaseRecord::Floor { .. } => {}
@@ -197,27 +226,22 @@ impl Checker {
             report.leases += network.leases.len();
             report.names += network.names.len();
             report.readopting += usize::from(network.readopting);
-            for (lease, _) in network.leases.values() {
-                place(document, lease, report);
-                report.notices.extend(network.exclusions_over(lease));
+            for held in network.leases.values() {
+                place(document, &held.lease, self.own.as_ref(), report);
+                report.violations.extend(
+                    self.own
+                        .as_ref()
+                        .and_then(|own| held.stranger(document, own)),
+                );
+                report.notices.extend(network.exclusions_over(&held.lease));
             }
             for (claim, _) in network.names.values() {
                 report.violations.extend(network.name(*uid, claim));
             }
         }
-        let mut strangers = Vec::new();
-        for ((domain, name), uid) in &self.remote {
-            let members = self.networks.get(uid).map(|network| {
-                let members = network.chain.document().members.keys();
-                members.map(|member| member.to_string()).collect::<Vec<_>>()
-            });
-            if !members.is_some_and(|members| members.contains(domain)) {
-                strangers.push(format!("{name}@{domain} in network {uid}"));
-            }
-        }
-        for what in strangers {
-            self.broken("endpoints of other domains are members'", what);
-        }
+        self.one_domain();
+        self.marks();
+        self.others();
         let report = &mut self.report;
         report.records = records;
         report.networks = self.networks.len();
@@ -226,11 +250,141 @@ impl Checker {
         report.remote = self.remote.len();
         self.report
     }
+
+    /// Whatever the own domain is: it is one.
+    fn one_domain(&mut self) {
+        let leases = self
+            .networks
+            .values()
+            .flat_map(|network| network.leases.values());
+        let holders: BTreeSet<_> = leases
+            .map(|held| held.holder.trust_domain().to_owned())
+            .collect();
+        let marks = self
+            .endpoints
+            .values()
+            .filter_map(|(endpoint, _)| Marks::of(endpoint));
+        let marked: BTreeSet<_> = marks.map(|marks| marks.domain.to_string()).collect();
+        for (names, rule) in [
+            (holders, "leases are held by identities of one trust domain"),
+            (marked, "own endpoints are of one domain"),
+        ] {
+            if names.len() > 1 {
+                let names: Vec<_> = names.into_iter().collect();
+                self.broken(rule, names.join(", "));
+            }
+        }
+    }
+
+    /// What routers of the own domain say about themselves.
+    fn marks(&mut self) {
+        let mut wrong = Vec::new();
+        for (name, (endpoint, owner)) in &self.endpoints {
+            let mut keys = endpoint.labels.values().flat_map(|labels| labels.keys());
+            if !keys.any(|key| key.starts_with(OWN_LABELS)) {
+                continue;
+            }
+            let Some(marks) = Marks::of(endpoint) else {
+                wrong.push(format!(
+                    "{name} has an incomplete set of {OWN_LABELS} labels"
+                ));
+                continue;
+            };
+            if marks.name != *name {
+                wrong.push(format!("{name} is marked as {}", marks.name));
+            }
+            if let Some(own) = self.own.as_ref().filter(|own| **own != marks.domain) {
+                wrong.push(format!(
+                    "{name} of {own} is marked as one of {}",
+                    marks.domain
+                ));
+            }
+            let Some(network) = self.networks.get(&marks.uid) else {
+                wrong.push(format!(
+                    "{name} is marked for network {}, which is unknown",
+                    marks.uid
+                ));
+                continue;
+            };
+            match network.chain.document().members.get(&marks.domain) {
+                Some(member) if member.trust_domain != owner.trust_domain() => wrong.push(format!(
+                    "{name} of {} is registered by {owner}, which is not of {}",
+                    marks.domain, member.trust_domain
+                )),
+                None => wrong.push(format!(
+                    "{name} is marked as one of {}, which is no member of network {}",
+                    marks.domain, marks.uid
+                )),
+                Some(_) => {}
+            }
+        }
+        for what in wrong {
+            self.broken("own endpoints are marked as what they are", what);
+        }
+    }
+
+    fn others(&mut self) {
+        let mut strangers = Vec::new();
+        for ((domain, name), uid) in &self.remote {
+            let members = self.networks.get(uid).map(|network| {
+                let members = network.chain.document().members.keys();
+                members.map(|member| member.to_string()).collect::<Vec<_>>()
+            });
+            let own = self.own.as_ref().is_some_and(|own| own.as_str() == domain);
+            if own || !members.is_some_and(|members| members.contains(domain)) {
+                strangers.push(format!("{name}@{domain} in network {uid}"));
+            }
+        }
+        for what in strangers {
+            self.broken("endpoints of other domains are members'", what);
+        }
+    }
+}
+
+fn content(link: &SignedDocument) -> (u64, [u8; 32]) {
+    (link.document.version, Sha256::digest(&link.bytes).into())
+}
+
+impl Held {
+    /// Leases are given to routers of the own domain.
+    fn stranger(&self, document: &Document, own: &DomainName) -> Option<Violation> {
+        let member = document.members.get(own)?;
+        let stranger = self.holder.trust_domain() != member.trust_domain;
+        stranger.then(|| Violation {
+            rule: "leases are held by routers of the own domain",
+            what: format!(
+                "{} by {}, {own} is of {}",
+                self.lease.router, self.holder, member.trust_domain
+            ),
+        })
+    }
 }
 
 impl Network {
+    /// Two contents of one version. A fork is refused where the held chain shows it; it shows no
+    /// version that changed no key and was replaced.
+    fn contents(&mut self, chain: &Chain, report: &mut Report) {
+        let shown: BTreeMap<_, _> = self.chain.links().iter().map(content).collect();
+        for (version, bytes) in chain.links().iter().map(content) {
+            let before = self.contents.insert(version, bytes);
+            if before.is_none_or(|before| before == bytes) {
+                continue;
+            }
+            let found = Violation {
+                rule: "a document version has one content",
+                what: format!("version {version} of network {}", chain.uid()),
+            };
+            if shown.contains_key(&version) {
+                report.violations.push(found);
+            } else {
+                report.notices.push(found);
+            }
+        }
+    }
+
     /// Takes a grant; what is wrong with it.
-    fn granted(&mut self, lease: &Lease, exclusions: &[IpNet]) -> Vec<Violation> {
+    fn granted(&mut self, held: Held) -> Vec<Violation> {
+        let lease = &held.lease;
         let mut broken = Vec::new();
         let mut violation = |rule, what| broken.push(Violation { rule, what });
         let shown = |lease: &Lease| {
@@ -251,7 +405,7 @@ impl Network {
             violation("leases are well-formed", shown(lease));
         }
         match self.leases.get(&lease.router) {
-            Some((before, _)) if before.generation > lease.generation => {
+            Some(Held { lease: before, .. }) if before.generation > lease.generation => {
                 let what = format!("{} after {}", shown(lease), before.generation.0);
                 violation("a router's generation never falls", what);
             }
@@ -265,8 +419,9 @@ impl Network {
         let others = self
             .leases
             .values()
-            .filter(|(other, _)| other.router != lease.router);
-        for (other, _) in others {
+            .map(|other| &other.lease)
+            .filter(|other| other.router != lease.router);
+        for other in others {
             for prefix in lease.prefixes() {
                 if other.prefixes().any(|range| overlap(&range, &prefix)) {
                     let what = format!("{} and {}", shown(lease), shown(other));
@@ -274,8 +429,7 @@ impl Network {
                 }
             }
         }
-        self.leases
-            .insert(lease.router.clone(), (lease.clone(), exclusions.to_vec()));
+        self.leases.insert(lease.router.clone(), held);
         broken
     }
 
@@ -285,8 +439,8 @@ impl Network {
         let others = self
             .leases
             .values()
-            .filter(|(other, _)| other.router != lease.router);
-        let excluded = others.flat_map(|(_, excluded)| excluded);
+            .filter(|other| other.lease.router != lease.router);
+        let excluded = others.flat_map(|other| &other.exclusions);
         let over = excluded
             .chain(&self.excluded)
             .filter(|range| lease.prefixes().any(|prefix| overlap(range, &prefix)));
@@ -310,7 +464,7 @@ impl Network {
 }
 
 /// Where a lease lies by the newest document.
-fn place(document: &Document, lease: &Lease, report: &mut Report) {
+fn place(document: &Document, lease: &Lease, own: Option<&DomainName>, report: &mut Report) {
     for prefix in lease.prefixes() {
         let what = || format!("{prefix} of {} in network {}", lease.router, document.name);
         let in_pool = match prefix {
@@ -321,8 +475,18 @@ fn place(document: &Document, lease: &Lease, report: &mut Report) {
             let rule = "leases lie in the network's pools";
             report.violations.push(Violation { rule, what: what() });
         }
-        if !document.members.values().any(|member| member.owns(&prefix)) {
-            let rule = "leases lie in a member's block";
+        let mut owners = document
+            .members
+            .values()
+            .filter(|member| member.owns(&prefix));
+        let (placed, rule) = match own {
+            Some(own) => (
+                owners.any(|member| member.domain == *own),
+                "leases lie in the domain's own blocks",
+            ),
+            None => (owners.next().is_some(), "leases lie in a member's block"),
+        };
+        if !placed {
             report.notices.push(Violation { rule, what: what() });
         }
         let excluded = document.policy.exclusions.iter();
