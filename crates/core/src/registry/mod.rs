@@ -39,6 +39,8 @@ mod replica_model;
 #[cfg(test)]
 mod replica_tests;
 #[cfg(test)]
+mod rights_tests;
+#[cfg(test)]
 mod scale_tests;
 #[cfg(test)]
 mod semantics_tests;
@@ -46,6 +48,8 @@ mod speakers;
 #[cfg(test)]
 mod speakers_tests;
 mod stock;
+#[cfg(test)]
+mod strangers_tests;
 mod sync;
 mod watch;
 

@@ -2,7 +2,8 @@
 
 use super::bench::{Bench, at, config, router, workload};
 use super::*;
-use crate::document::fixture::{chain, id, next};
+use crate::allocator;
+use crate::document::fixture::{chain, domain, id, next};
 use crate::ids::Generation;
 use crate::machine::{Machine, Outbox, Ticket};
 use crate::time::Now;
@@ -411,4 +412,142 @@ fn a_router_that_returns_to_another_replica_keeps_its_lease_and_its_round_grows(
         after.lease.generation,
         Generation(before.lease.generation.0 + 1)
     );
+}
+
+fn remote(of: &Bench, name: &str) -> Record {
+    let endpoint = Endpoint {
+        name: name.to_owned(),
+        ..of.endpoint("west", 1)
+    };
+    Record::Remote {
+        uid: of.chain.uid(),
+        domain: domain("west"),
+        endpoint: Packed::new(&endpoint),
+    }
+}
+
+#[test]
+fn a_replica_tells_of_other_domains_as_long_as_its_own_is_a_member() {
+    let bench = Bench::new();
+    let ends = next(&bench.chain, |document| {
+        let east = document.members.get_mut(&domain("east")).unwrap();
+        east.not_after = Some(at(50).wall);
+    });
+    let mut store = journal(vec![vec![Record::Document { chain: ends }]]);
+    let mut replica = Replica::start(&store, at(0));
+    let watch = Input::Watch {
+        watcher: WatcherId(1),
+        peer: router(),
+        query: Query::Endpoints(EndpointQuery::default()),
+    };
+    replica.handle(watch, at(0));
+    for (now, record, told) in [
+        (
+            40,
+            remote(&bench, "red-wes1"),
+            Some(("red-wes1@west", false)),
+        ),
+        (60, remote(&bench, "red-wes2"), None),
+        (
+            61,
+            Record::RemoteRemoved {
+                domain: domain("west"),
+                name: "red-wes1".to_owned(),
+            },
+            Some(("red-wes1@west", true)),
+        ),
+    ] {
+        store.batches.push(vec![record]);
+        replica.follow(&store, 1, at(now));
+        let told: Vec<_> = told
+            .map(|(name, gone)| (name.to_owned(), gone))
+            .into_iter()
+            .collect();
+        assert_eq!(replica.delivered(), told, "at {now}");
+    }
+}
+
+#[test]
+fn a_version_that_is_held_is_no_news_to_a_replica() {
+    let old = chain(&["east", "west"]);
+    let newer = next(&old, |_| {});
+    let mut store = journal(vec![vec![document()]]);
+    let mut replica = Replica::start(&store, at(0));
+    let watch = Input::Watch {
+        watcher: WatcherId(1),
+        peer: router(),
+        query: Query::Document(old.uid()),
+    };
+    replica.handle(watch, at(0));
+    for (chain, news) in [(&old, 0), (&newer, 1), (&newer, 0), (&old, 0)] {
+        replica.effects.clear();
+        let chain = chain.clone();
+        store.batches.push(vec![Record::Document { chain }]);
+        replica.follow(&store, 1, at(1));
+        let told = |effect: &&Effect| matches!(effect, Effect::Deliver { .. });
+        assert_eq!(replica.effects.iter().filter(told).count(), news);
+        assert_eq!(replica.effects.is_empty(), news == 0);
+    }
+}
+
+#[test]
+fn the_replica_that_is_promoted_after_a_restore_records_the_mark() {
+    let mut store = journal(vec![vec![document()]]);
+    let boot = Boot {
+        documents: vec![chain(&["east", "west"])],
+        following: true,
+        restored: true,
+        ..Boot::default()
+    };
+    let mut replica = Replica {
+        machine: RegistryMachine::boot(config(), boot, at(0)).unwrap(),
+        ..Replica::start(&store, at(0))
+    };
+    replica.reload(&store, at(0));
+    replica.promote(&mut store, at(1));
+    replica.write(&mut store, at(1));
+    replica.call(1, &router(), Bench::new().acquire(1), at(2));
+    assert!(matches!(
+        replica.reply(1),
+        Some(Err(Refusal::Lease(allocator::Refusal::ReadoptOnly { .. })))
+    ));
+    assert_eq!(store.replayed(at(3)).snapshot(), replica.machine.snapshot());
+    assert_eq!(check(&store.all(), None).readopting, 1);
+}
+
+/// It looked at the documents long ago, when nothing was to be dialled.
+#[test]
+fn a_replica_that_followed_for_long_dials_when_it_is_promoted() {
+    let mut store = journal(vec![vec![document()]]);
+    let mut replica = Replica::start(&store, at(0));
+    replica.wake(at(1));
+    replica.effects.clear();
+    replica.promote(&mut store, at(100));
+    let dials = |effect: &Effect| matches!(effect, Effect::Dial { .. });
+    assert!(replica.effects.iter().any(dials));
+}
+
+#[test]
+fn a_long_journal_is_rewritten_by_the_replica_that_is_promoted() {
+    let mut bench = Bench::new();
+    bench.call(&router(), bench.acquire(1)).unwrap();
+    let mut store = journal(vec![bench.disk.clone()]);
+    let few = Config {
+        rewrite_after: 2,
+        ..config()
+    };
+    let boot = Boot {
+        documents: vec![chain(&["east", "west"])],
+        following: true,
+        ..Boot::default()
+    };
+    let mut replica = Replica {
+        machine: RegistryMachine::boot(few, boot, at(0)).unwrap(),
+        ..Replica::start(&store, at(0))
+    };
+    replica.reload(&store, at(0));
+    replica.promote(&mut store, at(1));
+    replica.call(1, &router(), bench.register(1), at(1));
+    let rewrites = |effect: &Effect| matches!(effect, Effect::Rewrite { .. });
+    assert!(replica.effects.iter().any(rewrites));
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::bench::{Bench, at, config, router, workload};
 use super::*;
+use crate::allocator;
 use crate::document::fixture::{chain, domain, id, next};
 use crate::ids::{Generation, SpiffeId};
 use crate::machine::Machine;
@@ -76,6 +77,68 @@ fn a_refresh_is_no_record_and_after_a_restart_everything_has_one_full_lifetime()
     bench.now = at(61);
     bench.wake();
     assert_eq!(bench.machine.endpoints().count(), 0);
+}
+
+#[test]
+fn a_lease_lives_one_lifetime_from_its_last_sign_of_life() {
+    let mut short = config();
+    short.allocator.lifetime = Duration::from_secs(60);
+    let mut bench = Bench::boot(short, chain(&["east", "west"]), Vec::new());
+    let leases = |bench: &mut Bench, secs| {
+        bench.now = at(secs);
+        bench.wake();
+        bench.write();
+        bench.machine.leases().count()
+    };
+    bench.call(&router(), bench.acquire(1)).unwrap();
+    let lease = bench.machine.leases().next().unwrap().clone();
+    assert_eq!(leases(&mut bench, 60), 1);
+    bench.call(&router(), Command::Renew { lease }).unwrap();
+    assert_eq!(leases(&mut bench, 119), 1);
+    bench.call(&router(), bench.acquire(1)).unwrap();
+    assert_eq!(leases(&mut bench, 178), 1);
+    assert_eq!(leases(&mut bench, 179), 0);
+}
+
+#[test]
+fn a_newer_document_of_the_configuration_is_recorded_once_and_an_older_one_not() {
+    let Bench {
+        chain: older, disk, ..
+    } = Bench::new();
+    let newer = next(&older, |document| document.policy.stale_limit_seconds = 5);
+    let recorded = [older.clone(), newer.clone()].map(|chain| Record::Document { chain });
+    let mut disk = disk;
+    for configured in [&newer, &newer, &older] {
+        let bench = Bench::boot(config(), configured.clone(), disk);
+        assert_eq!(bench.machine.document(older.uid()), Some(&newer));
+        assert_eq!(bench.disk, recorded);
+        disk = bench.disk;
+    }
+}
+
+#[test]
+fn a_restored_registry_says_so_in_its_journal_and_leases_nothing_new() {
+    let kept = Bench::new();
+    let boot = Boot {
+        documents: vec![kept.chain.clone()],
+        records: kept.disk.clone(),
+        restored: true,
+        ..Boot::default()
+    };
+    let machine = RegistryMachine::boot(config(), boot, at(1)).unwrap();
+    let mut bench = Bench { machine, ..kept };
+    bench.wake();
+    bench.write();
+    for _ in 0..2 {
+        let refused = bench.call(&router(), bench.acquire(1));
+        let expected = matches!(
+            refused,
+            Err(Refusal::Lease(allocator::Refusal::ReadoptOnly { .. }))
+        );
+        assert!(expected, "{refused:?}");
+        // The mark is of the journal, not of the process.
+        bench.restart();
+    }
 }
 
 #[test]
