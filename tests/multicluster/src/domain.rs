@@ -25,6 +25,8 @@ pub struct Domain {
     pub dns: BTreeMap<&'static str, Service>,
     /// Further TOML keys of the routers.
     pub router_keys: String,
+    /// Further TOML keys of the registries.
+    pub registry_keys: String,
     /// Further TOML tables of the registries.
     pub registry_tables: String,
     /// Registries beside the first one, over the same store.
@@ -41,6 +43,7 @@ impl Domain {
             routers: BTreeMap::new(),
             dns: BTreeMap::new(),
             router_keys: String::new(),
+            registry_keys: String::new(),
             registry_tables: String::new(),
             replicas: Vec::new(),
         }
@@ -126,11 +129,12 @@ impl Domain {
         country.issue(self.name, "registry", name, LONG)?;
         let socket = run_dir(country.base(), "registry", name).join("registry.sock");
         let mut keys = format!(
-            "domain = {:?}\nlisten = [\"tcp://{}\", \"unix://{}\"]\nadvertise = \"tcp://{}\"\n",
+            "domain = {:?}\nlisten = [\"tcp://{}\", \"unix://{}\"]\nadvertise = \"tcp://{}\"\n{}",
             self.name,
             self.any(port),
             socket.display(),
             self.socket(port),
+            self.registry_keys,
         );
         for network in networks {
             keys.push_str(&format!(

@@ -1,20 +1,22 @@
-//! What registries are asked while their store and they themselves die: registrations, leases
-//! and watches, and what came of them.
+//! What registries are asked while their store and they themselves die: registrations and
+//! leases, and what came of them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
+use tokio::time::Interval;
 use tonic::Code;
 use vl3_core::allocator::{Acquire, Granted};
 use vl3_core::ids::{InstanceId, NetworkUid, RouterName};
 use vl3_core::registry::Endpoint;
 use vl3_identity::{Source, Trust};
-use vl3_multicluster::Country;
+use vl3_multicluster::{Country, eventually};
 use vl3_proto::lease::{decode_granted, encode_acquire};
 use vl3_proto::objects::encode_endpoint;
 use vl3_proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient as Endpoints;
@@ -23,24 +25,26 @@ use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
 use vl3_runtime::CancellationToken;
 use vl3_runtime::grpc::{Connection, Dialer, Expect};
 
+use super::watchers::Watcher;
+
 const SERVICE: &str = "load";
 /// Each 5 times a second: 200 registrations a second, also where one takes 200 ms.
 pub(super) const REGISTRANTS: u16 = 40;
 const REGISTRANT_PACE: Duration = Duration::from_millis(200);
-/// Names of one registrant, which go to another URL in turns.
-const NAMES: u64 = 8;
+/// Every so many registrations one of a registrant's is taken back, some turns old.
+const TAKEN_BACK: u64 = 2;
 const LEASE_PACE: Duration = Duration::from_millis(200);
-/// Between two tries to open a watch.
-const WATCH_PACE: Duration = Duration::from_millis(40);
 const LEASES: usize = 3;
 /// No call may take longer, whatever dies.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Until everybody shows what was accepted, once nothing more is asked.
+const SHOWN_MAX: Duration = Duration::from_secs(30);
 
 /// Names and URLs.
 pub(super) type Seen = BTreeMap<String, String>;
 
 /// A client of several replicas, which goes to the next one where one fails.
-struct Caller {
+pub(super) struct Caller {
     dialer: Dialer,
     sockets: Vec<PathBuf>,
     at: usize,
@@ -59,9 +63,9 @@ impl Caller {
         })
     }
 
-    async fn connection(&mut self) -> Option<Connection> {
+    pub(super) async fn connection(&mut self) -> Option<Connection> {
         if self.connection.is_none() {
-            let socket = &self.sockets[self.at % self.sockets.len()];
+            let socket = &self.sockets[self.replica()];
             let url = format!("unix://{}", socket.display()).parse().ok()?;
             self.connection = self.dialer.dial(&url, Expect::anybody()).await.ok();
         }
@@ -71,10 +75,20 @@ impl Caller {
         self.connection.clone()
     }
 
-    /// The next try goes to another replica; an error where it would not help.
-    fn failed(&mut self, status: &tonic::Status) -> anyhow::Result<()> {
+    /// Which replica is asked.
+    pub(super) fn replica(&self) -> usize {
+        self.at % self.sockets.len()
+    }
+
+    /// The next try goes to another replica.
+    pub(super) fn move_on(&mut self) {
         self.connection = None;
         self.at += 1;
+    }
+
+    /// The next try goes to another replica; an error where it would not help.
+    fn failed(&mut self, status: &tonic::Status) -> anyhow::Result<()> {
+        self.move_on();
         // A connection that breaks in the middle of a call is Unknown or Cancelled.
         let again = matches!(
             status.code(),
@@ -85,21 +99,34 @@ impl Caller {
     }
 }
 
+/// What registrants were told.
+#[derive(Default)]
+struct Told {
+    /// Whoever registers holds it for reading: who holds it for writing sees nothing in doubt.
+    gate: RwLock<()>,
+    /// Registrations that were accepted.
+    accepted: AtomicU64,
+    /// What was accepted and not taken back.
+    endpoints: Mutex<Seen>,
+}
+
+impl Told {
+    fn endpoints(&self) -> MutexGuard<'_, Seen> {
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Everything that asks, until it is stopped.
 pub(super) struct Load {
     stop: CancellationToken,
-    accepted: Arc<AtomicU64>,
-    registrants: Vec<JoinHandle<anyhow::Result<Seen>>>,
+    told: Arc<Told>,
+    registrants: Vec<JoinHandle<anyhow::Result<()>>>,
     leases: JoinHandle<anyhow::Result<Vec<Granted>>>,
-    watchers: Vec<(JoinHandle<()>, Arc<Mutex<Seen>>)>,
+    pub(super) watchers: Vec<Watcher>,
     finder: PathBuf,
     sockets: Vec<PathBuf>,
-}
-
-/// What was accepted last.
-pub(super) struct Accepted {
-    pub(super) endpoints: Seen,
-    pub(super) leases: Vec<Granted>,
 }
 
 impl Load {
@@ -108,7 +135,7 @@ impl Load {
         domain: &str,
         sockets: &[PathBuf],
     ) -> anyhow::Result<Self> {
-        let (stop, accepted) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let (stop, told) = (CancellationToken::new(), Arc::new(Told::default()));
         let caller = |role: &str, name: &str, at: usize| {
             let identity = country.issue(domain, role, name, "24h")?;
             Caller::new(&identity, sockets, at)
@@ -116,62 +143,85 @@ impl Load {
         let mut registrants = Vec::new();
         for number in 0..REGISTRANTS {
             let caller = caller("client", &format!("load-{number}"), number.into())?;
-            let (stop, accepted) = (stop.clone(), Arc::clone(&accepted));
+            let (stop, told) = (stop.clone(), Arc::clone(&told));
             registrants.push(tokio::spawn(async move {
-                register(caller, number, &stop, &accepted).await
+                register(caller, number, &stop, &told).await
             }));
         }
         let uid = country.network("red")?.uid.parse();
         let uid: NetworkUid = uid.map_err(|_| anyhow::anyhow!("no uid"))?;
         let (leasing, stopping) = (caller("router", "red-load", 0)?, stop.clone());
         let leases = tokio::spawn(async move { lease(leasing, uid, &stopping).await });
-        let mut watchers = Vec::new();
-        for at in 0..sockets.len() {
-            let identity = country.issue(domain, "client", &format!("watch-{at}"), "24h")?;
-            let watcher = Caller::new(&identity, &sockets[at..=at], 0)?;
-            let seen = Arc::new(Mutex::new(Seen::new()));
-            let folded = Arc::clone(&seen);
-            watchers.push((tokio::spawn(watch(watcher, folded)), seen));
-        }
-        Ok(Self {
+        let mut load = Self {
             stop,
-            accepted,
+            told,
             registrants,
             leases,
-            watchers,
+            watchers: Vec::new(),
             finder: country.issue(domain, "client", "finder", "24h")?,
             sockets: sockets.to_vec(),
-        })
+        };
+        load.add_watchers(country, domain)?;
+        Ok(load)
+    }
+
+    /// One more watcher that starts at each replica and knows them all.
+    pub(super) fn add_watchers(&mut self, country: &Country, domain: &str) -> anyhow::Result<()> {
+        for at in 0..self.sockets.len() {
+            let name = format!("watch-{}", self.watchers.len());
+            let identity = country.issue(domain, "client", &name, "24h")?;
+            let caller = Caller::new(&identity, &self.sockets, at)?;
+            self.watchers.push(Watcher::start(name, caller));
+        }
+        Ok(())
     }
 
     /// Registrations that were accepted so far.
     pub(super) fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
+        self.told.accepted.load(Ordering::Relaxed)
     }
 
-    /// Nothing is asked any more but by watchers.
-    pub(super) async fn stop(&mut self) -> anyhow::Result<Accepted> {
+    /// Nothing is asked any more but by watchers; what was leased last.
+    pub(super) async fn stop(&mut self) -> anyhow::Result<Vec<Granted>> {
         self.stop.cancel();
-        let mut endpoints = Seen::new();
         for registrant in self.registrants.drain(..) {
-            endpoints.extend(registrant.await??);
+            registrant.await??;
         }
-        let leases = (&mut self.leases).await??;
-        Ok(Accepted { endpoints, leases })
+        (&mut self.leases).await?
     }
 
-    /// What every watcher makes of its events.
-    pub(super) fn folded(&self) -> Vec<Seen> {
-        let seen =
-            |seen: &Arc<Mutex<Seen>>| seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.watchers
-            .iter()
-            .map(|(_, folded)| seen(folded))
-            .collect()
+    /// Holds the registrants, and compares what these replicas and every watcher show with all
+    /// that was accepted up to now; how much that is.
+    pub(super) async fn compare(&self, replicas: &[usize]) -> anyhow::Result<usize> {
+        let held = tokio::time::timeout(ANSWER_MAX, self.told.gate.write()).await;
+        let _held = held.context("registrations under way without an answer")?;
+        let accepted = self.told.endpoints().clone();
+        for at in replicas {
+            let shown = eventually("a replica shows what was accepted", SHOWN_MAX, || async {
+                Ok(self.found(*at).await? == accepted)
+            });
+            if let Err(error) = shown.await {
+                let found = self.found(*at).await?;
+                let wrong = difference(&accepted, &found);
+                anyhow::bail!("{error:#}: replica {at}: {wrong}");
+            }
+        }
+        for watcher in &self.watchers {
+            let complete = eventually("a watcher saw what was accepted", SHOWN_MAX, || async {
+                Ok(watcher.view() == accepted)
+            });
+            let complete = complete.await.with_context(|| {
+                let wrong = difference(&accepted, &watcher.view());
+                format!("{}: {wrong}", watcher.name)
+            });
+            watcher.faultless()?;
+            complete?;
+        }
+        Ok(accepted.len())
     }
 
     /// What is found at replica `at`.
-    pub(super) async fn found(&self, at: usize) -> anyhow::Result<Seen> {
+    async fn found(&self, at: usize) -> anyhow::Result<Seen> {
         let mut finder = Caller::new(&self.finder, &self.sockets, at)?;
         let connection = finder.connection().await.context("not reached")?;
         let mut stream = Endpoints::new(connection.nsm())
@@ -181,21 +231,35 @@ impl Load {
         let mut found = Seen::new();
         while let Some(message) = stream.message().await? {
             let endpoint = message.network_service_endpoint.unwrap_or_default();
-            found.insert(endpoint.name, endpoint.url);
+            let before = found.insert(endpoint.name.clone(), endpoint.url);
+            anyhow::ensure!(before.is_none(), "{} is found twice", endpoint.name);
         }
         Ok(found)
     }
 }
 
-impl Drop for Load {
-    fn drop(&mut self) {
-        for (watcher, _) in &self.watchers {
-            watcher.abort();
-        }
-    }
+/// Some of what is in one of them only, for people.
+fn difference(accepted: &Seen, shown: &Seen) -> String {
+    let only = |all: &Seen, other: &Seen| {
+        let differ = all
+            .iter()
+            .filter(|(name, url)| other.get(*name) != Some(url));
+        let names: Vec<_> = differ.map(|(name, _)| name.clone()).collect();
+        format!(
+            "{} ({})",
+            names.len(),
+            names[..names.len().min(5)].join(" ")
+        )
+    };
+    format!(
+        "of {} accepted {} are not shown, shown and not accepted: {}",
+        accepted.len(),
+        only(accepted, shown),
+        only(shown, accepted)
+    )
 }
 
-fn query(watch: bool) -> NetworkServiceEndpointQuery {
+pub(super) fn query(watch: bool) -> NetworkServiceEndpointQuery {
     NetworkServiceEndpointQuery {
         network_service_endpoint: Some(NetworkServiceEndpoint {
             network_service_names: vec![SERVICE.to_owned()],
@@ -205,42 +269,80 @@ fn query(watch: bool) -> NetworkServiceEndpointQuery {
     }
 }
 
-/// Each name in turn goes to another URL, which is tried until it is accepted.
+/// Each registration has a name that is never used again, and is tried until it is accepted;
+/// some are taken back, likewise.
 async fn register(
     mut caller: Caller,
     number: u16,
     stop: &CancellationToken,
-    accepted: &AtomicU64,
-) -> anyhow::Result<Seen> {
+    told: &Told,
+) -> anyhow::Result<()> {
     let mut pace = tokio::time::interval(REGISTRANT_PACE);
-    let mut last = Seen::new();
+    let endpoint = |count: u64| Endpoint {
+        name: format!("load-{number}-{count}"),
+        services: vec![SERVICE.to_owned()],
+        url: format!("tcp://192.0.2.1:{}", 1 + count % 60_000),
+        ..Endpoint::default()
+    };
     for count in 0.. {
-        let endpoint = Endpoint {
-            name: format!("load-{number}-{}", count % NAMES),
-            services: vec![SERVICE.to_owned()],
-            url: format!("tcp://192.0.2.1:{}", 1 + count % 60_000),
-            ..Endpoint::default()
-        };
-        loop {
-            pace.tick().await;
-            let Some(connection) = caller.connection().await else {
-                continue;
-            };
-            let mut client = Endpoints::new(connection.nsm());
-            let answer = client.register(encode_endpoint(&endpoint));
-            let answer = tokio::time::timeout(ANSWER_MAX, answer).await;
-            match answer.context("a registration without an answer")? {
-                Ok(_) => break,
-                Err(status) => caller.failed(&status)?,
+        pace.tick().await;
+        let open = match told.gate.try_read() {
+            Ok(open) => open,
+            Err(_) => {
+                let open = told.gate.read().await;
+                // What was held back is not made up for.
+                pace.reset();
+                open
             }
-        }
-        accepted.fetch_add(1, Ordering::Relaxed);
-        last.insert(endpoint.name, endpoint.url);
+        };
         if stop.is_cancelled() {
             break;
         }
+        let wanted = endpoint(count);
+        until_accepted(&mut caller, &mut pace, &wanted, false).await?;
+        told.accepted.fetch_add(1, Ordering::Relaxed);
+        told.endpoints().insert(wanted.name, wanted.url);
+        if count % TAKEN_BACK == 1 && count > 4 {
+            let old = endpoint(count - 4);
+            until_accepted(&mut caller, &mut pace, &old, true).await?;
+            told.endpoints().remove(&old.name);
+        }
+        drop(open);
     }
-    Ok(last)
+    Ok(())
+}
+
+/// Registers or takes back, at whichever replica says yes.
+async fn until_accepted(
+    caller: &mut Caller,
+    pace: &mut Interval,
+    endpoint: &Endpoint,
+    back: bool,
+) -> anyhow::Result<()> {
+    loop {
+        if let Some(connection) = caller.connection().await {
+            let mut client = Endpoints::new(connection.nsm());
+            let request = encode_endpoint(endpoint);
+            let answer = async {
+                if back {
+                    let done = client.unregister(request).await;
+                    return done.map(|_| endpoint.name.clone());
+                }
+                let registered = client.register(request).await;
+                registered.map(|registered| registered.into_inner().name)
+            };
+            let answer = tokio::time::timeout(ANSWER_MAX, answer).await;
+            match answer.context("a registration without an answer")? {
+                Ok(name) => {
+                    let (wanted, what) = (&endpoint.name, "accepted under another name");
+                    anyhow::ensure!(name == *wanted, "{wanted}: {what}, {name}");
+                    return Ok(());
+                }
+                Err(status) => caller.failed(&status)?,
+            }
+        }
+        pace.tick().await;
+    }
 }
 
 /// Leases again and again with another instance: rounds only grow, prefixes stay.
@@ -288,32 +390,4 @@ async fn lease(
         }
     }
     Ok(last.into_iter().flatten().collect())
-}
-
-/// Opens its watch again whenever it ends; a snapshot comes first, so that it starts anew.
-async fn watch(mut caller: Caller, folded: Arc<Mutex<Seen>>) {
-    let lock = || folded.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut pace = tokio::time::interval(WATCH_PACE);
-    loop {
-        pace.tick().await;
-        let Some(connection) = caller.connection().await else {
-            continue;
-        };
-        let opened = Endpoints::new(connection.nsm()).find(query(true)).await;
-        let Ok(stream) = opened else {
-            caller.connection = None;
-            continue;
-        };
-        let mut stream = stream.into_inner();
-        lock().clear();
-        while let Ok(Some(message)) = stream.message().await {
-            let endpoint = message.network_service_endpoint.unwrap_or_default();
-            if message.deleted {
-                lock().remove(&endpoint.name);
-            } else {
-                lock().insert(endpoint.name, endpoint.url);
-            }
-        }
-        caller.connection = None;
-    }
 }

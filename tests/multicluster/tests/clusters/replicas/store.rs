@@ -91,6 +91,19 @@ impl Etcd {
             .map(|(at, _)| at)
     }
 
+    /// How often the members that run have seen another leader, by the one that saw it most.
+    pub(super) fn leader_changes(&self) -> Option<u64> {
+        let running = (0..3).filter(|at| self.running[*at].is_some());
+        let seen = running.filter_map(|at| {
+            let text = self.host.run(|| metrics(self.members[at].address)).ok()?;
+            let mut lines = text.lines();
+            let count = lines
+                .find_map(|line| line.strip_prefix("etcd_server_leader_changes_seen_total "))?;
+            count.trim().parse().ok()
+        });
+        seen.max()
+    }
+
     /// SIGKILL.
     pub(super) async fn kill(&mut self, at: usize) -> anyhow::Result<()> {
         let mut process = self.running[at].take().context("it does not run")?;
