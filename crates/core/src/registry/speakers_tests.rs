@@ -319,3 +319,47 @@ fn what_a_snapshot_names_in_vain_ends_what_was_there() {
     two.end(2, 3);
     assert_eq!(two.remote(), ["red-west2"]);
 }
+
+#[test]
+fn a_network_that_does_not_vouch_for_a_stream_neither_hears_it_nor_is_told_to_it() {
+    let mut two = Two::new(forged);
+    two.opens(1, west(), &["blue"]);
+    two.upsert(1, 1, "red", "red-west");
+    assert_eq!(two.remote(), [""; 0]);
+    two.bench.effects.clear();
+    let chain = next(&two.red, |document| document.policy.stale_limit_seconds = 1);
+    two.bench
+        .call(&router(), Command::Publish { chain })
+        .unwrap();
+    assert_eq!(two.told(1), []);
+}
+
+/// It was away when it was removed, and still believes the network to be common.
+#[test]
+fn who_was_removed_hears_it_where_the_document_lists_it_and_the_same_roots_vouch() {
+    let (usual, other) = (
+        "spiffe://west.test/vl3/registry/*",
+        "spiffe://west.test/vl3/registry/other",
+    );
+    for (roots, registry, told) in [
+        (&b""[..], usual, true),
+        (b"others", usual, false),
+        (b"", other, false),
+    ] {
+        let mut two = Two::new(|document| {
+            document.members.get_mut(&domain("west")).unwrap().bundle = roots.to_vec();
+        });
+        let chain = next(&two.red, |document| {
+            let west = document.members.get_mut(&domain("west")).unwrap();
+            west.revoked = true;
+            west.roles.registry = vec![registry.to_owned()];
+        });
+        two.bench
+            .call(&router(), Command::Publish { chain })
+            .unwrap();
+        two.bench.effects.clear();
+        two.opens(1, west(), &["blue"]);
+        let red = two.told(1).contains(&two.red.uid());
+        assert_eq!(red, told, "{registry} {roots:?}");
+    }
+}

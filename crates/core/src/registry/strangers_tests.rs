@@ -4,8 +4,10 @@ use core::time::Duration;
 
 use super::bench::{Bench, at, config, router, workload};
 use super::*;
+use crate::document::Chain;
 use crate::document::fixture::{chain, domain, id, next};
 use crate::federation::{StreamId, SyncMessage};
+use crate::machine::Machine as _;
 
 const STREAM: StreamId = StreamId::Accepted(1);
 
@@ -200,6 +202,32 @@ fn a_forked_document_that_comes_by_sync_alarms_and_changes_nothing() {
     let conflict = Alarm::DocumentConflict { uid, version, from };
     assert_eq!(alarms(&bench), [&conflict]);
     assert_eq!(bench.machine.document(uid), Some(&ours));
+}
+
+fn until(chain: &Chain, of: &str, secs: u64) -> Chain {
+    next(chain, |document| {
+        document.members.get_mut(&domain(of)).unwrap().not_after = Some(at(secs).wall);
+    })
+}
+
+#[test]
+fn a_membership_ends_at_its_time_without_a_new_version() {
+    let chain = until(&chain(&["east", "west"]), "west", 100);
+    let mut bench = Bench::boot(config(), chain, Vec::new());
+    west_opens(&mut bench);
+    west_says(&mut bench, 1, "tcp://192.0.2.7:5010");
+    let mut sees = |secs| {
+        bench.now = at(secs);
+        bench.wake();
+        bench.write();
+        let due = bench.machine.next_wake().map(|(due, _)| due);
+        (find(&mut bench, &router(), &query("red")), due)
+    };
+    let (found, due) = sees(99);
+    assert_eq!(found, ["red-west@west"]);
+    assert!(due.is_some_and(|due| due <= at(100).mono), "{due:?}");
+    assert_eq!(sees(100).0, [""; 0]);
+    assert!(bench.machine.remotes().is_empty());
 }
 
 #[test]
