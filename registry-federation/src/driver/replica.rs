@@ -120,6 +120,10 @@ impl Replica {
         self.taking_over = Some((term, reading));
     }
 
+    fn holds(&self, term: u64) -> bool {
+        *self.claim.borrow() == Claim::Active { term }
+    }
+
     /// Says what holds: to the services, to probes, to people.
     fn show(&self) {
         let claim = self.claim.borrow().clone();
@@ -200,11 +204,24 @@ impl Driver {
             Event::Claimed(claim) => self.claimed(claim, out)?,
             Event::TakenOver(term, taken) => self.taken_over(term, taken, out)?,
         }
+        self.tell_confirmed(out);
         if let Some(reason) = self.machine.halted() {
             anyhow::bail!("the store's content makes no sense: {reason}");
         }
         self.show();
         Ok(())
+    }
+
+    /// The machine knows whether the claim on which it is active holds, before anybody else does.
+    fn tell_confirmed(&mut self, out: &mut Outbox<Effect>) {
+        let Some(replica) = &self.replica else { return };
+        let Some(term) = replica.term else { return };
+        let input = if replica.holds(term) {
+            Input::Confirmed
+        } else {
+            Input::Unconfirmed
+        };
+        self.machine.handle(input, clock::now(), out);
     }
 
     pub(super) fn show(&self) {
@@ -298,7 +315,7 @@ impl Driver {
                 tracing::info!(term, by, "another replica was faster");
             }
             Err(StoreError::Unavailable(reason)) => {
-                let held = *replica.claim.borrow() == Claim::Active { term };
+                let held = replica.holds(term);
                 tracing::debug!(term, reason, held, "the store does not answer");
                 if held {
                     replica.take_over(term, TAKE_OVER_PAUSE);

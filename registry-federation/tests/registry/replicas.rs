@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use prost::Message;
+use registry_federation::Config;
 use registry_federation::store::SharedMemory;
 use tonic::Code;
 use tonic::metadata::MetadataValue;
@@ -181,6 +182,38 @@ async fn while_the_store_is_away_nothing_is_promised_and_everything_is_found() {
     eventually("both are ready", ready).await;
     assert_eq!(clients[1].find("web").await, ["before", "waits"]);
     assert_eq!(pair.store.active().as_deref(), Some("east-1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_away_for_longer_than_endpoints_live_ends_none_of_them() {
+    const LIFETIME: Duration = Duration::from_secs(2);
+    let world = World::new(&["east"]);
+    let store = SharedMemory::default();
+    let edit = |config: &mut Config| config.endpoint_lifetime = LIFETIME;
+    let replica = world.replica_with("east", FIRST, store.replica(), edit);
+    let replica = replica.await;
+    let client = world.router("east", &replica).await;
+    client.register(&plain("living")).await.unwrap();
+    let mut events = client.watch("web").await;
+    assert_eq!(event(&mut events).await, ("living".to_owned(), false));
+    store.pause();
+    let paused = Instant::now();
+    eventually("nobody could say that it lives", || async {
+        paused.elapsed() > 2 * LIFETIME
+    })
+    .await;
+    assert_eq!(client.find("web").await, ["living"]);
+    store.resume();
+    client.register(&plain("living")).await.unwrap();
+    client.register(&plain("last")).await.unwrap();
+    // Its end was told to nobody.
+    assert_eq!(event(&mut events).await, ("last".to_owned(), false));
+    assert_eq!(client.find("web").await, ["last", "living"]);
+    // Who says nothing now is gone in time.
+    eventually("the end of both", || async {
+        client.find("web").await.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

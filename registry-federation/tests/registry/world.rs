@@ -165,9 +165,19 @@ impl World {
         path: &str,
         store: Arc<dyn Shared>,
     ) -> Registry {
+        self.replica_with(domain, path, store, |_| {}).await
+    }
+
+    pub(crate) async fn replica_with(
+        &self,
+        domain: &'static str,
+        path: &str,
+        store: Arc<dyn Shared>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Registry {
         let source = self.source(domain, path);
         let named = path.rsplit('/').next().expect("test set-up");
-        self.registry_named(source, domain, named, store, |_| {})
+        self.registry_named(source, domain, named, store, edit)
             .await
     }
 

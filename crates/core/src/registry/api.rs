@@ -106,6 +106,11 @@ pub enum Input {
     Promoted {
         records: Vec<Record>,
     },
+    /// The store does not say any more that this replica is the active one, and another one may
+    /// be: nothing is accepted and nothing ends until [`Input::Confirmed`].
+    Unconfirmed,
+    /// The store says so again, for the same promotion. Nothing where it never ceased to.
+    Confirmed,
     /// This replica is no longer the active one. The machine is of no use afterwards.
     Deposed {
         reason: String,

@@ -2,8 +2,11 @@
 //! follow the records that it wrote and answer what only reads.
 //!
 //! ```text
-//!            Promoted                        Deposed
-//! following ----------> active ----------------------> halted: the shell boots another machine
+//!            Promoted           Deposed
+//! following ----------> active ----------> halted: the shell boots another machine
+//!                        |  ^
+//!            Unconfirmed v  | Confirmed
+//!                     unconfirmed: nothing is accepted, nothing ends
 //! ```
 //!
 //! A following machine journals nothing, ends nothing by time and has no streams: whatever the

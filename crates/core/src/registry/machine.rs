@@ -26,6 +26,9 @@ use crate::time::{Mono, Now};
 /// What only the active replica does.
 const FOLLOWS: &str = "this replica follows another one, which is active";
 
+/// Another one may be active by now.
+const UNCONFIRMED: &str = "the store does not confirm that this replica is active";
+
 /// One domain's registry.
 #[derive(Debug)]
 pub struct RegistryMachine {
@@ -49,6 +52,8 @@ pub struct RegistryMachine {
     pub(super) live: BTreeSet<(NetworkUid, DomainName)>,
     /// Set while another replica decides.
     pub(super) following: Option<Following>,
+    /// Set while the store does not say that this replica is still the active one.
+    pub(super) unconfirmed: bool,
     pub(super) journal: Journal,
     /// Set when the journal failed: nothing is promised any more.
     pub(super) halted: Option<String>,
@@ -120,6 +125,7 @@ impl RegistryMachine {
             membership_check: Some(now.mono),
             live: BTreeSet::new(),
             following: boot.following.then(|| Following::new(&boot)),
+            unconfirmed: false,
             journal: Journal::of(&boot.records),
             halted: None,
             config,
@@ -281,6 +287,8 @@ impl RegistryMachine {
             Some("too much waits for the journal")
         } else if self.is_following() && !command.only_reads() {
             Some(FOLLOWS)
+        } else if self.unconfirmed && !command.only_reads() {
+            Some(UNCONFIRMED)
         } else {
             None
         }
@@ -419,6 +427,8 @@ impl Machine for RegistryMachine {
             Input::Followed { records } => self.followed(records, now, out),
             Input::Reload { records } => self.reload(records, now, out),
             Input::Promoted { records } => self.promoted(records, now, out),
+            Input::Unconfirmed => self.unconfirmed = !self.is_following(),
+            Input::Confirmed => self.confirmed(now),
             Input::Deposed { reason } => self.deposed(reason, out),
         }
         self.flush(out);
@@ -435,33 +445,7 @@ impl Machine for RegistryMachine {
             }
             return;
         }
-        let silent = self.networks.iter().flat_map(|(uid, network)| {
-            let ended = network.allocator.expired(now.mono).into_iter();
-            ended.map(|router| Record::Lease {
-                uid: *uid,
-                record: LeaseRecord::Ended { router },
-            })
-        });
-        let silent = silent.collect();
-        self.commit(silent, now, out);
-        let readopted = self.networks.iter().filter(|(_, network)| {
-            let until = network.allocator.readopts_until();
-            until.is_some_and(|until| until <= now.mono)
-        });
-        let readopted = readopted.map(|(uid, _)| Record::Lease {
-            uid: *uid,
-            record: LeaseRecord::Readopted,
-        });
-        let readopted = readopted.collect();
-        self.commit(readopted, now, out);
-        let unclaimed = self
-            .networks
-            .iter()
-            .flat_map(|(uid, network)| network.names.expired(*uid, now.mono));
-        let unclaimed = unclaimed.collect();
-        self.commit(unclaimed, now, out);
-        let expired = self.objects.expired(now.mono);
-        self.commit(expired, now, out);
+        self.end_what_is_due(now, out);
         if self.membership_check.is_some_and(|at| at <= now.mono) {
             self.reconcile(now, out);
         }
@@ -478,27 +462,9 @@ impl Machine for RegistryMachine {
         if self.is_following() {
             return self.membership_check.map(|at| (at, "membership"));
         }
-        let leases = self
-            .networks
-            .values()
-            .filter_map(|network| network.allocator.next_expiry());
-        let leases = leases.min().map(|at| (at, "lease expiry"));
-        let readopted = self
-            .networks
-            .values()
-            .filter_map(|network| network.allocator.readopts_until());
-        let readopted = readopted.min().map(|at| (at, "end of a restore"));
-        let names = self
-            .networks
-            .values()
-            .filter_map(|network| network.names.next_expiry());
-        let names = names.min().map(|at| (at, "name expiry"));
-        let objects = self.objects.next_expiry().map(|at| (at, "endpoint expiry"));
         let members = self.membership_check.map(|at| (at, "membership"));
         let federation = self.federation.next_wake();
-        [leases, readopted, names, objects, members, federation]
-            .into_iter()
-            .flatten()
-            .min()
+        let due = [self.next_expiry(), members, federation];
+        due.into_iter().flatten().min()
     }
 }

@@ -14,6 +14,7 @@ mod calls;
 mod check;
 #[cfg(test)]
 mod check_tests;
+mod expiry;
 mod find;
 mod follow;
 mod held;

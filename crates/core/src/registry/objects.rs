@@ -188,6 +188,15 @@ impl Objects {
         }
     }
 
+    /// Own endpoints go at `own`, remote ones that nobody vouches for at `remote`.
+    pub(super) fn postpone(&mut self, own: Mono, remote: Mono) {
+        let names: Vec<_> = self.own.keys().cloned().collect();
+        for name in names {
+            self.touch(&name, own);
+        }
+        self.remotes.postpone(remote);
+    }
+
     /// What is due to go.
     pub(super) fn expired(&self, now: Mono) -> Vec<Record> {
         let own = self.deadlines.due(now);

@@ -162,6 +162,20 @@ impl Remotes {
         self.deadlines.set(domain, first, of.deadlines.next());
     }
 
+    /// What nobody vouches for goes at `deadline`.
+    pub(super) fn postpone(&mut self, deadline: Mono) {
+        for (domain, of) in &mut self.domains {
+            let first = of.deadlines.next();
+            for (name, entry) in &mut of.entries {
+                if entry.deadline.is_some() {
+                    of.deadlines.set(name, entry.deadline, Some(deadline));
+                    entry.deadline = Some(deadline);
+                }
+            }
+            self.deadlines.set(domain, first, of.deadlines.next());
+        }
+    }
+
     pub(super) fn get(&self, domain: &DomainName, name: &str) -> Option<&Remote> {
         self.domains.get(domain)?.entries.get(name)
     }

@@ -83,6 +83,9 @@ impl Model {
                 self.deposed += 1;
             }
             84..86 => self.crash(index),
+            86..88 if running.term.is_some() => {
+                running.confirm(what == 86, now);
+            }
             86..90 => {
                 self.now += 5;
                 let now = at(self.now);
