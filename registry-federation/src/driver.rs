@@ -250,12 +250,15 @@ impl Driver {
     ) -> anyhow::Result<()> {
         let failed = match outcome {
             Ok(Ok(())) => {
+                if let Some(replica) = &mut self.replica {
+                    replica.wrote();
+                }
                 self.machine
                     .handle(Input::Appended { ticket }, clock::now(), out);
                 return Ok(());
             }
             Ok(Err(StoreError::Fenced { by })) if self.replica.is_some() => {
-                self.step_back(&by, out)?;
+                self.fenced(&by, out)?;
                 self.show();
                 return Ok(());
             }

@@ -16,6 +16,7 @@ pub(crate) struct RegistryMetrics {
     pub(crate) rewrites: Counter,
     pub(crate) watches_cut: Counter,
     pub(crate) takeovers: Counter,
+    pub(crate) takeovers_late: Counter,
     pub(crate) stepped_back: Counter,
     role: Family<RoleLabel, Gauge>,
     pub(crate) alarms: Counter,
@@ -68,8 +69,13 @@ impl RegistryMetrics {
                 registered.takeovers,
             );
             registry.register(
+                "replica_takeovers_late",
+                "How often its claim went while it read the store",
+                registered.takeovers_late,
+            );
+            registry.register(
                 "replica_steps_back",
-                "How often another one took its place",
+                "How often another one took its place, or may have",
                 registered.stepped_back,
             );
             registry.register(

@@ -15,7 +15,8 @@ use crate::replica::{Role, Standing};
 use crate::store::writer::Writer;
 use crate::store::{Candidate, Claim, Followed, Shared, StoreError};
 
-/// Between two tries to read the store as its active replica.
+/// Between two tries to read the store as its active replica, and before it is read again
+/// because it did not hold what was known of it.
 const TAKE_OVER_PAUSE: Duration = Duration::from_millis(200);
 
 /// A machine that follows, for each time that this replica starts to.
@@ -26,11 +27,14 @@ type Taken = Result<(Writer, Vec<Record>), StoreError>;
 
 pub(crate) struct Replica {
     shared: Arc<dyn Shared>,
+    candidate: Candidate,
     claim: watch::Receiver<Claim>,
     /// Open while this replica follows.
     feed: Option<mpsc::Receiver<Followed>>,
     taking_over: Option<(u64, JoinHandle<Taken>)>,
     term: Option<u64>,
+    /// Before the store is read in the next term.
+    pause: Duration,
     /// Whether the machine holds what the store holds.
     loaded: bool,
     connected: bool,
@@ -56,15 +60,17 @@ impl Replica {
         ready: ReadyItem,
     ) -> Self {
         let feed = Some(shared.follow());
-        let mut claim = shared.campaign(candidate);
+        let mut claim = shared.campaign(candidate.clone());
         claim.mark_changed();
         standing.send_modify(|standing| standing.role = Role::Starting);
         Self {
             shared,
+            candidate,
             claim,
             feed,
             taking_over: None,
             term: None,
+            pause: Duration::ZERO,
             loaded: false,
             connected: false,
             boot,
@@ -122,6 +128,24 @@ impl Replica {
 
     fn holds(&self, term: u64) -> bool {
         *self.claim.borrow() == Claim::Active { term }
+    }
+
+    /// A write or the reading of a term was fenced although the claim is ours: the store does not
+    /// hold what we know of it (a late transaction of our own, a key touched by hand). Nobody
+    /// else may go on before the claim is given up, and we only in another term.
+    fn stand_again(&mut self, term: u64) {
+        if self.holds(term) {
+            tracing::warn!(term, "replica: gives up its claim and stands for it again");
+            self.shared.release();
+            self.claim = self.shared.campaign(self.candidate.clone());
+            self.claim.mark_changed();
+            self.pause = TAKE_OVER_PAUSE;
+        }
+    }
+
+    /// What was known of the store stands there.
+    pub(super) const fn wrote(&mut self) {
+        self.pause = Duration::ZERO;
     }
 
     /// Says what holds: to the services, to probes, to people.
@@ -288,7 +312,7 @@ impl Driver {
         };
         let reading = replica.taking_over.as_ref().map(|(term, _)| *term);
         if let Some(term) = term.filter(|term| replica.term.is_none() && reading != Some(*term)) {
-            replica.take_over(term, Duration::ZERO);
+            replica.take_over(term, replica.pause);
         }
         Ok(())
     }
@@ -302,7 +326,14 @@ impl Driver {
         let Some(replica) = &mut self.replica else {
             return Ok(());
         };
+        let held = replica.holds(term);
         match taken {
+            Ok((writer, _)) if !held => {
+                // Another one may be active. Where the claim is ours again, so is another turn.
+                tracing::info!(term, "the claim went while the store was read");
+                self.metrics.takeovers_late.inc();
+                drop(tokio::task::spawn_blocking(move || drop(writer)));
+            }
             Ok((writer, records)) => {
                 let now = clock::now();
                 self.metrics.takeovers.inc();
@@ -313,15 +344,25 @@ impl Driver {
             }
             Err(StoreError::Fenced { by }) => {
                 tracing::info!(term, by, "another replica was faster");
+                replica.stand_again(term);
             }
             Err(StoreError::Unavailable(reason)) => {
-                let held = replica.holds(term);
                 tracing::debug!(term, reason, held, "the store does not answer");
                 if held {
                     replica.take_over(term, TAKE_OVER_PAUSE);
                 }
             }
             Err(error) => return Err(error).context("read the store"),
+        }
+        Ok(())
+    }
+
+    /// Somebody else wrote, as far as the store can tell.
+    pub(super) fn fenced(&mut self, by: &str, out: &mut Outbox<Effect>) -> anyhow::Result<()> {
+        let term = self.replica.as_ref().and_then(|replica| replica.term);
+        self.step_back(by, out)?;
+        if let Some((replica, term)) = self.replica.as_mut().zip(term) {
+            replica.stand_again(term);
         }
         Ok(())
     }

@@ -105,6 +105,20 @@ impl SharedMemory {
         content.choose();
     }
 
+    /// Somebody writes the value of a key again by hand, past every replica; whether it is there.
+    pub fn touch(&self, key: &str) -> Result<bool, StoreError> {
+        let mut kept = self.content().kept.clone();
+        let Some(object) = kept.list()?.into_iter().find(|object| object.key == key) else {
+            return Ok(false);
+        };
+        let swap = Swap {
+            key: object.key,
+            expected: Some(object.revision),
+            value: Some(object.value),
+        };
+        Ok(kept.swap(&[swap])?.iter().all(Result::is_ok))
+    }
+
     /// The name of the active replica.
     pub fn active(&self) -> Option<String> {
         let content = self.content();

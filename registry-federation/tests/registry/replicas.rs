@@ -1,12 +1,17 @@
 //! Several replicas of one domain's registry over one store.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use prost::Message;
 use registry_federation::Config;
-use registry_federation::store::SharedMemory;
+use registry_federation::store::{
+    Candidate, Claim, Followed, Shared, SharedMemory, Store, StoreError,
+};
+use tokio::sync::{mpsc, watch};
 use tonic::Code;
 use tonic::metadata::MetadataValue;
 use vl3_core::ids::{DomainName, Generation};
@@ -214,6 +219,130 @@ async fn a_store_that_was_away_for_longer_than_endpoints_live_ends_none_of_them(
         client.find("web").await.is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_changed_by_hand_is_read_again_and_written_on() {
+    let world = World::new(&["east"]);
+    let store = SharedMemory::default();
+    let replica = world.replica("east", FIRST, store.replica()).await;
+    let client = world.router("east", &replica).await;
+    for round in 0..3 {
+        client.register(&plain("kept")).await.unwrap();
+        assert!(store.touch("endpoint/kept").unwrap(), "round {round}");
+        let refused = client.unregister(&plain("kept")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        // Nobody else is there to take the claim.
+        eventually("it goes on", || async {
+            client.register(&plain("after")).await.is_ok()
+        })
+        .await;
+        assert_eq!(client.find("web").await, ["after", "kept"]);
+    }
+}
+
+/// A store whose word about the claim comes from the test, and which is read when that says so.
+#[derive(Debug)]
+struct Scripted {
+    inner: Arc<dyn Shared>,
+    /// What the store itself says.
+    real: Mutex<Option<watch::Receiver<Claim>>>,
+    claim: watch::Sender<Claim>,
+    readers: AtomicUsize,
+    open: watch::Sender<bool>,
+}
+
+impl Scripted {
+    fn new(store: &SharedMemory) -> Arc<Self> {
+        Arc::new(Self {
+            inner: store.replica(),
+            real: Mutex::default(),
+            claim: watch::Sender::new(Claim::Unknown),
+            readers: AtomicUsize::new(0),
+            open: watch::Sender::new(false),
+        })
+    }
+
+    fn real(&self) -> Claim {
+        let real = self.real.lock().expect("no panic before");
+        real.as_ref().expect("a campaign").borrow().clone()
+    }
+
+    async fn eventually_read(&self, times: usize) {
+        eventually("the store is read", || async {
+            self.readers.load(Ordering::SeqCst) == times
+        })
+        .await;
+    }
+}
+
+impl Shared for Scripted {
+    fn follow(&self) -> mpsc::Receiver<Followed> {
+        self.inner.follow()
+    }
+
+    fn campaign(&self, candidate: Candidate) -> watch::Receiver<Claim> {
+        *self.real.lock().expect("no panic before") = Some(self.inner.campaign(candidate));
+        self.claim.subscribe()
+    }
+
+    fn writer(&self, term: u64) -> Result<Box<dyn Store>, StoreError> {
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        let mut open = self.open.subscribe();
+        let opened = open.wait_for(|open| *open);
+        tokio::runtime::Handle::current()
+            .block_on(opened)
+            .map_err(|error| StoreError::Read(error.to_string()))?;
+        self.inner.writer(term)
+    }
+
+    fn written(&self) -> u64 {
+        self.inner.written()
+    }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_claim_went_while_it_read_the_store_follows() {
+    let world = World::new(&["east"]);
+    let store = SharedMemory::default();
+    let scripted = Scripted::new(&store);
+    let shared = Arc::clone(&scripted) as Arc<dyn Shared>;
+    let replica = world.replica("east", FIRST, shared).await;
+    let ours = scripted.real();
+    assert!(matches!(ours, Claim::Active { .. }), "{ours:?}");
+    scripted.claim.send_replace(ours.clone());
+    scripted.eventually_read(1).await;
+    let other = Candidate {
+        id: 2,
+        name: "east-2".to_owned(),
+        address: "tcp://192.0.2.2:5002".to_owned(),
+    };
+    scripted.claim.send_replace(Claim::Other {
+        candidate: other,
+        term: 99,
+    });
+    let role = |role: &str| {
+        let line = format!("registry_replica_role{{role=\"{role}\"}} 1");
+        replica.metrics.encode().contains(&line)
+    };
+    eventually("it knows of the other one", || async { role("following") }).await;
+    scripted.open.send_replace(true);
+    eventually("it has read what it may not write", || async {
+        let late = "registry_replica_takeovers_late_total 1";
+        replica.metrics.encode().contains(late)
+    })
+    .await;
+    assert!(role("following"));
+    // The claim is ours after all: it is read again.
+    scripted.claim.send_replace(ours);
+    scripted.eventually_read(2).await;
+    let client = world.router("east", &replica).await;
+    client.register(&plain("after")).await.unwrap();
+    assert!(role("active"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -45,7 +45,9 @@ pub struct Etcd {
 struct Standing {
     candidate: Candidate,
     cancel: CancellationToken,
-    /// Answers when the claim was given up.
+    /// Cancelled when the claim was given up.
+    given_up: CancellationToken,
+    /// Answers then, for those who cannot wait otherwise.
     ended: std_mpsc::Receiver<()>,
 }
 
@@ -147,17 +149,23 @@ impl Shared for Etcd {
             self.config.ttl,
             claim,
         );
-        let stopping = cancel.clone();
+        let given_up = CancellationToken::new();
+        let (stopping, stopped) = (cancel.clone(), given_up.clone());
         let standing = Standing {
             candidate,
             cancel,
+            given_up,
             ended,
         };
-        if let Some(before) = self.standing().replace(standing) {
-            before.cancel.cancel();
-        }
+        let before = self.standing().replace(standing);
         self.runtime.spawn(async move {
+            // A claim of the one before would be taken for another replica's.
+            if let Some(before) = before {
+                before.cancel.cancel();
+                before.given_up.cancelled().await;
+            }
             campaign.run(stopping).await;
+            stopped.cancel();
             // Err: nobody waits.
             let _unheard = done.send(());
         });
