@@ -172,6 +172,10 @@ pub async fn start(
         handle,
         tokens: Arc::new(tokens),
     };
+    let replicas = Replicas {
+        standing: replicas,
+        shared,
+    };
     let mut stock = Vec::new();
     let mut in_use: BTreeMap<NetworkUid, InUse> = BTreeMap::new();
     for port in &config.prefixes {
@@ -181,6 +185,7 @@ pub async fn start(
             uid: port.network,
             family: port.family,
             in_use: in_use.entry(port.network).or_default().clone(),
+            replicas: replicas.clone(),
         };
         stock.push((server, services::stock_routes(prefixes)));
     }
@@ -188,10 +193,6 @@ pub async fn start(
         .iter()
         .flat_map(|(server, _)| server.addresses().to_vec())
         .collect();
-    let replicas = Replicas {
-        standing: replicas,
-        shared,
-    };
     let counted = ForwardMetrics::register(&ctx.metrics);
     let routes = services::routes(services, Forward::new(replicas, ctx.dialer(), counted));
     for address in &addresses {

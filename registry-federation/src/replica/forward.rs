@@ -187,34 +187,23 @@ where
 impl Forward {
     /// Where a call that decides something goes: None is here. Waits while nobody is active.
     async fn place(&self, by_replica: bool) -> Result<Option<Candidate>, Status> {
-        let here_or_there = |standing: &Standing| match &standing.role {
-            Role::Sole
-            | Role::Active {
-                confirmed: true, ..
-            } => Some(None),
+        let here_or_there = |standing: &Standing| match standing.place() {
             // Never twice: who sent it to us will hear who is active as well.
-            Role::Following {
-                active: Some(active),
-            } if !by_replica => Some(Some(active.clone())),
-            Role::Starting | Role::Following { .. } | Role::Active { .. } => None,
+            Some(Some(_)) if by_replica => None,
+            place => place,
         };
-        let mut standing = self.replicas.standing.clone();
-        let known = here_or_there(&standing.borrow_and_update());
-        if let Some(place) = known {
+        let standing = self.replicas.standing.clone();
+        if let Some(place) = here_or_there(&standing.borrow()) {
             return Ok(place);
         }
         let waits = self.ways.waiting.try_acquire();
-        let decided = async {
-            let _waits = waits.ok()?;
-            let wait = standing.wait_for(|standing| here_or_there(standing).is_some());
-            let standing = tokio::time::timeout(WAIT_MAX, wait).await.ok()?.ok()?;
-            here_or_there(&standing)
+        let place = match waits {
+            Ok(_waits) => first(standing, here_or_there).await,
+            Err(_) => None,
         };
-        decided.await.ok_or_else(|| {
+        place.ok_or_else(|| {
             self.ways.metrics.unanswered.inc();
-            Status::unavailable(
-                "no replica of this registry is active at the moment, or none can write: try again",
-            )
+            nobody()
         })
     }
 
@@ -274,6 +263,37 @@ impl Forward {
             .is_err()
         {
             self.ways.metrics.behind.inc();
+        }
+    }
+}
+
+/// The first place that is known within [`WAIT_MAX`].
+async fn first<T>(
+    mut standing: watch::Receiver<Standing>,
+    place: impl Fn(&Standing) -> Option<T>,
+) -> Option<T> {
+    let known = standing.wait_for(|standing| place(standing).is_some());
+    let standing = tokio::time::timeout(WAIT_MAX, known).await.ok()?.ok()?;
+    place(&standing)
+}
+
+fn nobody() -> Status {
+    Status::unavailable(
+        "no replica of this registry is active at the moment, or none can write: try again",
+    )
+}
+
+impl Replicas {
+    /// For what is not handed on: fails unless this replica decides, or will within
+    /// [`WAIT_MAX`].
+    pub(crate) async fn decide_here(&self) -> Result<(), Status> {
+        match first(self.standing.clone(), Standing::place).await {
+            Some(None) => Ok(()),
+            Some(Some(active)) => Err(Status::unavailable(format!(
+                "this replica of the registry follows: {} at {} is the active one",
+                active.name, active.address
+            ))),
+            None => Err(nobody()),
         }
     }
 }

@@ -101,6 +101,19 @@ impl Role {
 }
 
 impl Standing {
+    /// Where calls go that decide something: None is here. Unknown while nobody is known to be
+    /// active, or the active one may be so no longer.
+    fn place(&self) -> Option<Option<Candidate>> {
+        match &self.role {
+            Role::Sole
+            | Role::Active {
+                confirmed: true, ..
+            } => Some(None),
+            Role::Following { active } => active.clone().map(Some),
+            Role::Starting | Role::Active { .. } => None,
+        }
+    }
+
     /// Whether that TLS peer is a replica of the own domain, by our own bundle.
     pub(crate) fn is_replica(&self, id: &SpiffeId, scopes: &[Scope]) -> bool {
         scopes.contains(&Scope::Own) && self.trusted.has(id)

@@ -3,6 +3,9 @@
 //!
 //! A stream uses one lease at a time. The lease outlives the stream; it ends by DELETE when
 //! no stream uses it, by an operator, or by silence, like that of any router.
+//!
+//! Where several replicas share a store, the active one alone gives prefixes: which stream uses
+//! which lease is known to one process. A router that asks another one is told and asks again.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -26,6 +29,7 @@ use super::caller::peer;
 use super::errors::{status, unexpected};
 use crate::config::Family;
 use crate::handle::Handle;
+use crate::replica::Replicas;
 
 /// Answers that a router has not read.
 const ANSWERS: usize = 8;
@@ -84,6 +88,7 @@ pub(crate) struct Prefixes {
     pub(crate) uid: NetworkUid,
     pub(crate) family: Family,
     pub(crate) in_use: InUse,
+    pub(crate) replicas: Replicas,
 }
 
 /// One stream's part.
@@ -138,6 +143,13 @@ impl Ipam for Prefixes {
 impl Prefixes {
     fn key(&self, held: &Held) -> (RouterName, Family) {
         (held.lease.router.clone(), self.family)
+    }
+
+    /// One question to the machine, where this replica decides.
+    async fn call(&self, peer: &Peer, command: Command) -> Result<Reply, Status> {
+        self.replicas.decide_here().await?;
+        let answer = self.handle.call(peer.clone(), command).await;
+        answer.map_err(|refusal| status(&refusal))
     }
 
     /// Until the stream ends; an error is its status.
@@ -243,13 +255,12 @@ impl Prefixes {
                 uid: self.uid,
                 stock,
             };
-            let (granted, excluded) = match self.handle.call(peer.clone(), command).await {
-                Ok(Reply::Stock {
+            let (granted, excluded) = match self.call(peer, command).await? {
+                Reply::Stock {
                     granted,
                     exclusions,
-                }) => (granted, exclusions),
-                Ok(other) => return Err(unexpected(&other)),
-                Err(refusal) => return Err(status(&refusal)),
+                } => (granted, exclusions),
+                other => return Err(unexpected(&other)),
             };
             let own = granted
                 .lease
@@ -300,7 +311,7 @@ impl Prefixes {
         let command = Command::Renew {
             lease: held.lease.clone(),
         };
-        if self.handle.call(peer.clone(), command).await.is_ok() {
+        if self.call(peer, command).await.is_ok() {
             return Ok(None);
         }
         let (presented, exclusions) = (held.prefix, held.exclusions.clone());
@@ -317,8 +328,7 @@ impl Prefixes {
             return Ok(());
         }
         let command = Command::Release { lease: held.lease };
-        let released = self.handle.call(peer.clone(), command).await;
-        released.map(|_| ()).map_err(|refusal| status(&refusal))
+        self.call(peer, command).await.map(|_| ())
     }
 }
 

@@ -87,6 +87,16 @@ impl SharedMemory {
         content.choose();
     }
 
+    /// As [`Self::lapse`], and it knows that its claim lapsed, but not who has it.
+    pub fn cut_off(&self) {
+        self.lapse();
+        let content = self.content();
+        let deaf = content.standing.values().filter(|standing| standing.deaf);
+        for standing in deaf {
+            standing.claim.send_replace(Claim::Unknown);
+        }
+    }
+
     /// The store answers nobody until [`Self::resume`].
     pub fn pause(&self) {
         let mut content = self.content();

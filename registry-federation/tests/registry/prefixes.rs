@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use registry_federation::store::Redb;
-use registry_federation::{Family, PrefixesConfig};
+use registry_federation::store::{Redb, SharedMemory};
+use registry_federation::{Config, Family, PrefixesConfig};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -61,18 +61,21 @@ impl Stream {
     }
 }
 
+/// A port for each family.
+fn ports(world: &World, config: &mut Config) {
+    let port = |family| PrefixesConfig {
+        network: world.uid(),
+        family,
+        listen: vec!["tcp://127.0.0.1:0".parse().expect("an address")],
+    };
+    config.prefixes = vec![port(Family::Ipv4), port(Family::Ipv6)];
+    config.prefix_len4 = Some(24);
+}
+
 async fn registry(world: &World, file: &Path) -> Registry {
     let store = Redb::open(file).expect("a store");
     world
-        .registry_with("east", Box::new(store), |config| {
-            let port = |family| PrefixesConfig {
-                network: world.uid(),
-                family,
-                listen: vec!["tcp://127.0.0.1:0".parse().expect("an address")],
-            };
-            config.prefixes = vec![port(Family::Ipv4), port(Family::Ipv6)];
-            config.prefix_len4 = Some(24);
-        })
+        .registry_with("east", Box::new(store), |config| ports(world, config))
         .await
 }
 
@@ -211,4 +214,67 @@ async fn strangers_and_malformed_requests_are_refused_by_name() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains(part), "{part}: {refused}");
     }
+}
+
+/// Two replicas with ports, the first of which is active.
+async fn pair(world: &World, store: &SharedMemory) -> [Registry; 2] {
+    let replica = async |name: &str| {
+        let path = format!("vl3/registry/{name}");
+        let edit = |config: &mut Config| ports(world, config);
+        world
+            .replica_with("east", &path, store.replica(), edit)
+            .await
+    };
+    [replica("east-1").await, replica("east-2").await]
+}
+
+/// The answer of a replica that a router asks for a prefix it had.
+async fn asked(world: &World, id: &str, registry: &Registry, prefix: &str) -> Result<String, Code> {
+    let mut stream = Stream::open(world, id, registry, 0).await;
+    stream.send(Type::Allocate, prefix, &[]).await;
+    let answer = stream.answer().await;
+    answer
+        .map(|answer| answer.prefix)
+        .map_err(|status| status.code())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_cut_off_gives_no_prefix_and_so_nobody_has_one_of_two() {
+    let world = World::new(&["east"]);
+    let store = SharedMemory::default();
+    let [first, second] = pair(&world, &store).await;
+    let mut at_first = Stream::open(&world, GO, &first, 0).await;
+    let prefix = at_first.allocate("").await;
+    store.cut_off();
+    assert_eq!(store.active().as_deref(), Some("east-2"));
+    // At the other one the router gives it back, and another router gets it.
+    let mut at_second = Stream::open(&world, GO, &second, 0).await;
+    assert_eq!(at_second.allocate(&prefix).await, prefix);
+    at_second.send(Type::Delete, &prefix, &[]).await;
+    at_second.send(Type::Undefined, "", &[]).await;
+    at_second.answer().await.expect_err("the end of the stream");
+    let another = asked(&world, "vl3/router/two", &second, "").await;
+    assert_eq!(another.as_deref(), Ok(prefix.as_str()));
+    // Its successor comes to the one that knows the lease still, and needs no write for it.
+    let successor = asked(&world, GO, &first, &prefix).await;
+    assert_eq!(successor, Err(Code::Unavailable));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_follows_says_which_one_gives_prefixes() {
+    let world = World::new(&["east"]);
+    let store = SharedMemory::default();
+    let [first, second] = pair(&world, &store).await;
+    let mut at_first = Stream::open(&world, GO, &first, 0).await;
+    let prefix = at_first.allocate("").await;
+    let mut at_second = Stream::open(&world, GO, &second, 0).await;
+    at_second.send(Type::Allocate, &prefix, &[]).await;
+    let refused = at_second.answer().await.expect_err("it follows");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let active = format!("east-1 at {} is the active one", first.listen);
+    assert!(refused.message().contains(&active), "{refused}");
+    // Taken over, it gives what the other one gave.
+    first.stop().await;
+    let after = asked(&world, GO, &second, &prefix).await;
+    assert_eq!(after, Ok(prefix));
 }
