@@ -18,6 +18,9 @@ const CALLERS_MAX: usize = 8192;
 const CHANGES: &str = "changes per second of one caller";
 const FINDS: &str = "finds per second of one caller";
 
+/// An object is one value of the store; etcd takes requests of 1.5 MiB.
+const OBJECT_BYTES_MAX: usize = 1_000_000;
+
 /// The table `[limits]`. What each does when it is met: `docs/limits.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -85,6 +88,14 @@ impl Limits {
             if !(1..=10_000_000).contains(&value) {
                 section.problem(key, Some(value.to_string()), "1 to 10000000");
             }
+        }
+        if read.object_bytes > OBJECT_BYTES_MAX {
+            let allowed = format!("at most {OBJECT_BYTES_MAX}, which every store takes");
+            section.problem(
+                "object_bytes",
+                Some(read.object_bytes.to_string()),
+                &allowed,
+            );
         }
         read
     }

@@ -5,6 +5,7 @@ use registry_federation::store::{
 };
 use tokio::sync::broadcast::error::TryRecvError;
 use vl3_core::Wall;
+use vl3_proto::document::CHAIN_BYTES_MAX;
 
 /// Opens the store again, after whatever had it before is dropped.
 pub(crate) type Open<'a> = &'a dyn Fn() -> Box<dyn Store>;
@@ -65,6 +66,7 @@ pub(crate) fn every_engine(fresh: &dyn Fn() -> Box<dyn Fn() -> Box<dyn Store>>) 
         a_job_is_done_as_a_whole,
         a_job_with_a_conflict_is_not_done_at_all,
         a_large_job_is_done_as_a_whole,
+        entries_of_the_largest_size_are_kept_beside_small_ones,
     ] {
         let open = fresh();
         case(&*open);
@@ -329,4 +331,48 @@ fn a_large_job_is_done_as_a_whole(open: Open<'_>) {
     assert_eq!(kept.history[700], entry(2, "last"));
     assert_eq!(kept.objects.len(), 306);
     assert_eq!(kept.objects[305].1, big);
+}
+
+/// The chain of a network's documents, with what a record has around it.
+fn entries_of_the_largest_size_are_kept_beside_small_ones(open: Open<'_>) {
+    let large = |at: u64| {
+        let bytes = (0..CHAIN_BYTES_MAX + 1024).map(|byte| (byte / 1000) as u8 ^ at as u8);
+        entry(at, bytes.collect::<Vec<_>>())
+    };
+    let mut store = open();
+    let job = |append: &[Entry], rewrite: Option<&[Entry]>| Job {
+        id: u128::from(append[0].at.0),
+        append: append.to_vec(),
+        rewrite: rewrite.map(<[Entry]>::to_vec),
+        swaps: Vec::new(),
+    };
+    let first = [entry(1, "a"), large(2), large(3), entry(4, "b")];
+    store.commit(&job(&first, None)).expect("a commit");
+    drop(store);
+    let mut store = open();
+    assert!(store.replay().expect("a journal") == first);
+    // One stays, one becomes history, one comes.
+    let snapshot = [large(3), entry(9, "c"), large(5)];
+    store
+        .commit(&job(&[large(5)], Some(&snapshot)))
+        .expect("a commit");
+    store.append(&[entry(10, "d")]).expect("an append");
+    for _ in 0..2 {
+        let kept = content(&mut *store);
+        let journal = [large(3), entry(9, "c"), large(5), entry(10, "d")];
+        assert!(kept.journal == journal, "{} entries", kept.journal.len());
+        assert!(kept.history == [entry(1, "a"), large(2), entry(4, "b")]);
+        drop(store);
+        store = open();
+    }
+    // History has no room for more than four of them.
+    store.rewrite(&[]).expect("a rewrite");
+    for at in 20..24 {
+        store.append(&[large(at)]).expect("an append");
+    }
+    store.rewrite(&[entry(30, "e")]).expect("a rewrite");
+    let kept = content(&mut *store);
+    assert_eq!(kept.journal, [entry(30, "e")]);
+    let fitting = [entry(10, "d"), large(20), large(21), large(22), large(23)];
+    assert!(kept.history == fitting, "{} entries", kept.history.len());
 }

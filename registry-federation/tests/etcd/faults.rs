@@ -130,6 +130,68 @@ async fn a_connection_cut_anywhere_leaves_a_beginning_and_the_next_try_ends_it()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_within_a_large_entry_leaves_nothing_of_it() {
+    let bench = Bench::start(1).await;
+    let relay = Relay::start(&bench.cluster.endpoints()[0]).await;
+    let large = Job {
+        id: 1,
+        append: vec![entry(1, vec![7; 3 * 1024 * 1024])],
+        ..Job::default()
+    };
+    for megabyte_tenths in [1, 8, 15, 22, 29] {
+        let name = format!("large-{megabyte_tenths}");
+        let owner = Replica::active(bench.config(&name));
+        relay.repair();
+        let config = bench.config_to(vec![relay.endpoint.clone()], &name);
+        let cut_off = Etcd::new(config).expect("a thread");
+        let mut store = cut_off.writer(owner.term).expect("a writer");
+        store.append(&[entry(1, "before")]).expect("an append");
+        relay.questions(megabyte_tenths * 100_000);
+        let cut = store.commit(&large).expect_err("cut");
+        assert!(matches!(cut, StoreError::Unavailable(_)), "{cut}");
+        relay.repair();
+        if megabyte_tenths % 2 == 0 {
+            store.commit(&large).expect("the store answers again");
+        }
+        let mut other = owner.etcd.writer(owner.term).expect("a writer");
+        other.append(&[entry(2, "after")]).expect("an append");
+        let whole = if megabyte_tenths % 2 == 0 { 3 } else { 2 };
+        let journal = other.replay().expect("a journal");
+        assert_eq!(journal.len(), whole, "{megabyte_tenths}");
+        assert!(whole == 2 || journal[1] == large.append[0]);
+        // Nor is any part of it left.
+        let mut operator = operator(&bench.config(&name)).await;
+        let options = etcd_client::GetOptions::new()
+            .with_prefix()
+            .with_keys_only();
+        let keys = operator
+            .get(format!("/vl3/{name}/journal/"), Some(options))
+            .await;
+        let parts = if whole == 3 { 7 } else { 0 };
+        assert_eq!(keys.expect("keys").kvs().len(), whole + parts);
+    }
+}
+
+/// Of one key as long as it takes: a limit below what the engine counts on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_etcd_never_takes_is_refused_and_not_tried_for_ever() {
+    let limit = 200 * 1024;
+    let bench = Bench::start_with(1, &["--max-request-bytes", &limit.to_string()]).await;
+    // Below the limit of its gRPC, which is half a megabyte above, and beyond it.
+    for (name, size) in [("above", limit + 1024), ("beyond", limit + 600 * 1024)] {
+        let mut writer = Replica::active(bench.config(name));
+        let object = Job {
+            id: 1,
+            swaps: vec![set("k", None, vec![7; size])],
+            ..Job::default()
+        };
+        let refused = writer.commit(&object).expect_err("too large");
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
+        assert!(refused.to_string().contains("large"), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_cut_off_knows_when_its_claim_lapsed() {
     let bench = Bench::start(1).await;
     let relay = Relay::start(&bench.cluster.endpoints()[0]).await;

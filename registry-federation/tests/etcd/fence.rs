@@ -7,7 +7,8 @@ use registry_federation::store::{
 };
 use vl3_core::Wall;
 use vl3_core::allocator::LeaseRecord;
-use vl3_core::ids::{Generation, NetworkUid};
+use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
+use vl3_core::ids::{DomainName, Generation, NetworkUid};
 use vl3_core::registry::{Endpoint, Record};
 
 use crate::bench::{Bench, Replica, candidate, eventually_active, next};
@@ -157,4 +158,71 @@ async fn a_follower_hears_every_change_once_and_in_order() {
         message => panic!("{message:?}"),
     }
     assert_eq!(kept(&floor(2)).at, Wall(1));
+}
+
+/// A document that takes almost all that one may take.
+fn large_document() -> Record {
+    let secret = AdminSecret::from_bytes(&[1; 32]);
+    let admin_keys = [secret.public()].into();
+    let nonce = vec![1; 32];
+    let members = (1..=45).map(|number: u16| {
+        let domain = DomainName::new(&format!("site-{number}")).expect("a name");
+        let trust_domain = format!("site-{number}.test");
+        let member = Member {
+            domain: domain.clone(),
+            roles: RoleIds::defaults(&trust_domain),
+            trust_domain,
+            bundle: vec![b'x'; 63 * 1024],
+            contacts: Vec::new(),
+            block4: None,
+            block6: format!("fd00:1:2:3:{number}::/80")
+                .parse()
+                .expect("a block"),
+            generation: Generation(1),
+            not_after: None,
+            revoked: false,
+            dials_only: false,
+        };
+        (domain, member)
+    });
+    let document = Document {
+        uid: NetworkUid::derive(&nonce, &admin_keys),
+        nonce,
+        version: 1,
+        name: "red".parse().expect("a name"),
+        zone: "red.vl3".to_owned(),
+        pool6: "fd00:1:2:3::/64".parse().expect("a pool"),
+        pool4: None,
+        admin_keys,
+        members: members.collect(),
+        policy: Policy::default(),
+    };
+    let chain = Chain::verify(vec![vl3_proto::document::sign(document, &[&secret])]);
+    Record::Document {
+        chain: chain.expect("a chain"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_hears_of_a_large_document_at_once_and_after_a_gap() {
+    let bench = Bench::start(1).await;
+    let mut writer = Replica::active(bench.config("large"));
+    let mut feed = writer.etcd.follow();
+    assert!(matches!(next(&mut feed).await, Followed::Reload { .. }));
+    let large = large_document();
+    let small = [floor(1), floor(2)];
+    let records = [small[0].clone(), large, small[1].clone()];
+    writer.commit(&job(&records)).expect("a commit");
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        match next(&mut feed).await {
+            Followed::Batch { records, .. } => told.extend(records),
+            message => panic!("{message:?}"),
+        }
+    }
+    assert!(told == records);
+    match next(&mut writer.etcd.follow()).await {
+        Followed::Reload { records: found, .. } => assert!(found == records),
+        message => panic!("{message:?}"),
+    }
 }

@@ -12,9 +12,10 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::OwnRuntime;
+use super::entries::decode_entry;
 use super::keys::{
-    FORMAT, Head, Keys, check_format, damaged, decode_active, decode_entry, decode_head,
-    encode_json, end_of, number,
+    FORMAT, Head, Keys, check_format, damaged, decode_active, decode_head, encode_json, end_of,
+    number,
 };
 use super::plan::{Part, Standing, plan};
 use super::session::{PAUSE, Session, Trouble};
@@ -153,8 +154,11 @@ impl Engine {
             self.head = decode_head(head)?;
             self.head_at = head.mod_revision();
         }
-        // What a rewrite that was not finished left.
+        // What a job that was not finished left: parts of an entry, a generation, history.
         let generation = self.head.generation;
+        let unfinished = self.keys.entry(generation, self.head.next);
+        let rest = DeleteOptions::new().with_range(end_of(&self.keys.journal(generation)));
+        operations.push(TxnOp::delete(unfinished, Some(rest)));
         let until = DeleteOptions::new().with_range(self.keys.journal(generation));
         operations.push(TxnOp::delete(self.keys.journals(), Some(until)));
         let journals = DeleteOptions::new().with_range(end_of(&self.keys.journals()));
@@ -321,12 +325,21 @@ impl Engine {
         })
     }
 
+    /// Numbers and entries directly below a prefix.
     async fn entries(&mut self, prefix: &str) -> Result<Vec<(u64, Entry)>, StoreError> {
         let (_, found) = self.session.range(prefix, 0).await?;
-        found
-            .iter()
-            .map(|kv| Ok((number(kv.key()), decode_entry(kv)?)))
-            .collect()
+        let is_entry = |kv: &KeyValue| {
+            !kv.key()
+                .get(prefix.len()..)
+                .unwrap_or_default()
+                .contains(&b'/')
+        };
+        let entries = found.iter().enumerate().filter(|(_, kv)| is_entry(kv));
+        let read = |(at, kv): (usize, &KeyValue)| {
+            let after = found.get(at + 1..).unwrap_or_default();
+            Ok((number(kv.key()), decode_entry(kv, after)?))
+        };
+        entries.map(read).collect()
     }
 
     async fn list(&mut self) -> Result<Vec<Object>, StoreError> {
@@ -449,8 +462,8 @@ impl Objects for Writer {
 }
 
 impl Store for Writer {
-    /// A job of more than a hundred entries and objects takes several transactions, journal
-    /// first: a crash between them leaves a beginning of it.
+    /// What takes several transactions is written journal first: a crash between them leaves a
+    /// beginning of it, of whole entries and objects.
     fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError> {
         let revisions = self.runtime.wait(self.engine.commit(job))??;
         self.note_written();

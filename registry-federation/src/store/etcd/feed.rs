@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use vl3_core::registry::Record;
 
-use super::keys::{Head, Keys, Place, check_format, decode_entry, decode_head, removal};
-use super::session::{MESSAGE_MAX, Session, Trouble};
+use super::entries::{decode_entry, in_parts};
+use super::keys::{Head, Keys, Place, check_format, decode_head, removal};
+use super::session::{MESSAGE_MAX, Session, Trouble, is_too_long};
 use crate::store::codec::decode;
 use crate::store::{Followed, StoreError};
 
@@ -36,6 +37,7 @@ impl From<Trouble> for Turn {
         match trouble {
             Trouble::Unavailable(reason) => Self::Lost(reason),
             Trouble::Compacted => Self::Reload,
+            Trouble::TooLong(reason) => Self::Lost(reason),
             // An operator may give us the right to read while we ask on.
             Trouble::Refused(error) => Self::Lost(error.to_string()),
         }
@@ -133,8 +135,10 @@ impl Feed {
         let head: Head = head.map_err(Turn::Damaged)?.unwrap_or_default();
         self.generation = head.generation;
         let mut records = Vec::new();
-        for kv in &kvs {
-            records.extend(self.record(kv, EventType::Put).map_err(Turn::Damaged)?);
+        for (at, kv) in kvs.iter().enumerate() {
+            let after = kvs.get(at + 1..).unwrap_or_default();
+            let record = self.record(kv, after, EventType::Put);
+            records.extend(record.map_err(Turn::Damaged)?);
         }
         self.answers().await?;
         let revision_told = u64::try_from(revision).unwrap_or(0);
@@ -148,7 +152,13 @@ impl Feed {
     }
 
     /// What a key says to those who follow: entries of the journal that counts, and objects.
-    fn record(&self, kv: &KeyValue, kind: EventType) -> Result<Option<Record>, StoreError> {
+    /// `after` has its parts.
+    fn record(
+        &self,
+        kv: &KeyValue,
+        after: &[KeyValue],
+        kind: EventType,
+    ) -> Result<Option<Record>, StoreError> {
         let position = u64::try_from(kv.mod_revision()).unwrap_or(0);
         let read = |bytes: &[u8]| {
             decode(bytes)
@@ -157,7 +167,7 @@ impl Feed {
         };
         match (self.keys.place(kv.key()), kind) {
             (Place::Journal { generation }, EventType::Put) if generation == self.generation => {
-                read(&decode_entry(kv)?.bytes)
+                read(&decode_entry(kv, after)?.bytes)
             }
             (Place::Object(_), EventType::Put) => read(kv.value()),
             (Place::Object(key), EventType::Delete) => Ok(removal(key)),
@@ -177,7 +187,10 @@ impl Feed {
                 biased;
                 () = self.changes.closed() => return Err(Turn::Over),
                 message = stream.message() => {
-                    let message = message.map_err(|error| Turn::Lost(error.to_string()))?;
+                    let message = message.map_err(|error| {
+                        // It would be so again: pages are shorter.
+                        if is_too_long(&error) { Turn::Reload } else { Turn::Lost(error.to_string()) }
+                    })?;
                     let Some(message) = message else {
                         return Err(Turn::Lost("the watch ended".to_owned()));
                     };
@@ -187,7 +200,7 @@ impl Feed {
                     if message.canceled() {
                         return Err(Turn::Lost(message.cancel_reason().to_owned()));
                     }
-                    self.take(message.events())?;
+                    self.take(message.events()).await?;
                 }
                 _ = looks.tick() => {
                     let head = self.look().await?;
@@ -227,8 +240,24 @@ impl Feed {
         Ok(head.unwrap_or_else(|| response.header().map_or(0, ResponseHeader::revision).min(0)))
     }
 
+    /// What an entry consists of, as it stood at that revision: earlier events told of it, when
+    /// nobody could know yet that it would be an entry.
+    async fn parts(
+        &mut self,
+        kv: &KeyValue,
+        kind: EventType,
+        revision: i64,
+    ) -> Result<Vec<KeyValue>, Turn> {
+        let is_entry = matches!(self.keys.place(kv.key()), Place::Journal { generation } if generation == self.generation);
+        if !is_entry || kind != EventType::Put || in_parts(kv).map_err(Turn::Damaged)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let prefix = Keys::parts(kv.key_str().unwrap_or_default());
+        Ok(self.session.range(&prefix, revision).await?.1)
+    }
+
     /// Events come in the order of their revisions; those of one transaction are one batch.
-    fn take(&mut self, events: &[Event]) -> Result<(), Turn> {
+    async fn take(&mut self, events: &[Event]) -> Result<(), Turn> {
         let revision = |event: &Event| event.kv().map_or(0, KeyValue::mod_revision);
         for batch in events.chunk_by(|a, b| revision(a) == revision(b)) {
             let at = batch.first().map_or(0, revision);
@@ -244,7 +273,8 @@ impl Feed {
                     }
                     Place::Head => return Err(Turn::Reload),
                     Place::Journal { .. } | Place::Object(_) | Place::Other => {
-                        let record = self.record(kv, event.event_type());
+                        let parts = self.parts(kv, event.event_type(), at).await?;
+                        let record = self.record(kv, &parts, event.event_type());
                         records.extend(record.map_err(Turn::Damaged)?);
                     }
                 }

@@ -2,10 +2,9 @@
 
 use etcd_client::KeyValue;
 use serde::{Deserialize, Serialize};
-use vl3_core::Wall;
 use vl3_core::registry::Record;
 
-use crate::store::{Candidate, Entry, StoreError, decode_removal};
+use crate::store::{Candidate, StoreError, decode_removal};
 
 /// Format of what is below the prefix. A newer one is refused.
 pub(super) const FORMAT: u64 = 1;
@@ -43,8 +42,11 @@ struct ActiveValue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place<'a> {
     Head,
-    Journal { generation: u64 },
+    Journal {
+        generation: u64,
+    },
     Object(&'a str),
+    /// A part of a large entry too.
     Other,
 }
 
@@ -91,6 +93,15 @@ impl Keys {
         format!("{}{number:020}", self.history())
     }
 
+    /// Part of what stands under the key of an entry.
+    pub(super) fn part(key: &str, at: usize) -> String {
+        format!("{}{at:05}", Self::parts(key))
+    }
+
+    pub(super) fn parts(key: &str) -> String {
+        format!("{key}/")
+    }
+
     pub(super) fn objects(&self) -> String {
         format!("{}objects/", self.prefix)
     }
@@ -111,8 +122,13 @@ impl Keys {
             return Place::Object(key);
         }
         let journal = rest.strip_prefix("journal/");
-        let generation = journal.and_then(|rest| rest.split_once('/')?.0.parse().ok());
-        generation.map_or(Place::Other, |generation| Place::Journal { generation })
+        let entry = journal.and_then(|rest| rest.split_once('/'));
+        match entry {
+            Some((generation, number)) if !number.contains('/') => generation
+                .parse()
+                .map_or(Place::Other, |generation| Place::Journal { generation }),
+            _ => Place::Other,
+        }
     }
 }
 
@@ -131,23 +147,6 @@ pub(super) fn end_of(prefix: &str) -> Vec<u8> {
         *last += 1;
     }
     end
-}
-
-/// Eight bytes of time, then the entry.
-pub(super) fn encode_entry(entry: &Entry) -> Vec<u8> {
-    let mut value = entry.at.0.to_be_bytes().to_vec();
-    value.extend_from_slice(&entry.bytes);
-    value
-}
-
-pub(super) fn decode_entry(kv: &KeyValue) -> Result<Entry, StoreError> {
-    let Some((at, bytes)) = kv.value().split_first_chunk::<8>() else {
-        return Err(damaged(kv, "shorter than its time"));
-    };
-    Ok(Entry {
-        at: Wall(u64::from_be_bytes(*at)),
-        bytes: bytes.to_vec(),
-    })
 }
 
 pub(super) fn encode_json(value: &impl Serialize) -> Vec<u8> {
@@ -213,6 +212,9 @@ mod tests {
             Place::Journal { generation: 3 }
         );
         assert_eq!(number(entry.as_bytes()), 41);
+        let part = Keys::part(&entry, 7);
+        assert_eq!(part, format!("{entry}/00007"));
+        assert_eq!(keys.place(part.as_bytes()), Place::Other);
         let object = keys.object("remote/west/a/b");
         assert_eq!(
             keys.place(object.as_bytes()),

@@ -1,12 +1,13 @@
 //! The engine for several replicas: one etcd, whose transactions are the fence.
 //!
 //! Below the prefix: `format`, `head` (generation and place of the journal, the last batch, its
-//! writer), `journal/GENERATION/NUMBER`, `history/NUMBER`, `objects/KEY`, and `active`, which
-//! hangs on a lease of the active replica. Every transaction that changes anything compares
+//! writer), `journal/GENERATION/NUMBER`, `history/NUMBER`, the parts of large ones of both below
+//! them (`entries.rs`), `objects/KEY`, and `active`, which hangs on a lease of the active replica. Every transaction that changes anything compares
 //! `active` (still ours) and `head` (as we left it) and writes `head`. Revisions are etcd's.
 
 mod claim;
 mod engine;
+mod entries;
 mod feed;
 mod keys;
 mod plan;

@@ -2,7 +2,8 @@
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, TxnOp};
 
-use super::keys::{Head, Keys, encode_entry};
+use super::entries::encode_entry;
+use super::keys::{Head, Keys};
 use crate::store::history::{replaced, surplus};
 use crate::store::{Entry, Job, Swap};
 
@@ -90,18 +91,18 @@ impl Planner {
         self.open.operations.push(TxnOp::delete(key, options));
     }
 
-    fn number(&mut self) -> u64 {
-        let number = self.open.head.next;
-        self.open.head.next += 1;
-        number
+    /// Its parts before it, where it is large.
+    fn entry(&mut self, key: String, entry: &Entry) {
+        for (key, value) in encode_entry(key, entry) {
+            self.put(key, value);
+        }
     }
 
-    fn append(&mut self, keys: &Keys, entry: &Entry) -> u64 {
-        let value = encode_entry(entry);
-        self.room_for(value.len() + keys.all().len() + 64);
-        let number = self.number();
-        let key = keys.entry(self.open.head.generation, number);
-        self.open.operations.push(TxnOp::put(key, value, None));
+    /// The next entry of that generation, and its number: used once the entry stands as a whole.
+    fn append(&mut self, keys: &Keys, generation: u64, entry: &Entry) -> u64 {
+        let number = self.open.head.next;
+        self.entry(keys.entry(generation, number), entry);
+        self.open.head.next = number + 1;
         number
     }
 
@@ -133,15 +134,12 @@ impl Planner {
         for position in replaced(&entries, &mut snapshot) {
             let (number, entry) = (numbers[position], &entries[position]);
             // Numbers are used once: a rewrite that crashed and is done again writes the same.
-            self.put(keys.replaced(number), encode_entry(entry));
+            self.entry(keys.replaced(number), entry);
             history.push((number, entry.bytes.len()));
         }
         let (old, first) = (self.open.head.generation, self.open.head.next);
         for entry in &snapshot {
-            let value = encode_entry(entry);
-            self.room_for(value.len() + keys.all().len() + 64);
-            let key = keys.entry(old + 1, self.number());
-            self.open.operations.push(TxnOp::put(key, value, None));
+            self.append(keys, old + 1, entry);
         }
         self.close();
         self.open.head.generation = old + 1;
@@ -166,7 +164,7 @@ pub(super) fn plan(keys: &Keys, head: &Head, job: &Job, standing: Option<Standin
     let appended: Vec<_> = job
         .append
         .iter()
-        .map(|entry| (planner.append(keys, entry), entry.clone()))
+        .map(|entry| (planner.append(keys, head.generation, entry), entry.clone()))
         .collect();
     for swap in &job.swaps {
         planner.swap(keys, swap);

@@ -34,6 +34,8 @@ pub(super) enum Trouble {
     Refused(StoreError),
     /// The revision that was asked for is gone.
     Compacted,
+    /// The answer is longer than [`MESSAGE_MAX`].
+    TooLong(String),
 }
 
 impl From<Trouble> for StoreError {
@@ -42,6 +44,7 @@ impl From<Trouble> for StoreError {
             Trouble::Unavailable(reason) => Self::Unavailable(reason),
             Trouble::Refused(error) => error,
             Trouble::Compacted => Self::Unavailable("etcd compacted what was read".to_owned()),
+            Trouble::TooLong(reason) => Self::Read(reason),
         }
     }
 }
@@ -137,13 +140,21 @@ impl Session {
     ) -> Result<(i64, Vec<KeyValue>), Trouble> {
         let (mut revision, mut found) = (revision, Vec::new());
         let (mut start, end) = (prefix.as_bytes().to_vec(), end_of(prefix));
+        let mut page = PAGE;
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
-                .with_limit(PAGE)
+                .with_limit(page)
                 .with_revision(revision);
             let response = self.retried(|client| get(client, start.clone(), options.clone()));
-            let mut response = response.await?;
+            let mut response = match response.await {
+                Err(Trouble::TooLong(_)) if page > 1 => {
+                    page /= 8;
+                    page = page.max(1);
+                    continue;
+                }
+                response => response?,
+            };
             if revision == 0 {
                 revision = response.header().map_or(0, ResponseHeader::revision);
             }
@@ -246,7 +257,16 @@ fn trouble(endpoint: &str, error: &Error) -> Trouble {
                 "{said} (etcd's space quota is used up: compact, defragment and disarm the alarm, or raise --quota-backend-bytes)"
             ))
         }
+        Code::ResourceExhausted if status.message().contains("too many requests") => {
+            Trouble::Unavailable(said)
+        }
+        // The server's gRPC, or ours: no message of that length, whoever is asked and whenever.
+        Code::ResourceExhausted => Trouble::Refused(StoreError::Full {
+            place: endpoint.to_owned(),
+            reason: status.message().to_owned(),
+        }),
         Code::OutOfRange if status.message().contains("compacted") => Trouble::Compacted,
+        Code::OutOfRange if is_too_long(error) => Trouble::TooLong(said),
         Code::PermissionDenied => Trouble::Refused(StoreError::ReadOnly {
             place: endpoint.to_owned(),
             reason: status.message().to_owned(),
@@ -266,6 +286,12 @@ fn trouble(endpoint: &str, error: &Error) -> Trouble {
         }),
         _ => Trouble::Unavailable(format!("{said}{}", source_of(status))),
     }
+}
+
+/// Whether an answer was longer than what is read of one.
+pub(super) fn is_too_long(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status)
+        if status.code() == Code::OutOfRange && status.message().contains("message length too large"))
 }
 
 fn source_of(error: &dyn std::error::Error) -> String {
