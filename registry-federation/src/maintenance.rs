@@ -11,7 +11,9 @@ use vl3_core::registry::{Record, Report, Violation, check};
 use vl3_runtime::clock;
 
 use crate::app::STATE_FILE;
-use crate::store::{Backup, Contents, Entry, Job, Redb, Store, Swap, decode, encode, sync_parent};
+use crate::store::{
+    Backup, Contents, Entry, Job, Redb, StateLock, Store, Swap, decode, encode, sync_parent,
+};
 
 /// Where a restore puts the store that it replaces.
 const REPLACED_FILE: &str = "registry.redb.before-restore";
@@ -26,7 +28,7 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// What a stopped registry kept in its state directory. Nothing is created.
+/// What a stopped registry kept in its state directory. Nothing is created but its lock.
 pub fn read_state(state_dir: &Path) -> anyhow::Result<Contents> {
     let file = state_dir.join(STATE_FILE);
     ensure!(
@@ -110,7 +112,8 @@ pub fn load_backup(file: &Path) -> anyhow::Result<Backup> {
 
 /// Puts a backup into the state directory of a stopped registry of that domain (any, where it
 /// is not known), marked: its next start only takes leases back for one renewal period.
-/// All or nothing: the store is built beside and renamed.
+/// All or nothing: the store is built beside and renamed, and what stood there keeps its name
+/// until then.
 pub fn restore(
     file: &Path,
     state_dir: &Path,
@@ -142,8 +145,10 @@ pub fn restore(
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("create {}", state_dir.display()))?;
     let path = state_dir.join(STATE_FILE);
-    // Held open until the end: no registry starts meanwhile.
-    let held = path.exists().then(|| Redb::open(&path)).transpose()?;
+    // Held until the end: no registry starts meanwhile, also where there is no file yet.
+    let lock = StateLock::take(&path)?;
+    let held = path.exists().then(|| Redb::open_locked(&path, &lock));
+    let held = held.transpose()?;
     let replaced = match held {
         Some(mut held) => {
             ensure!(
@@ -157,27 +162,31 @@ pub fn restore(
     };
     let new = state_dir.join(NEW_FILE);
     // What an earlier restore left that was cut off.
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove {}", new.display()));
-        }
-        _ => {}
-    }
-    fill(&mut Redb::open(&new)?, &backup.kept)?;
-    let rename = |from: &Path, to: &Path| {
-        std::fs::rename(from, to)
-            .with_context(|| format!("rename {} to {}", from.display(), to.display()))
-    };
+    remove(&new)?;
+    fill(&mut Redb::open_locked(&new, &lock)?, &backup.kept)?;
     if let Some((_, aside)) = &replaced {
-        rename(&path, aside)?;
+        remove(aside)?;
+        std::fs::hard_link(&path, aside)
+            .with_context(|| format!("link {} to {}", path.display(), aside.display()))?;
     }
-    rename(&new, &path)?;
+    std::fs::rename(&new, &path)
+        .with_context(|| format!("rename {} to {}", new.display(), path.display()))?;
     sync_parent(&path).with_context(|| format!("sync {}", state_dir.display()))?;
     Ok(Restored {
         report,
         taken: backup.taken,
         replaced: replaced.map(|(_, aside)| aside),
     })
+}
+
+/// A file that need not be there.
+fn remove(file: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Everything with its times, and the mark, in one step.

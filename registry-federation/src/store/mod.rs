@@ -10,6 +10,7 @@ mod config;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod history;
+mod lock;
 mod memory;
 mod redb;
 mod shared;
@@ -26,6 +27,7 @@ pub use backup::{BACKUP_FORMAT, Backup, BackupError, Contents};
 pub use codec::{CodecError, decode, decode_removal, encode};
 pub use config::{EtcdConfig, StoreConfig};
 pub use history::{Entry, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX};
+pub use lock::StateLock;
 pub use memory::Memory;
 pub use shared::{Candidate, Claim, Followed, Shared};
 pub use shared_memory::SharedMemory;

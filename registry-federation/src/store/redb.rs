@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use vl3_core::Wall;
 
 use super::history::{replaced, surplus};
+use super::lock::StateLock;
 use super::memory::FEED;
 use super::{
     Change, Conflict, Entry, FORMAT, Job, Journal, Object, Objects, Store, StoreError, Swap,
@@ -40,11 +41,23 @@ pub struct Redb {
     database: Database,
     path: PathBuf,
     feed: broadcast::Sender<Change>,
+    /// Given back after the database is closed.
+    _lock: Option<StateLock>,
 }
 
 impl Redb {
     /// Opens or creates the file. Damage and newer formats are errors and change nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = StateLock::take(path)?;
+        let opened = Self::open_locked(path, &lock)?;
+        Ok(Self {
+            _lock: Some(lock),
+            ..opened
+        })
+    }
+
+    /// As [`Self::open`], for who holds the lock already.
+    pub(crate) fn open_locked(path: &Path, _lock: &StateLock) -> Result<Self, StoreError> {
         let missing = std::fs::metadata(path).map_or(true, |found| found.len() == 0);
         if missing {
             // A crash while redb lays a file out leaves one that it does not take for its own.
@@ -85,6 +98,7 @@ impl Redb {
             database: database.map_err(|error| failed(error.into()))?,
             path: path.to_owned(),
             feed: broadcast::Sender::new(FEED),
+            _lock: None,
         };
         match engine.tables().map_err(failed)? {
             Some(found) if found > FORMAT => Err(StoreError::Newer { found }),
@@ -193,7 +207,7 @@ fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
 }
 
 /// An error that a human can do something about, with the directory to do it in.
-fn named(path: &Path, error: &redb::Error) -> Option<StoreError> {
+pub(super) fn named(path: &Path, error: &redb::Error) -> Option<StoreError> {
     let redb::Error::Io(io) = error else {
         return None;
     };

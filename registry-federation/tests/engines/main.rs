@@ -1,6 +1,7 @@
 //! Every engine does the same, and the one with a file survives what happens to files.
 
 mod disk;
+mod restore;
 mod suite;
 
 use registry_federation::store::{Memory, Redb, Store};
