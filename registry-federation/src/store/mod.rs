@@ -54,7 +54,8 @@ pub enum StoreError {
     Full { place: String, reason: String },
     #[error("the state in {place} may not be written: {reason}")]
     ReadOnly { place: String, reason: String },
-    /// Somebody else wrote since this one loaded; nothing of the job was done.
+    /// Somebody else wrote since this one loaded. Nothing of the job was done, or, where the
+    /// engine takes several steps for one of that size, a beginning of it.
     #[error("another writer is at work: {by}")]
     Fenced { by: String },
     /// The store does not answer, or not as a whole. Whether the job was done is not known
@@ -157,9 +158,14 @@ pub struct Job {
 
 /// One engine that is both.
 pub trait Store: Journal + Objects {
-    /// All of the job, durably on return, in one step: a crash leaves all or nothing of it.
-    /// The revisions of the swaps, in order. A swap that finds another revision than it
-    /// expects is [`StoreError::Fenced`], and nothing is done.
+    /// All of the job, durably on return. The revisions of the swaps, in order. A swap that finds
+    /// another revision than it expects is [`StoreError::Fenced`].
+    ///
+    /// A crash, or a swap that is fenced, leaves all or nothing of a job that fits into one step
+    /// of the engine: any job in memory and in a file; in an etcd one of at most 100 entries and
+    /// swaps and 1 MiB. Of a larger one it may leave a beginning, in the order of `append`,
+    /// `swaps`, `rewrite`, each of whole entries and objects, and the rewrite as a whole: nobody
+    /// was told that it was done, and each such state is one that smaller jobs could have left.
     fn commit(&mut self, job: &Job) -> Result<Vec<u64>, StoreError>;
 }
 
