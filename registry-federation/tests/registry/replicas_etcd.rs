@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use registry_federation::Config;
 use registry_federation::store::{Etcd, EtcdConfig, Shared};
 use tonic::Code;
 use vl3_core::registry::Endpoint;
@@ -136,4 +137,45 @@ async fn replicas_over_an_etcd_lose_nothing_when_its_leader_dies_or_all_of_it_st
     let granted = granted.unwrap();
     let renewed = clients[1].renew(&granted.lease).await.unwrap();
     assert_eq!(renewed.lease, granted.lease);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_without_quorum_for_longer_than_endpoints_live_ends_none_of_them() {
+    const LIFETIME: Duration = Duration::from_secs(5);
+    let world = World::new(&["east"]);
+    let (mut etcd, config) = cluster(&world).await;
+    let store: Arc<dyn Shared> = Arc::new(Etcd::new(config).expect("a thread"));
+    let edit = |config: &mut Config| config.endpoint_lifetime = LIFETIME;
+    let replica = world.replica_with("east", "vl3/registry/east-1", store, edit);
+    let replica = replica.await;
+    let client = world.router("east", &replica).await;
+    let refresh = || async { client.register(&endpoint("living")).await.is_ok() };
+    eventually("it is registered", refresh).await;
+    // The leader among them: the next one gives leases, and so our claim, another life.
+    let leader = etcd.leader().unwrap();
+    let dead = [leader, (leader + 1) % 3];
+    for at in dead {
+        etcd.kill(at).await.unwrap();
+    }
+    let killed = Instant::now();
+    eventually("nobody could say that it lives", || async {
+        killed.elapsed() > 2 * LIFETIME
+    })
+    .await;
+    assert!(!replica.ctx.readiness.is_ready());
+    assert_eq!(client.find("web").await, ["living"]);
+    for at in dead {
+        etcd.start_member(at).unwrap();
+    }
+    eventually("it says so again", || async {
+        // Until then, too.
+        assert_eq!(client.find("web").await, ["living"]);
+        refresh().await
+    })
+    .await;
+    assert_eq!(client.find("web").await, ["living"]);
+    eventually("its end, in time", || async {
+        client.find("web").await.is_empty()
+    })
+    .await;
 }
