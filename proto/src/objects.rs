@@ -92,7 +92,7 @@ fn into_message(endpoint: Endpoint) -> nsm::NetworkServiceEndpoint {
 pub fn encode_found(found: FoundEndpoint) -> nsm::NetworkServiceEndpoint {
     nsm::NetworkServiceEndpoint {
         expiration_time: Some(timestamp(found.expires)),
-        ..into_message(Arc::unwrap_or_clone(found.endpoint))
+        ..into_message(found.shown.into_endpoint())
     }
 }
 

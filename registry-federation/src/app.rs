@@ -12,6 +12,7 @@ use vl3_core::registry::{Boot, Record, RegistryMachine};
 use vl3_runtime::grpc::{Listen, Server};
 use vl3_runtime::{RoleContext, clock};
 
+use crate::backlog::Backlog;
 use crate::commands;
 use crate::config::Config;
 use crate::dialler::Dialler;
@@ -147,7 +148,8 @@ pub async fn start(
     let metrics = RegistryMetrics::register(&ctx.metrics);
     let own = ctx.identity.current().id.clone();
     let gate = Gate::new(&config.limits, own, metrics.met.clone());
-    let handle = Handle::new(messages, ends, gate);
+    let backlog = Backlog::new(config.limits.unread_bytes, metrics.met.clone());
+    let handle = Handle::new(messages, ends, gate, backlog);
     let status = handle.clone();
     ctx.set_status(move || {
         let handle = status.clone();

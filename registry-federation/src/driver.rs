@@ -16,9 +16,10 @@ use vl3_core::{Machine, Outbox, Ticket};
 use vl3_runtime::{CancellationToken, ReadyItem, clock};
 
 use crate::dialler::Dialler;
-use crate::handle::{Handle, Message, Outgoing};
+use crate::handle::{Handle, Message, Outgoing, Watching};
 use crate::metrics::RegistryMetrics;
 use crate::operator;
+use crate::reading::Batch;
 use crate::replica::Standing;
 use crate::status::status;
 use crate::store::StoreError;
@@ -67,7 +68,7 @@ pub(crate) struct Driver {
     messages: mpsc::Receiver<Message>,
     ends: mpsc::UnboundedReceiver<WatcherId>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<Reply, Refusal>>>,
-    watchers: BTreeMap<WatcherId, mpsc::Sender<Result<Vec<WatchEvent>, Refusal>>>,
+    watchers: BTreeMap<WatcherId, Watching>,
     streams: BTreeMap<StreamId, Outgoing>,
     appending: Option<(Ticket, oneshot::Receiver<Result<(), StoreError>>)>,
     /// What is logged of domains that are not believed.
@@ -181,15 +182,16 @@ impl Driver {
                 watcher,
                 peer,
                 query,
-                events,
+                watching,
             } => {
-                self.watchers.insert(watcher, events);
+                self.watchers.insert(watcher, watching);
                 Input::Watch {
                     watcher,
                     peer,
                     query,
                 }
             }
+            Message::WatchRest { watcher } => Input::WatchRest { watcher },
             Message::SyncAccepted { peer, stream, id } => {
                 let number = StreamId::Accepted(self.id());
                 self.streams.insert(number, stream);
@@ -301,12 +303,16 @@ impl Driver {
                         let _gone = reply.send(result);
                     }
                 }
-                Effect::Deliver { watcher, events } => self.deliver(watcher, events),
+                Effect::Deliver {
+                    watcher,
+                    events,
+                    rest,
+                } => self.deliver(watcher, events, rest),
                 Effect::EndWatch { watcher, refusal } => {
                     self.metrics.met.count(&refusal);
-                    if let Some(events) = self.watchers.remove(&watcher) {
+                    if let Some(watching) = self.watchers.remove(&watcher) {
                         // Err: full or gone, the stream ends either way.
-                        let _ended = events.try_send(Err(refusal));
+                        let _ended = watching.batches.try_send(Err(refusal));
                     }
                 }
                 Effect::Dial {
@@ -334,16 +340,33 @@ impl Driver {
         self.metrics.observe(&self.machine);
     }
 
-    fn deliver(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {
-        let Some(sender) = self.watchers.get(&watcher) else {
+    /// A watch that is too slow ends; it is opened again and gets a snapshot.
+    fn deliver(&mut self, watcher: WatcherId, events: Vec<WatchEvent>, rest: bool) {
+        let Some(watching) = self.watchers.get(&watcher) else {
             return;
         };
-        if sender.try_send(Ok(events)).is_err() {
-            // Too slow (it opens the watch again and gets a snapshot), or gone.
-            self.metrics.watches_cut.inc();
-            self.watchers.remove(&watcher);
-            self.handle.ended(watcher);
+        let bytes = events.iter().map(WatchEvent::bytes).sum();
+        let sent = match self.handle.hand_to(&watching.caller, bytes) {
+            Ok(handed) => watching.batches.try_send(Ok(Batch {
+                events,
+                rest,
+                handed,
+            })),
+            Err(refusal) => {
+                // Err: full or gone, the stream ends either way.
+                let _ended = watching.batches.try_send(Err(refusal));
+                return self.cut(watcher);
+            }
+        };
+        if sent.is_err() {
+            self.cut(watcher);
         }
+    }
+
+    fn cut(&mut self, watcher: WatcherId) {
+        self.metrics.watches_cut.inc();
+        self.watchers.remove(&watcher);
+        self.handle.ended(watcher);
     }
 
     fn send(&mut self, stream: StreamId, messages: Vec<SyncMessage>) {

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use vl3_core::caller::Caller;
 use vl3_core::federation::{StreamId, SyncMessage};
-use vl3_core::registry::{Command, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
+use vl3_core::registry::{Command, EndpointQuery, Peer, Query, Refusal, Reply, WatcherId};
 use vl3_runtime::{CancellationToken, clock};
 
+use crate::backlog::{Backlog, Handed};
 use crate::limits::Gate;
 use crate::operator::Question;
+use crate::reading::{Batch, Found, Watch};
 use crate::store::{Contents, StoreError};
 
 /// Batches of events that a watcher may be behind before it is cut.
@@ -32,7 +35,11 @@ pub(crate) enum Message {
         watcher: WatcherId,
         peer: Peer,
         query: Query,
-        events: mpsc::Sender<Result<Vec<WatchEvent>, Refusal>>,
+        watching: Watching,
+    },
+    /// The watch took a page of its snapshot and there is another one.
+    WatchRest {
+        watcher: WatcherId,
     },
     /// A stream that somebody else dialled; answered with its number.
     SyncAccepted {
@@ -67,6 +74,13 @@ pub(crate) enum Message {
     },
 }
 
+/// Where the events of a watch go, and on whose account.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    pub(crate) batches: mpsc::Sender<Result<Batch, Refusal>>,
+    pub(crate) caller: Caller,
+}
+
 /// The sending half of a sync stream, and what ends its reading half.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -81,28 +95,8 @@ pub(crate) struct Handle {
     ends: mpsc::UnboundedSender<WatcherId>,
     next_watcher: Arc<AtomicU64>,
     gate: Gate,
+    backlog: Backlog,
     readers: Arc<Semaphore>,
-}
-
-/// The events of one watch; dropping it ends the watch.
-#[derive(Debug)]
-pub(crate) struct Watch {
-    events: mpsc::Receiver<Result<Vec<WatchEvent>, Refusal>>,
-    watcher: WatcherId,
-    handle: Handle,
-}
-
-impl Watch {
-    /// None when the watcher was cut.
-    pub(crate) async fn next(&mut self) -> Option<Result<Vec<WatchEvent>, Refusal>> {
-        self.events.recv().await
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.handle.ended(self.watcher);
-    }
 }
 
 /// What a stopped registry answers.
@@ -117,18 +111,25 @@ impl Handle {
         messages: mpsc::Sender<Message>,
         ends: mpsc::UnboundedSender<WatcherId>,
         gate: Gate,
+        backlog: Backlog,
     ) -> Self {
         Self {
             messages,
             ends,
             next_watcher: Arc::default(),
             gate,
+            backlog,
             readers: Arc::new(Semaphore::new(READERS_MAX)),
         }
     }
 
     pub(crate) async fn call(&self, peer: Peer, command: Command) -> Result<Reply, Refusal> {
         self.gate.admit(&peer, &command, clock::mono())?;
+        self.ask_machine(peer, command).await
+    }
+
+    /// A call that was admitted.
+    pub(crate) async fn ask_machine(&self, peer: Peer, command: Command) -> Result<Reply, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.messages
             .send(Message::Call {
@@ -141,21 +142,34 @@ impl Handle {
         answer.await.map_err(|_| stopped())?
     }
 
+    /// What matches, page by page; it counts as one call.
+    pub(crate) async fn find(&self, peer: Peer, query: EndpointQuery) -> Result<Found, Refusal> {
+        self.gate.admit_find(&peer, clock::mono())?;
+        Found::open(self.clone(), peer, query).await
+    }
+
+    /// Counts what a caller is handed until it took it.
+    pub(crate) fn hand(&self, peer: &Peer, bytes: usize) -> Result<Handed, Refusal> {
+        self.backlog.hand(&self.gate.caller(peer), bytes)
+    }
+
+    /// As [`Self::hand`].
+    pub(crate) fn hand_to(&self, caller: &Caller, bytes: usize) -> Result<Handed, Refusal> {
+        self.backlog.hand(caller, bytes)
+    }
+
     /// Events until the receiver is dropped or the watcher is cut.
     pub(crate) async fn watch(&self, peer: Peer, query: Query) -> Result<Watch, Refusal> {
-        self.gate.admit_watch(&peer, clock::mono())?;
-        let (sender, events) = mpsc::channel(WATCH_BATCHES);
+        self.gate.admit_find(&peer, clock::mono())?;
+        let (batches, receiver) = mpsc::channel(WATCH_BATCHES);
         let watcher = WatcherId(self.next_watcher.fetch_add(1, Ordering::Relaxed));
-        let watch = Watch {
-            events,
-            watcher,
-            handle: self.clone(),
-        };
+        let watch = Watch::new(receiver, watcher, self.clone());
+        let caller = self.gate.caller(&peer);
         let message = Message::Watch {
             watcher,
             peer,
             query,
-            events: sender,
+            watching: Watching { batches, caller },
         };
         self.messages.send(message).await.map_err(|_| stopped())?;
         Ok(watch)

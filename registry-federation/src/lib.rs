@@ -6,6 +6,7 @@
 //! machine, `services/` for what is served, `store/` for what is kept.
 
 mod app;
+mod backlog;
 mod commands;
 mod config;
 mod dialler;
@@ -15,6 +16,7 @@ mod limits;
 pub mod maintenance;
 mod metrics;
 mod operator;
+mod reading;
 mod replica;
 mod services;
 mod status;

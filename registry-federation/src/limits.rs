@@ -15,6 +15,9 @@ use vl3_runtime::Section;
 /// Callers that are counted apart; beyond that newcomers share one allowance.
 const CALLERS_MAX: usize = 8192;
 
+/// Beside a page, of 256 KiB, there is room for changes.
+const UNREAD_BYTES: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 30;
+
 const CHANGES: &str = "changes per second of one caller";
 const FINDS: &str = "finds per second of one caller";
 
@@ -37,6 +40,9 @@ pub struct Limits {
     pub object_bytes: usize,
     pub names: usize,
     pub watches: usize,
+    /// What one caller was handed by Finds and watches and did not read yet; all callers
+    /// together may have four times as much.
+    pub unread_bytes: usize,
     pub connections: usize,
     pub connections_per_identity: usize,
 }
@@ -52,6 +58,7 @@ impl Default for Limits {
             object_bytes: 16 * 1024,
             names: 65_536,
             watches: 16_384,
+            unread_bytes: 32 << 20,
             connections: 4096,
             connections_per_identity: 1024,
         }
@@ -70,6 +77,7 @@ impl Limits {
             object_bytes: section.or("object_bytes", usual.object_bytes),
             names: section.or("names", usual.names),
             watches: section.or("watches", usual.watches),
+            unread_bytes: section.or("unread_bytes", usual.unread_bytes),
             connections: section.or("connections", usual.connections),
             connections_per_identity: section
                 .or("connections_per_identity", usual.connections_per_identity),
@@ -96,6 +104,11 @@ impl Limits {
                 Some(read.object_bytes.to_string()),
                 &allowed,
             );
+        }
+        if !UNREAD_BYTES.contains(&read.unread_bytes) {
+            let (least, most) = (UNREAD_BYTES.start(), UNREAD_BYTES.end());
+            let value = Some(read.unread_bytes.to_string());
+            section.problem("unread_bytes", value, &format!("{least} to {most}"));
         }
         read
     }
@@ -171,8 +184,13 @@ impl Gate {
         }
     }
 
-    pub(crate) fn admit_watch(&self, peer: &Peer, now: Mono) -> Result<(), Refusal> {
+    /// A Find or a watch.
+    pub(crate) fn admit_find(&self, peer: &Peer, now: Mono) -> Result<(), Refusal> {
         self.take(&self.finds, FINDS, peer, now)
+    }
+
+    pub(crate) fn caller(&self, peer: &Peer) -> Caller {
+        Caller::of(&peer.id, self.own.trust_domain())
     }
 
     fn take(
@@ -182,7 +200,7 @@ impl Gate {
         peer: &Peer,
         now: Mono,
     ) -> Result<(), Refusal> {
-        let caller = Caller::of(&peer.id, self.own.trust_domain());
+        let caller = self.caller(peer);
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.admit(&caller, now) {
             return Ok(());
@@ -219,6 +237,7 @@ mod tests {
     fn find() -> Command {
         Command::FindEndpoints {
             query: EndpointQuery::default(),
+            after: None,
         }
     }
 

@@ -96,7 +96,7 @@ pub(crate) fn status(machine: &RegistryMachine, standing: &Standing, now: Now) -
         "leases": leases,
         "endpoints": endpoints,
         "names": names,
-        "watches": machine.watcher_count(),
+        "watches": machine.counts().watchers,
         "halted": machine.halted(),
     })
 }

@@ -24,6 +24,7 @@ pub mod rng;
 pub mod router;
 pub mod routes;
 pub mod time;
+pub mod unread;
 
 pub use backoff::Backoff;
 pub use machine::{Machine, Outbox, Ticket, TicketCounter};

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 use vl3_core::Wall;
 use vl3_core::registry::{Command, Query, Reply, WatchEvent};
@@ -17,7 +17,7 @@ use vl3_runtime::clock;
 use super::Shared;
 use super::caller::{Registration, peer};
 use super::errors::{status, unexpected};
-use crate::handle::Watch;
+use crate::reading::{Found, Watch};
 
 pub(super) struct Endpoints(pub(super) Shared);
 
@@ -58,7 +58,8 @@ fn response(event: WatchEvent) -> Option<NetworkServiceEndpointResponse> {
     }
 }
 
-/// The events of a watch as messages, until it is cut or dropped.
+/// The events of a watch as messages, each made when its reader takes it, until the watch is
+/// cut or dropped.
 pub(super) fn responses<T, F>(
     watch: Watch,
     convert: F,
@@ -67,14 +68,33 @@ where
     T: Send + 'static,
     F: Fn(WatchEvent) -> Option<T> + Copy + Send + 'static,
 {
-    let batches = stream::unfold(watch, move |mut watch| async move {
-        let batch: Vec<Result<T, Status>> = match watch.next().await? {
-            Ok(events) => events.into_iter().filter_map(convert).map(Ok).collect(),
-            Err(refusal) => vec![Err(status(&refusal))],
-        };
-        Some((batch, watch))
-    });
-    batches.flat_map(stream::iter)
+    stream::unfold(watch, move |mut watch| async move {
+        loop {
+            let response = match watch.next().await? {
+                Ok(event) => convert(event).map(Ok),
+                Err(refusal) => Some(Err(status(&refusal))),
+            };
+            if let Some(response) = response {
+                return Some((response, watch));
+            }
+        }
+    })
+}
+
+/// What a Find shows as messages, in the same way.
+fn present(
+    found: Found,
+) -> impl Stream<Item = Result<NetworkServiceEndpointResponse, Status>> + Send + 'static {
+    stream::unfold(found, |mut found| async move {
+        let response = found.next().await?.map(|found| {
+            let network_service_endpoint = Some(encode_found(found));
+            NetworkServiceEndpointResponse {
+                network_service_endpoint,
+                deleted: false,
+            }
+        });
+        Some((response.map_err(|refusal| status(&refusal)), found))
+    })
 }
 
 #[tonic::async_trait]
@@ -112,25 +132,9 @@ impl NetworkServiceEndpointRegistry for Endpoints {
             let watch = watch.map_err(|refusal| status(&refusal))?;
             return Ok(Response::new(Box::pin(responses(watch, response))));
         }
-        match self
-            .0
-            .handle
-            .call(peer, Command::FindEndpoints { query })
-            .await
-        {
-            Ok(Reply::Endpoints(found)) => {
-                let found = found.into_iter().map(|found| {
-                    let network_service_endpoint = Some(encode_found(found));
-                    Ok(NetworkServiceEndpointResponse {
-                        network_service_endpoint,
-                        deleted: false,
-                    })
-                });
-                Ok(Response::new(Box::pin(stream::iter(found))))
-            }
-            Ok(other) => Err(unexpected(&other)),
-            Err(refusal) => Err(status(&refusal)),
-        }
+        let found = self.0.handle.find(peer, query).await;
+        let found = found.map_err(|refusal| status(&refusal))?;
+        Ok(Response::new(Box::pin(present(found))))
     }
 
     async fn unregister(

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
-use vl3_core::registry::{Command, Query, Reply, WatchEvent};
+use vl3_core::registry::{Command, Query, Reply, Service, WatchEvent};
 use vl3_proto::objects::{decode_service, decode_service_query, encode_service};
 use vl3_proto::registry::network_service_registry_server::NetworkServiceRegistry;
 use vl3_proto::registry::{NetworkService, NetworkServiceQuery, NetworkServiceResponse};
@@ -65,11 +65,15 @@ impl NetworkServiceRegistry for NetworkServices {
         match self
             .0
             .handle
-            .call(peer, Command::FindServices { query })
+            .call(peer.clone(), Command::FindServices { query })
             .await
         {
             Ok(Reply::Services(services)) => {
-                let found = services.into_iter().map(|service| {
+                let bytes = services.iter().map(Service::size).sum();
+                let handed = self.0.handle.hand(&peer, bytes);
+                let handed = handed.map_err(|refusal| status(&refusal))?;
+                let found = services.into_iter().map(move |service| {
+                    let _until_read = &handed;
                     let network_service = Some(encode_service(&service));
                     Ok(NetworkServiceResponse {
                         network_service,

@@ -7,6 +7,7 @@ mod leases;
 mod objects;
 mod operator;
 mod prefixes;
+mod reading;
 mod renewal;
 mod replicas;
 #[cfg(feature = "etcd")]

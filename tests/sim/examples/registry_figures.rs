@@ -8,8 +8,8 @@ use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds, 
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid, SpiffeId};
 use vl3_core::registry::{
-    Boot, CallId, Command, Config, Effect, Endpoint, EndpointQuery, Input, Marks, Peer,
-    RegistryMachine,
+    Boot, CallId, Command, Config, Effect, Endpoint, EndpointQuery, Input, Marks, Peer, Query,
+    RegistryMachine, WatcherId,
 };
 use vl3_core::{Machine as _, Mono, Now, Outbox, Wall};
 
@@ -134,13 +134,14 @@ impl Bench {
     }
 
     fn find(&mut self, name: &str, service: &str) {
+        let after = None;
         let services = [service].into_iter().filter(|service| !service.is_empty());
         let query = EndpointQuery {
             name: name.to_owned(),
             services: services.map(str::to_owned).collect(),
             ..EndpointQuery::default()
         };
-        self.call("workload/a", Command::FindEndpoints { query });
+        self.call("workload/a", Command::FindEndpoints { query, after });
     }
 }
 
@@ -252,4 +253,42 @@ fn main() {
     say("bytes of one remote endpoint, resident", &bytes);
     say("resident in all", &format!("{} MiB", resident_kib() / 1024));
     measure(&mut bench);
+    ten_routers(&mut bench);
+}
+
+/// All at once open a watch of their network and do not read it.
+fn ten_routers(bench: &mut Bench) {
+    let before = resident_kib();
+    let mut unread = Vec::new();
+    for watcher in 0..10 {
+        let query = EndpointQuery {
+            services: vec!["red".to_owned()],
+            ..EndpointQuery::default()
+        };
+        let begun = Instant::now();
+        let mut out = Outbox::default();
+        let watch = Input::Watch {
+            watcher: WatcherId(watcher),
+            peer: Peer::own(id(0, "vl3/router/red")),
+            query: Query::Endpoints(query),
+        };
+        bench.machine.handle(watch, now(), &mut out);
+        if watcher == 0 {
+            say(
+                "a watch of all, until its page",
+                &format!("{:?}", begun.elapsed()),
+            );
+        }
+        unread.extend(out.take());
+    }
+    let grown = resident_kib().saturating_sub(before);
+    say("resident for ten unread watches of all, KiB", &grown);
+    let pages: usize = unread
+        .iter()
+        .map(|effect| match effect {
+            Effect::Deliver { events, .. } => events.len(),
+            _ => 0,
+        })
+        .sum();
+    say("endpoints on their pages", &pages);
 }

@@ -81,6 +81,11 @@ pub enum Event {
         side: usize,
     },
     /// The oldest append of this disk is done.
+    /// A watcher took a page of its snapshot.
+    WatchRest {
+        to: Life,
+        watcher: registry::WatcherId,
+    },
     Synced {
         to: Life,
         ticket: Ticket,

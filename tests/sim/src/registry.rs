@@ -23,6 +23,8 @@ use crate::world::World;
 
 const RENEW_AFTER: Duration = Duration::from_secs(15);
 
+/// How long a watcher takes for a page of its snapshot.
+const READS_WITHIN: Duration = Duration::from_millis(1);
 /// A name that nobody claims again is free after that.
 const NAME_LIFETIME: Duration = Duration::from_secs(20);
 
@@ -197,7 +199,17 @@ impl World {
             Effect::Reply { call, result } => {
                 self.answer(node, call.0, ReplyBody::Registry(result))
             }
-            Effect::Deliver { watcher, events } => self.send(watcher.0, 1, PipeBody::Watch(events)),
+            Effect::Deliver {
+                watcher,
+                events,
+                rest,
+            } => {
+                self.send(watcher.0, 1, PipeBody::Watch(events));
+                if rest {
+                    let to = self.life(node);
+                    self.later(READS_WITHIN, Event::WatchRest { to, watcher });
+                }
+            }
             Effect::EndWatch { watcher, .. } => self.close_pipe(watcher.0, 1),
             Effect::Dial {
                 stream, contacts, ..
@@ -226,6 +238,11 @@ impl World {
             }
             Effect::DocumentChanged { .. } | Effect::Alarm(_) => {}
         }
+    }
+
+    /// The watcher took a page of its snapshot.
+    pub fn watch_rest(&mut self, index: usize, watcher: WatcherId) -> Result<(), Broken> {
+        self.registry_input(index, Input::WatchRest { watcher })
     }
 
     fn registry_writes(&mut self, index: usize, ticket: Ticket) {

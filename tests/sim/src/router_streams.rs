@@ -195,14 +195,14 @@ impl World {
     ) -> Result<(), Broken> {
         match (body, kind) {
             (PipeBody::Watch(events), _) => {
-                // The first message of a watch is its snapshot.
+                // The first message of a watch is its snapshot: it fits one page here.
                 let watch = self.routers[index].watches.get_mut(&pipe);
                 let snapshot = watch.is_some_and(|watch| !core::mem::replace(watch, true));
                 for event in events {
                     match event {
                         RegistryEvent::Document(chain) => self.document_offered(index, chain)?,
                         RegistryEvent::Endpoint { found, deleted } => {
-                            if let Some(event) = watch_event(&found.endpoint, deleted) {
+                            if let Some(event) = watch_event(&found.shown.endpoint(), deleted) {
                                 self.router_input(index, Input::Watch(event))?;
                             }
                         }

@@ -192,6 +192,10 @@ impl World {
             Event::PipeFails { pipe } => self.pipe_fails(pipe),
             Event::PipeData { pipe, side, body } => self.pipe_data(pipe, side, body),
             Event::PipeCloses { pipe, side } => self.pipe_closes(pipe, side),
+            Event::WatchRest { to, watcher } => match to.node {
+                Node::Registry(index) if self.is_alive(to) => self.watch_rest(index, watcher),
+                _ => Ok(()),
+            },
             Event::Synced { to, ticket } => self.synced(to, ticket),
             Event::Local { to, input } => match to.node {
                 Node::Router(index) if self.is_alive(to) => self.router_input(index, *input),

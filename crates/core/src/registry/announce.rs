@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::api::{Effect, FoundEndpoint, Peer, Query, WatchEvent, WatcherId};
-use super::find::View;
 use super::machine::RegistryMachine;
 use super::matching::EndpointQuery;
 use super::object::{Endpoint, Service};
 use super::packed::Packed;
 use super::record::Record;
+use super::shown::{Shown, View};
 use crate::allocator::LeaseRecord;
 use crate::ids::{DomainName, NetworkUid};
 use crate::machine::Outbox;
@@ -134,19 +134,18 @@ impl RegistryMachine {
             self.is_own(&watcher.peer.id)
                 && matches!(&watcher.query, Query::Services(query) if query.matches(service))
         });
-        let effects: Vec<_> = matching
+        let told: Vec<_> = matching
             .map(|(watcher, _)| {
                 let event = WatchEvent::Service {
                     service: service.clone(),
                     deleted,
                 };
-                Effect::Deliver {
-                    watcher,
-                    events: vec![event],
-                }
+                (watcher, vec![event])
             })
             .collect();
-        effects.into_iter().for_each(|effect| self.say(effect, out));
+        for (watcher, events) in told {
+            self.deliver(watcher, events, out);
+        }
     }
 
     fn tell_own(
@@ -165,11 +164,10 @@ impl RegistryMachine {
         let watchers = self.watchers.of_endpoint(&endpoint.name, services);
         self.tell(watchers, expires, deleted, out, |machine, _, peer| {
             let seen = machine.sees_own(uid, peer, wall);
-            seen.then(|| endpoint.clone())
+            seen.then(|| Shown::own(endpoint.clone()))
         });
     }
 
-    /// Each of the two ways to see the endpoint is made once, for all who see it so.
     fn tell_remote(
         &mut self,
         (domain, uid): (&DomainName, NetworkUid),
@@ -181,12 +179,16 @@ impl RegistryMachine {
         if self.watchers.of_endpoints_is_empty() {
             return;
         }
-        let views = [View::Router, View::Other].map(|view| view.of(packed, domain));
+        let domain = Arc::new(domain.clone());
+        let name = format!("{}@{domain}", packed.name());
+        let there = packed
+            .services()
+            .map(|service| format!("{service}@{domain}"));
+        let there: Vec<_> = there.collect();
+        let services = packed.services().chain(there.iter().map(String::as_str));
+        let watchers = self.watchers.of_endpoint(&name, services);
+        let views = [View::Router, View::Other].map(|view| Shown::remote(packed, &domain, view));
         let [router, other] = &views;
-        let services = router.services.iter().chain(&other.services);
-        let watchers = self
-            .watchers
-            .of_endpoint(&router.name, services.map(String::as_str));
         self.tell(watchers, expires, deleted, out, |machine, query, peer| {
             Some(match machine.view(uid, query, peer)? {
                 View::Router => router.clone(),
@@ -201,7 +203,7 @@ impl RegistryMachine {
         expires: Wall,
         deleted: bool,
         out: &mut Outbox<Effect>,
-        shown: impl Fn(&Self, &EndpointQuery, &Peer) -> Option<Arc<Endpoint>>,
+        shown: impl Fn(&Self, &EndpointQuery, &Peer) -> Option<Shown>,
     ) {
         for watcher in watchers {
             let Some(watch) = self.watchers.get(watcher) else {
@@ -210,14 +212,28 @@ impl RegistryMachine {
             let Query::Endpoints(query) = &watch.query else {
                 continue;
             };
-            let Some(endpoint) = shown(self, query, &watch.peer)
-                .filter(|shown| query.matches(shown, expires.unix_secs()))
+            let Some(shown) = shown(self, query, &watch.peer)
+                .filter(|shown| shown.matches(query, expires.unix_secs()))
             else {
                 continue;
             };
-            let found = FoundEndpoint { endpoint, expires };
+            let found = FoundEndpoint { shown, expires };
             let events = vec![WatchEvent::Endpoint { found, deleted }];
-            self.say(Effect::Deliver { watcher, events }, out);
+            self.deliver(watcher, events, out);
         }
+    }
+
+    pub(super) fn deliver(
+        &mut self,
+        watcher: WatcherId,
+        events: Vec<WatchEvent>,
+        out: &mut Outbox<Effect>,
+    ) {
+        let effect = Effect::Deliver {
+            watcher,
+            events,
+            rest: false,
+        };
+        self.say(effect, out);
     }
 }

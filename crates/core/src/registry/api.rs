@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::matching::{EndpointQuery, ServiceQuery};
 use super::object::{Endpoint, Service};
 use super::record::{Claim, Record};
+use super::shown::Shown;
 use super::stock::StockAcquire;
 use crate::allocator::{self, Acquire, Granted, Lease};
 use crate::document::Chain;
@@ -67,6 +68,10 @@ pub enum Input {
         watcher: WatcherId,
         peer: Peer,
         query: Query,
+    },
+    /// The watcher took what was delivered, and there is a rest of its snapshot.
+    WatchRest {
+        watcher: WatcherId,
     },
     Unwatch {
         watcher: WatcherId,
@@ -162,8 +167,10 @@ pub enum Command {
     FindServices {
         query: ServiceQuery,
     },
+    /// One page; `after`: the place where the one before ended.
     FindEndpoints {
         query: EndpointQuery,
+        after: Option<Place>,
     },
     ClaimName {
         uid: NetworkUid,
@@ -207,7 +214,7 @@ pub enum Reply {
     Service(Service),
     Endpoint(FoundEndpoint),
     Services(Vec<Service>),
-    Endpoints(Vec<FoundEndpoint>),
+    Endpoints(Page),
     /// None: granted; else who holds the name.
     Name {
         held_by: Option<SpiffeId>,
@@ -222,8 +229,24 @@ pub enum Reply {
 /// An endpoint as a Find shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundEndpoint {
-    pub endpoint: Arc<Endpoint>,
+    pub shown: Shown,
     pub expires: Wall,
+}
+
+/// A bounded part of what a Find shows. Each page is of its own moment: what changes between
+/// two of them is seen as it is when its page is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub found: Vec<FoundEndpoint>,
+    /// Where the rest begins; a page may show nothing and have one.
+    pub next: Option<Place>,
+}
+
+/// A place in the order of everything that can be found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    Own(Arc<str>),
+    Remote(Arc<DomainName>, Arc<str>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +254,18 @@ pub enum WatchEvent {
     Service { service: Service, deleted: bool },
     Endpoint { found: FoundEndpoint, deleted: bool },
     Document(Chain),
+}
+
+impl WatchEvent {
+    /// Bytes that it may keep in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Service { service, .. } => service.size(),
+            Self::Endpoint { found, .. } => found.shown.bytes(),
+            // Every copy of a chain shares its bytes with the store.
+            Self::Document(_) => 0,
+        }
+    }
 }
 
 /// Why a call was refused. Sorted by what the caller does next.
@@ -281,6 +316,8 @@ pub enum Effect {
     Deliver {
         watcher: WatcherId,
         events: Vec<WatchEvent>,
+        /// The snapshot has more: [`Input::WatchRest`] once the watcher took this.
+        rest: bool,
     },
     EndWatch {
         watcher: WatcherId,
@@ -385,6 +422,12 @@ pub struct Config {
     /// Watches of one identity, or of one other trust domain: nobody takes all the room. All
     /// others together have three quarters of `watchers_max`.
     pub watchers_per_identity_max: usize,
+    /// Endpoints on one page of a Find, or of a watch's snapshot.
+    pub page_found_max: usize,
+    /// Bytes of them, one endpoint aside.
+    pub page_bytes_max: usize,
+    /// Endpoints looked at for one page.
+    pub page_looked_at_max: usize,
     /// Replies that wait for the disk; beyond that calls are refused at once.
     pub held_max: usize,
     /// Events and sync messages that wait for the disk; beyond that likewise.
@@ -414,6 +457,9 @@ impl Config {
             names_max: 65_536,
             watchers_max: 16_384,
             watchers_per_identity_max: 4096,
+            page_found_max: 256,
+            page_bytes_max: 256 * 1024,
+            page_looked_at_max: 4096,
             held_max: 16_384,
             held_messages_max: 1_048_576,
             pending_bytes_max: 128 * 1024 * 1024,

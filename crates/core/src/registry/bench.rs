@@ -157,10 +157,11 @@ impl Bench {
             Effect::Deliver {
                 watcher: of,
                 events,
+                ..
             } if *of == WatcherId(watcher) => {
                 seen.extend(events.iter().map(|event| match event {
                     WatchEvent::Endpoint { found, deleted } => {
-                        (found.endpoint.name.clone(), *deleted)
+                        (found.shown.endpoint().name.clone(), *deleted)
                     }
                     WatchEvent::Service { service, deleted } => (service.name.clone(), *deleted),
                     WatchEvent::Document(chain) => (chain.document().version.to_string(), false),

@@ -2,7 +2,9 @@
 
 use ipnet::IpNet;
 
-use super::api::{Alarm, Command, Effect, Peer, Query, Refusal, Reply, WatchEvent, WatcherId};
+use super::api::{
+    Alarm, Command, Effect, Page, Peer, Place, Query, Refusal, Reply, WatchEvent, WatcherId,
+};
 use super::machine::RegistryMachine;
 use super::names::Claimed;
 use super::object::Marks;
@@ -47,9 +49,10 @@ impl RegistryMachine {
                 self.check_size("network_service", query.size())?;
                 Ok(Reply::Services(self.find_services(&query, peer, now)))
             }
-            Command::FindEndpoints { query } => {
+            Command::FindEndpoints { query, after } => {
                 self.check_size("network_service_endpoint", query.size())?;
-                Ok(Reply::Endpoints(self.find_endpoints(&query, peer, now)))
+                let page = self.find_endpoints(&query, after.as_ref(), peer, now);
+                Ok(Reply::Endpoints(page))
             }
             Command::ClaimName { uid, claim } => self.claim_name(uid, &claim, peer, now, out),
             Command::ReleaseName {
@@ -311,19 +314,12 @@ impl RegistryMachine {
         now: Now,
         out: Out<'_>,
     ) {
-        if self.halted().is_some() || self.is_congested() {
-            let refusal = Refusal::Unavailable {
-                reason: "too much waits for the journal".to_owned(),
-            };
+        if let Err(refusal) = self.takes_watches() {
             return out.push(Effect::EndWatch { watcher, refusal });
         }
         if let Err(refusal) = self.watchers.room(&peer, &self.config) {
             return self.say(Effect::EndWatch { watcher, refusal }, out);
         }
-        let endpoints = |found| WatchEvent::Endpoint {
-            found,
-            deleted: false,
-        };
         let services = |service| WatchEvent::Service {
             service,
             deleted: false,
@@ -331,29 +327,76 @@ impl RegistryMachine {
         let snapshot = match &query {
             Query::Endpoints(query) => self
                 .check_size("network_service_endpoint", query.size())
-                .map(|()| {
-                    let found = self.find_endpoints(query, &peer, now).into_iter();
-                    found.map(endpoints).collect::<Vec<_>>()
-                }),
+                .map(|()| shown(self.find_endpoints(query, None, &peer, now))),
             Query::Services(query) => self.check_size("network_service", query.size()).map(|()| {
                 let found = self.find_services(query, &peer, now).into_iter();
-                found.map(services).collect()
+                (found.map(services).collect(), None)
             }),
             Query::Document(uid) => self.may_read_document(*uid, &peer, now.wall).map(|()| {
-                self.document(*uid)
-                    .map(|chain| WatchEvent::Document(chain.clone()))
-                    .into_iter()
-                    .collect()
+                let chain = self.document(*uid).cloned().map(WatchEvent::Document);
+                (chain.into_iter().collect(), None)
             }),
         };
         match snapshot {
-            Ok(events) => {
-                self.watchers.insert(watcher, Watcher { peer, query });
-                self.say(Effect::Deliver { watcher, events }, out);
+            Ok((events, next)) => {
+                let rest = next.is_some();
+                let new = Watcher {
+                    peer,
+                    query,
+                    rest: next,
+                };
+                self.watchers.insert(watcher, new);
+                let effect = Effect::Deliver {
+                    watcher,
+                    events,
+                    rest,
+                };
+                self.say(effect, out);
             }
             Err(refusal) => self.say(Effect::EndWatch { watcher, refusal }, out),
         }
     }
+
+    fn takes_watches(&self) -> Result<(), Refusal> {
+        if self.halted().is_some() || self.is_congested() {
+            let reason = "too much waits for the journal".to_owned();
+            return Err(Refusal::Unavailable { reason });
+        }
+        Ok(())
+    }
+
+    /// The next page of a watch's snapshot. What changed since the one before was told already;
+    /// what changes on pages to come is told as well, and shown again there.
+    pub(super) fn watch_rest(&mut self, watcher: WatcherId, now: Now, out: Out<'_>) {
+        let Some(watch) = self.watchers.get(watcher) else {
+            return;
+        };
+        let (Query::Endpoints(query), Some(place)) = (&watch.query, &watch.rest) else {
+            return;
+        };
+        if let Err(refusal) = self.takes_watches() {
+            self.watchers.remove(watcher);
+            return out.push(Effect::EndWatch { watcher, refusal });
+        }
+        let page = self.find_endpoints(query, Some(place), &watch.peer, now);
+        let (events, next) = shown(page);
+        let rest = next.is_some();
+        self.watchers.set_rest(watcher, next);
+        let effect = Effect::Deliver {
+            watcher,
+            events,
+            rest,
+        };
+        self.say(effect, out);
+    }
+}
+
+fn shown(page: Page) -> (Vec<WatchEvent>, Option<Place>) {
+    let events = page.found.into_iter().map(|found| WatchEvent::Endpoint {
+        found,
+        deleted: false,
+    });
+    (events.collect(), page.next)
 }
 
 /// A workload has addresses of the prefixes that its router leased.

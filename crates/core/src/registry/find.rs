@@ -3,36 +3,37 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::api::{FoundEndpoint, Peer};
+use super::api::{FoundEndpoint, Page, Peer, Place};
 use super::machine::RegistryMachine;
 use super::matching::{EndpointQuery, ServiceQuery};
-use super::object::{Endpoint, Service};
+use super::object::Service;
 use super::objects::Own;
-use super::packed::Packed;
-use super::remotes::Remote;
+use super::remotes::{OfDomain, Remote, RemotePlace};
+use super::shown::{Shown, View};
 use crate::ids::{DomainName, NetworkUid};
 use crate::time::{Mono, Now, Wall};
 
 /// Payload of a service that states none (nsm-wire 4.1).
 pub(super) const PAYLOAD_DEFAULT: &str = "IP";
 
-type OfDomain<'a> = (&'a DomainName, &'a Remote);
+/// How each network's endpoints of other domains are seen.
+type Views = BTreeMap<NetworkUid, Option<View>>;
 
-/// As whom somebody of the own domain sees endpoints of other domains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum View {
-    /// Under the network's own name.
-    Router,
-    /// Under `<network>@D`.
-    Other,
+/// What may match.
+#[derive(Clone, Copy)]
+pub(super) enum Candidate<'a> {
+    Own(&'a Arc<str>, &'a Own),
+    Remote(&'a Arc<DomainName>, &'a Remote),
 }
 
-impl View {
-    pub(super) fn of(self, packed: &Packed, domain: &DomainName) -> Arc<Endpoint> {
-        Arc::new(match self {
-            Self::Router => packed.for_routers(domain),
-            Self::Other => packed.for_others(domain),
-        })
+impl Candidate<'_> {
+    fn place(self) -> Place {
+        match self {
+            Self::Own(name, _) => Place::Own(Arc::clone(name)),
+            Self::Remote(domain, remote) => {
+                Place::Remote(Arc::clone(domain), remote.packed.name().into())
+            }
+        }
     }
 }
 
@@ -87,77 +88,119 @@ impl RegistryMachine {
         registered.chain(implied).collect()
     }
 
+    /// What matches after a place, as far as one page goes.
     pub(super) fn find_endpoints(
         &self,
         query: &EndpointQuery,
+        after: Option<&Place>,
         peer: &Peer,
         now: Now,
-    ) -> Vec<FoundEndpoint> {
-        let own = self.objects.candidates(query);
-        let mut found = self.found(own, Vec::new(), query, peer, now);
+    ) -> Page {
+        let (found_max, looked_at_max) = (
+            self.config.page_found_max.max(1),
+            self.config.page_looked_at_max.max(1),
+        );
+        let mut page = Page::default();
+        let mut views = Views::new();
+        let (mut last, mut looked_at, mut bytes) = (None::<Candidate<'_>>, 0, 0);
+        for candidate in self.candidates(query, after, peer) {
+            let is_full =
+                page.found.len() >= found_max || bytes >= self.config.page_bytes_max.max(1);
+            if is_full || looked_at >= looked_at_max {
+                page.next = last.map(Candidate::place);
+                break;
+            }
+            let found = self.found(candidate, query, peer, &mut views, now);
+            bytes += found.as_ref().map_or(0, |found| found.shown.bytes());
+            page.found.extend(found);
+            last = Some(candidate);
+            looked_at += 1;
+        }
+        page
+    }
+
+    /// In order: own ones by name, then those of other domains by domain and name.
+    fn candidates<'a>(
+        &'a self,
+        query: &'a EndpointQuery,
+        after: Option<&'a Place>,
+        peer: &Peer,
+    ) -> impl Iterator<Item = Candidate<'a>> + use<'a> {
+        let own = match after {
+            None => Some(None),
+            Some(Place::Own(name)) => Some(Some(&**name)),
+            Some(Place::Remote(..)) => None,
+        };
+        let own = own.map(|after| self.objects.candidates(query, after));
+        let own = own.into_iter().flatten();
         let may_match = || {
             let mut networks = self.networks.keys();
             query.asks_elsewhere() || networks.any(|uid| self.is_router_in(*uid, &peer.id))
         };
-        if self.is_own(&peer.id) && may_match() {
-            let remote = self.remote_candidates(query);
-            found.append(&mut self.found([], remote, query, peer, now));
-        }
-        found
+        let remote = (self.is_own(&peer.id) && may_match()).then(|| {
+            let after = match after {
+                Some(Place::Remote(domain, name)) => Some((&**domain, &**name)),
+                Some(Place::Own(_)) | None => None,
+            };
+            self.remote_candidates(query, after)
+        });
+        let remote = remote.into_iter().flatten();
+        own.map(|(name, own)| Candidate::Own(name, own))
+            .chain(remote.map(|(domain, remote)| Candidate::Remote(domain, remote)))
     }
 
-    /// Those of the given ones that match, as `peer` may see them.
-    pub(super) fn found<'a>(
+    /// The candidate if it matches, as `peer` may see it.
+    pub(super) fn found(
         &self,
-        own: impl IntoIterator<Item = &'a Own>,
-        remote: impl IntoIterator<Item = OfDomain<'a>>,
+        candidate: Candidate<'_>,
         query: &EndpointQuery,
         peer: &Peer,
+        views: &mut Views,
         now: Now,
-    ) -> Vec<FoundEndpoint> {
-        let matching =
-            |found: &FoundEndpoint| query.matches(&found.endpoint, found.expires.unix_secs());
-        let own = own.into_iter().filter_map(|own| {
-            let found = FoundEndpoint {
-                endpoint: own.endpoint.clone(),
+    ) -> Option<FoundEndpoint> {
+        let found = match candidate {
+            Candidate::Own(_, own) => FoundEndpoint {
+                shown: Shown::own(own.endpoint.clone()),
                 expires: self.expires(Some(own.deadline), now),
-            };
-            (matching(&found) && self.sees_own(own.uid, peer, now.wall)).then_some(found)
-        });
-        let own: Vec<_> = own.collect();
-        let mut views = BTreeMap::new();
-        let remote = remote.into_iter().filter_map(|(domain, remote)| {
-            let uid = remote.uid;
-            let view = *views.entry(uid).or_insert_with(|| {
-                self.network(uid, now.wall).ok()?;
-                self.view(uid, query, peer)
-            });
-            let view = view?;
-            if !remote.packed.url().contains(&query.url) {
-                return None;
+            },
+            Candidate::Remote(domain, remote) => {
+                let uid = remote.uid;
+                let view = *views.entry(uid).or_insert_with(|| {
+                    self.network(uid, now.wall).ok()?;
+                    self.view(uid, query, peer)
+                });
+                FoundEndpoint {
+                    shown: Shown::remote(&remote.packed, domain, view?),
+                    expires: self.expires(remote.deadline, now),
+                }
             }
-            let endpoint = view.of(&remote.packed, domain);
-            let expires = self.expires(remote.deadline, now);
-            Some(FoundEndpoint { endpoint, expires }).filter(matching)
-        });
-        own.into_iter().chain(remote).collect()
+        };
+        if !found.shown.matches(query, found.expires.unix_secs()) {
+            return None;
+        }
+        let seen = match candidate {
+            Candidate::Own(_, own) => self.sees_own(own.uid, peer, now.wall),
+            Candidate::Remote(..) => true,
+        };
+        seen.then_some(found)
     }
 
     /// The endpoints of other domains among which all that match are.
     fn remote_candidates<'a>(
         &'a self,
         query: &'a EndpointQuery,
+        after: Option<RemotePlace<'a>>,
     ) -> Box<dyn Iterator<Item = OfDomain<'a>> + 'a> {
         let remotes = &self.objects.remotes;
         match (query.name.as_str(), query.services.first()) {
-            ("", None) => Box::new(remotes.iter()),
+            ("", None) => Box::new(remotes.after(after)),
             ("", Some(service)) => match split(service) {
-                Some((service, domain)) => Box::new(remotes.offering_in(&domain, service)),
-                None => Box::new(remotes.offering(service)),
+                Some((service, domain)) => Box::new(remotes.offering_in(&domain, service, after)),
+                None => Box::new(remotes.offering(service, after)),
             },
             (name, ..) => {
                 let named = split(name).and_then(|(name, domain)| remotes.named(&domain, name));
-                Box::new(named.into_iter())
+                Box::new(named.filter(|_| after.is_none()).into_iter())
             }
         }
     }

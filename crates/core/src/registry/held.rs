@@ -24,7 +24,9 @@ impl Held {
                 self.messages += messages.len();
                 *self.streams.entry(*stream).or_insert(next)
             }
-            Effect::Deliver { watcher, events } => {
+            Effect::Deliver {
+                watcher, events, ..
+            } => {
                 self.messages += events.len();
                 *self.watchers.entry(*watcher).or_insert(next)
             }
@@ -39,8 +41,16 @@ impl Held {
             ) => {
                 batch.append(messages);
             }
-            (Some(Effect::Deliver { events: batch, .. }), Effect::Deliver { events, .. }) => {
+            (
+                Some(Effect::Deliver {
+                    events: batch,
+                    rest: has_rest,
+                    ..
+                }),
+                Effect::Deliver { events, rest, .. },
+            ) => {
                 batch.append(events);
+                *has_rest |= *rest;
             }
             _ => self.effects.push(effect),
         }

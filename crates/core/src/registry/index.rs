@@ -1,5 +1,6 @@
 //! Names by service, so that a Find by service touches only what matches.
 
+use core::ops::Bound;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -36,11 +37,22 @@ impl ByService {
         }
     }
 
-    /// In order.
-    pub(super) fn names(&self, service: &str) -> impl Iterator<Item = &str> + '_ {
-        let names = self.names.get(service).into_iter().flatten();
+    /// In order; those after a name only.
+    pub(super) fn names<'a>(
+        &'a self,
+        service: &str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        let names = self.names.get(service);
+        let names = names.map(|names| names.range::<str, _>((beyond(after), Bound::Unbounded)));
+        let names = names.into_iter().flatten();
         names.map(|name| &**name)
     }
+}
+
+/// From the first one, or from the one after a name.
+pub(super) fn beyond(after: Option<&str>) -> Bound<&str> {
+    after.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
 /// How many of each; what has none is not kept.

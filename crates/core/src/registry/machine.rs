@@ -325,7 +325,7 @@ impl RegistryMachine {
         let own = own.map(|own| (None, own.endpoint.clone()));
         let remotes = self.objects.remotes.iter();
         own.chain(
-            remotes.map(|(domain, remote)| (Some(domain), Arc::new(remote.packed.endpoint()))),
+            remotes.map(|(domain, remote)| (Some(&**domain), Arc::new(remote.packed.endpoint()))),
         )
     }
 
@@ -359,10 +359,6 @@ impl RegistryMachine {
             watchers: self.watchers.len(),
             domains_connected: self.federation.connected_count(),
         }
-    }
-
-    pub fn watcher_count(&self) -> usize {
-        self.watchers.len()
     }
 
     /// Why nothing is promised any more.
@@ -405,6 +401,7 @@ impl Machine for RegistryMachine {
                 peer,
                 query,
             } => self.watch(watcher, peer, query, now, out),
+            Input::WatchRest { watcher } => self.watch_rest(watcher, now, out),
             Input::Unwatch { watcher } => self.watchers.remove(watcher),
             Input::Appended { ticket } => self.appended(ticket, out),
             Input::AppendFailed { reason, .. } => self.append_failed(reason, out),

@@ -32,6 +32,8 @@ mod ownership_tests;
 #[cfg(test)]
 mod pace_tests;
 mod packed;
+#[cfg(test)]
+mod paging_tests;
 mod record;
 mod registrations;
 mod remotes;
@@ -45,6 +47,7 @@ mod rights_tests;
 mod scale_tests;
 #[cfg(test)]
 mod semantics_tests;
+mod shown;
 mod speakers;
 #[cfg(test)]
 mod speakers_tests;
@@ -58,8 +61,8 @@ mod watch;
 mod tests;
 
 pub use api::{
-    Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Peer, Query, Refusal, Reply,
-    WatchEvent, WatcherId,
+    Alarm, CallId, Command, Config, Effect, FoundEndpoint, Input, Page, Peer, Place, Query,
+    Refusal, Reply, WatchEvent, WatcherId,
 };
 pub use check::{Report, Violation, check};
 pub use inspect::{HeldDomain, HeldLease, HeldName, Origin};
@@ -72,5 +75,6 @@ pub use object::{
 pub use packed::Packed;
 pub use record::{Claim, ObjectKey, Record, rewritten};
 pub use remotes::RemoteSize;
+pub use shown::Shown;
 pub use speakers::{Contradiction, contradictions};
 pub use stock::StockAcquire;

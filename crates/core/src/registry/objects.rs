@@ -1,16 +1,17 @@
 //! Services and endpoints: own ones with owners and lifetimes, and what remote domains say.
 
+use core::ops::Bound;
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::index::{ByService, Tally};
+use super::index::{ByService, Tally, beyond};
 use super::matching::EndpointQuery;
 use super::object::{Endpoint, Marks, Service};
 use super::record::Record;
 use super::remotes::Remotes;
 use crate::deadlines::Deadlines;
-use crate::ids::{NetworkUid, SpiffeId};
+use crate::ids::{DomainName, NetworkUid, SpiffeId};
 use crate::time::Mono;
 
 /// Everything that can be found.
@@ -120,7 +121,7 @@ impl Objects {
         });
         let remote = self.remotes.iter().map(|(domain, remote)| Record::Remote {
             uid: remote.uid,
-            domain: domain.clone(),
+            domain: DomainName::clone(domain),
             endpoint: remote.packed.clone(),
         });
         services.chain(own).chain(remote).collect()
@@ -148,18 +149,30 @@ impl Objects {
         self.own.values()
     }
 
-    /// The own endpoints among which all that match are, in the order of their names.
+    /// The own endpoints among which all that match are, in the order of their names; those
+    /// after a name only.
     pub(super) fn candidates<'a>(
         &'a self,
-        query: &'a EndpointQuery,
-    ) -> Box<dyn Iterator<Item = &'a Own> + 'a> {
+        query: &EndpointQuery,
+        after: Option<&str>,
+    ) -> Box<dyn Iterator<Item = (&'a Arc<str>, &'a Own)> + 'a> {
         match (query.name.as_str(), query.services.first()) {
-            ("", None) => Box::new(self.own.values()),
-            ("", Some(service)) => {
-                let names = self.by_service.names(service);
-                Box::new(names.filter_map(|name| self.own.get(name)))
+            ("", None) => {
+                let range = (beyond(after), Bound::Unbounded);
+                Box::new(self.own.range::<str, _>(range))
             }
-            (name, _) => Box::new(self.own.get(name).into_iter()),
+            ("", Some(service)) => {
+                let names = self.by_service.names(service, after);
+                Box::new(names.filter_map(|name| self.own.get_key_value(name)))
+            }
+            (name, _) => {
+                let named = self.own.get_key_value(name);
+                Box::new(
+                    named
+                        .filter(|_| after.is_none_or(|after| after < name))
+                        .into_iter(),
+                )
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use super::find::PAYLOAD_DEFAULT;
 use super::machine::RegistryMachine;
 use super::object::{Endpoint, Marks, Service};
 use super::record::Record;
+use super::shown::Shown;
 use crate::allocator;
 use crate::ids::{RouterName, SpiffeId};
 use crate::machine::Outbox;
@@ -129,7 +130,7 @@ impl RegistryMachine {
         };
         self.objects.touch(&endpoint.name, now.mono + lifetime);
         Ok(Reply::Endpoint(FoundEndpoint {
-            endpoint,
+            shown: Shown::own(endpoint),
             expires: now.wall + lifetime,
         }))
     }

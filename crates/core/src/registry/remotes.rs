@@ -1,9 +1,10 @@
 //! What other domains' registries said: per domain, counted in entries and bytes.
 
+use core::ops::Bound;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::index::{ByService, Tally};
+use super::index::{ByService, Tally, beyond};
 use super::packed::Packed;
 use super::record::Record;
 use crate::deadlines::Deadlines;
@@ -16,7 +17,7 @@ pub(super) const ENTRY_BYTES: usize = 192;
 
 #[derive(Debug, Default)]
 pub(super) struct Remotes {
-    domains: BTreeMap<DomainName, Domain>,
+    domains: BTreeMap<Arc<DomainName>, Domain>,
     /// The next deadline of each domain that has one.
     deadlines: Deadlines<DomainName>,
     count: usize,
@@ -43,6 +44,11 @@ pub(super) struct Remote {
     /// When it goes; None while its domain's stream vouches for it.
     pub(super) deadline: Option<Mono>,
 }
+
+pub(super) type OfDomain<'a> = (&'a Arc<DomainName>, &'a Remote);
+
+/// A domain, and a name there.
+pub(super) type RemotePlace<'a> = (&'a DomainName, &'a str);
 
 #[derive(Debug, Default)]
 struct Refused {
@@ -95,7 +101,8 @@ impl Remotes {
             deadline: None,
         };
         if !self.domains.contains_key(domain) {
-            self.domains.insert(domain.clone(), Domain::default());
+            self.domains
+                .insert(Arc::new(domain.clone()), Domain::default());
         }
         let Some(of) = self.domains.get_mut(domain) else {
             return;
@@ -180,35 +187,65 @@ impl Remotes {
         self.domains.get(domain)?.entries.get(name)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&DomainName, &Remote)> + '_ {
-        let domains = self.domains.iter();
-        domains.flat_map(|(domain, of)| of.entries.values().map(move |entry| (domain, entry)))
+    /// By domain, then by name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = OfDomain<'_>> + '_ {
+        self.after(None)
+    }
+
+    /// Those after a place.
+    pub(super) fn after<'a>(
+        &'a self,
+        after: Option<RemotePlace<'a>>,
+    ) -> impl Iterator<Item = OfDomain<'a>> + 'a {
+        let domains = self.domains_from(after);
+        domains.flat_map(|(domain, of, after)| {
+            let range = (beyond(after), Bound::Unbounded);
+            let entries = of.entries.range::<str, _>(range);
+            entries.map(move |(_, entry)| (domain, entry))
+        })
     }
 
     /// Those that offer a service there.
     pub(super) fn offering<'a>(
         &'a self,
         service: &'a str,
-    ) -> impl Iterator<Item = (&'a DomainName, &'a Remote)> + 'a {
-        let domains = self.domains.iter();
-        domains.flat_map(move |(domain, of)| of.offering(domain, service))
+        after: Option<RemotePlace<'a>>,
+    ) -> impl Iterator<Item = OfDomain<'a>> + 'a {
+        let domains = self.domains_from(after);
+        domains.flat_map(move |(domain, of, after)| of.offering(domain, service, after))
     }
 
     /// Those of one domain that offer a service there.
     pub(super) fn offering_in<'a>(
         &'a self,
         domain: &DomainName,
-        service: &'a str,
-    ) -> impl Iterator<Item = (&'a DomainName, &'a Remote)> + 'a {
-        let domain = self.domains.get_key_value(domain).into_iter();
-        domain.flat_map(move |(domain, of)| of.offering(domain, service))
+        service: &str,
+        after: Option<RemotePlace<'_>>,
+    ) -> impl Iterator<Item = OfDomain<'a>> + use<'a> {
+        let domain = self.domains.get_key_value(domain);
+        let offering = domain.map(|(domain, of)| {
+            let after = after.map(|(_, name)| name);
+            of.offering(domain, service, after)
+        });
+        offering.into_iter().flatten()
     }
 
-    pub(super) fn named<'a>(
+    /// The domains from a place on, each with the name after which it begins.
+    fn domains_from<'a>(
         &'a self,
-        domain: &DomainName,
-        name: &str,
-    ) -> Option<(&'a DomainName, &'a Remote)> {
+        after: Option<RemotePlace<'a>>,
+    ) -> impl Iterator<Item = (&'a Arc<DomainName>, &'a Domain, Option<&'a str>)> + 'a {
+        let from = after.map_or(Bound::Unbounded, |(domain, _)| Bound::Included(domain));
+        let domains = self
+            .domains
+            .range::<DomainName, _>((from, Bound::Unbounded));
+        domains.map(move |(domain, of)| {
+            let after = after.filter(|(at, _)| **domain == **at);
+            (domain, of, after.map(|(_, name)| name))
+        })
+    }
+
+    pub(super) fn named(&self, domain: &DomainName, name: &str) -> Option<OfDomain<'_>> {
         let (domain, of) = self.domains.get_key_value(domain)?;
         Some((domain, of.entries.get(name)?))
     }
@@ -336,11 +373,12 @@ impl Remotes {
 impl Domain {
     fn offering<'a>(
         &'a self,
-        domain: &'a DomainName,
+        domain: &'a Arc<DomainName>,
         service: &str,
-    ) -> impl Iterator<Item = (&'a DomainName, &'a Remote)> + use<'a> {
-        let names: Vec<_> = self.by_service.names(service).collect();
-        let entries = names.into_iter().filter_map(|name| self.entries.get(name));
+        after: Option<&str>,
+    ) -> impl Iterator<Item = OfDomain<'a>> + use<'a> {
+        let names = self.by_service.names(service, after);
+        let entries = names.filter_map(|name| self.entries.get(name));
         entries.map(move |entry| (domain, entry))
     }
 }

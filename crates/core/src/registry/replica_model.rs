@@ -157,15 +157,16 @@ impl Model {
                 .map(|replica| std::mem::take(&mut replica.effects));
             for effect in effects.unwrap_or_default() {
                 match effect {
-                    Effect::Deliver { watcher, events } => {
+                    Effect::Deliver {
+                        watcher, events, ..
+                    } => {
                         let watcher = self.watchers.get_mut(&watcher.0).unwrap();
                         assert_eq!(watcher.at, Some(index));
                         for event in events {
                             let WatchEvent::Endpoint { found, deleted } = event else {
                                 continue;
                             };
-                            let (name, url) =
-                                (found.endpoint.name.clone(), found.endpoint.url.clone());
+                            let Endpoint { name, url, .. } = found.shown.into_endpoint();
                             if deleted {
                                 watcher.seen.remove(&name);
                             } else {

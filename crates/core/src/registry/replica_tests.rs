@@ -189,7 +189,7 @@ impl Replica {
             };
             seen.extend(events.iter().filter_map(|event| match event {
                 WatchEvent::Endpoint { found, deleted } => {
-                    Some((found.endpoint.name.clone(), *deleted))
+                    Some((found.shown.endpoint().name.clone(), *deleted))
                 }
                 WatchEvent::Service { .. } | WatchEvent::Document(_) => None,
             }));
@@ -250,12 +250,13 @@ fn a_replica_that_follows_tells_its_watchers_and_writes_nothing() {
     assert!(replica.writing.is_none() && replica.delivered().is_empty());
     let find = Command::FindEndpoints {
         query: EndpointQuery::default(),
+        after: None,
     };
     replica.call(1, &workload("b"), find, at(10_000));
-    let Some(Ok(Reply::Endpoints(found))) = replica.reply(1) else {
+    let Some(Ok(Reply::Endpoints(page))) = replica.reply(1) else {
         panic!("a Find is answered");
     };
-    assert!(found[0].expires > at(10_000).wall);
+    assert!(page.found[0].expires > at(10_000).wall);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::bench::{Bench, at, config, router, workload};
 use super::matching::EndpointQuery;
+use super::shown::View;
 use super::*;
 use crate::document::fixture::{chain, domain, id, next};
 use crate::federation::{StreamId, SyncMessage};
@@ -34,14 +35,14 @@ fn endpoint(name: u8, services: &[u8]) -> Endpoint {
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+pub(super) enum Change {
     Own(u8, Vec<u8>),
     OwnGone(u8),
     Remote(bool, u8, Vec<u8>),
     RemoteGone(bool, u8),
 }
 
-fn changes() -> impl Strategy<Value = Vec<Change>> {
+pub(super) fn changes() -> impl Strategy<Value = Vec<Change>> {
     let services = || prop::collection::vec(0..4_u8, 0..3);
     let change = prop_oneof![
         (0..6_u8, services()).prop_map(|(name, services)| Change::Own(name, services)),
@@ -53,7 +54,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     prop::collection::vec(change, 1..40)
 }
 
-fn queries() -> impl Strategy<Value = EndpointQuery> {
+pub(super) fn queries() -> impl Strategy<Value = EndpointQuery> {
     let at = || {
         prop_oneof![
             Just(""),
@@ -85,8 +86,10 @@ fn queries() -> impl Strategy<Value = EndpointQuery> {
     })
 }
 
+type Seen = Vec<Endpoint>;
+
 impl Bench {
-    fn change(&mut self, change: Change) {
+    pub(super) fn change(&mut self, change: Change) {
         let of = |west: bool| domain(if west { "west" } else { "north" });
         let record = match change {
             Change::Own(name, services) => Record::Endpoint {
@@ -121,10 +124,49 @@ impl Bench {
     }
 
     /// A look at every endpoint there is.
-    fn scan(&self, query: &EndpointQuery, peer: &Peer) -> Vec<FoundEndpoint> {
-        let objects = &self.machine.objects;
-        let (own, remote) = (objects.owns(), objects.remotes.iter());
-        self.machine.found(own, remote, query, peer, self.now)
+    pub(super) fn scan(&self, query: &EndpointQuery, peer: &Peer) -> Seen {
+        let shown = self.machine.endpoints().filter_map(|(of, endpoint)| {
+            let config = &self.machine.config;
+            let view = self.machine.view(self.chain.uid(), query, peer);
+            // Nobody vouches for any of them.
+            let (shown, left) = match (of, view) {
+                (None, _) => (Endpoint::clone(&endpoint), config.endpoint_lifetime),
+                (Some(domain), view) => {
+                    let packed = Packed::new(&endpoint);
+                    let shown = match view? {
+                        View::Router => packed.for_routers(domain),
+                        View::Other => packed.for_others(domain),
+                    };
+                    (shown, config.federation.stale_grace)
+                }
+            };
+            let expires = self.now.wall + left;
+            query.matches(&shown, expires.unix_secs()).then_some(shown)
+        });
+        shown.collect()
+    }
+
+    /// All pages of a Find, each within its bounds.
+    pub(super) fn find(&self, query: &EndpointQuery, peer: &Peer) -> Seen {
+        let (mut seen, mut after) = (Seen::new(), None);
+        loop {
+            let find = |after: &Option<Place>| {
+                self.machine
+                    .find_endpoints(query, after.as_ref(), peer, self.now)
+            };
+            let page = find(&after);
+            assert!(page.found.len() <= self.machine.config.page_found_max);
+            assert!(page.next.is_none() || page.next > after, "a page goes on");
+            seen.extend(
+                page.found
+                    .into_iter()
+                    .map(|found| found.shown.into_endpoint()),
+            );
+            after = page.next;
+            if after.is_none() {
+                return seen;
+            }
+        }
     }
 
     pub(super) fn watch(&mut self, watcher: u64, peer: &Peer, query: &EndpointQuery) {
@@ -189,15 +231,21 @@ proptest! {
 
     /// The oracle is `EndpointQuery::matches` over everything, as each caller sees it.
     #[test]
-    fn an_index_answers_as_a_look_at_everything(changes in changes(), queries in prop::collection::vec(queries(), 8)) {
-        let mut bench = Bench::boot(config(), chain(&["east", "west", "north"]), Vec::new());
-        for change in changes {
-            bench.change(change);
-        }
-        for query in &queries {
-            for peer in [router(), workload("a")] {
-                let found = bench.machine.find_endpoints(query, &peer, bench.now);
-                prop_assert_eq!(found, bench.scan(query, &peer));
+    fn an_index_answers_as_a_look_at_everything(
+        changes in changes(),
+        queries in prop::collection::vec(queries(), 8),
+        (found_max, looked_at_max) in (1..4_usize, 1..6_usize),
+    ) {
+        let paged = Config { page_found_max: found_max, page_looked_at_max: looked_at_max, ..config() };
+        for config in [config(), paged] {
+            let mut bench = Bench::boot(config, chain(&["east", "west", "north"]), Vec::new());
+            for change in changes.clone() {
+                bench.change(change);
+            }
+            for query in &queries {
+                for peer in [router(), workload("a")] {
+                    prop_assert_eq!(bench.find(query, &peer), bench.scan(query, &peer));
+                }
             }
         }
     }
@@ -216,8 +264,8 @@ proptest! {
             bench.change(change);
             let after = peers.each_ref().map(|peer| bench.scan(&query, peer));
             for (index, watcher) in [(0, 1), (1, 2)] {
-                let names = |found: &[FoundEndpoint]| -> BTreeMap<String, Arc<Endpoint>> {
-                    found.iter().map(|found| (found.endpoint.name.clone(), found.endpoint.clone())).collect()
+                let names = |found: &[Endpoint]| -> BTreeMap<String, Endpoint> {
+                    found.iter().map(|found| (found.name.clone(), found.clone())).collect()
                 };
                 let (before, after) = (names(&before[index]), names(&after[index]));
                 let told = bench.delivered(watcher);

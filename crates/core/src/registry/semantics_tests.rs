@@ -32,10 +32,12 @@ fn found(reply: Result<Reply, Refusal>) -> FoundEndpoint {
 }
 
 fn find(bench: &mut Bench, peer: &Peer, query: EndpointQuery) -> Vec<String> {
-    match bench.call(peer, Command::FindEndpoints { query }) {
-        Ok(Reply::Endpoints(found)) => found
+    let after = None;
+    match bench.call(peer, Command::FindEndpoints { query, after }) {
+        Ok(Reply::Endpoints(page)) => page
+            .found
             .into_iter()
-            .map(|one| one.endpoint.name.clone())
+            .map(|one| one.shown.into_endpoint().name)
             .collect(),
         other => panic!("no answer: {other:?}"),
     }
@@ -150,21 +152,25 @@ fn the_first_registration_time_stays_until_the_name_is_unregistered() {
     let mut bench = Bench::new();
     let mut first = endpoint("nse", "icmp");
     let time = found(bench.call(&workload("a"), register(first.clone())))
-        .endpoint
+        .shown
+        .endpoint()
         .registered;
     assert_eq!(time, Some(at(1).wall));
     bench.now = at(30);
     first.registered = Some(Wall::from_unix_secs(7));
     first.url = "tcp://192.0.2.9:1".to_owned();
     let again = found(bench.call(&workload("a"), register(first.clone())));
-    assert_eq!(again.endpoint.registered, time);
+    assert_eq!(again.shown.endpoint().registered, time);
     let name = first.name.clone();
     bench
         .call(&workload("a"), Command::UnregisterEndpoint { name })
         .unwrap();
     // After that what the client says counts, as it resends what it was told.
     let anew = found(bench.call(&workload("a"), register(first)));
-    assert_eq!(anew.endpoint.registered, Some(Wall::from_unix_secs(7)));
+    assert_eq!(
+        anew.shown.endpoint().registered,
+        Some(Wall::from_unix_secs(7))
+    );
 }
 
 #[test]
@@ -328,6 +334,7 @@ fn a_query_beyond_the_size_of_an_object_is_refused_with_or_without_watch() {
         &workload("a"),
         Command::FindEndpoints {
             query: query.clone(),
+            after: None,
         },
     );
     assert!(

@@ -355,7 +355,7 @@ impl RegistryMachine {
         }
         for watcher in told {
             let events = vec![WatchEvent::Document(chain.clone())];
-            self.say(Effect::Deliver { watcher, events }, out);
+            self.deliver(watcher, events, out);
         }
         for (watcher, refusal) in ended {
             self.end_watch(watcher, refusal, out);
@@ -372,7 +372,12 @@ impl RegistryMachine {
         });
     }
 
-    fn end_watch(&mut self, watcher: super::api::WatcherId, refusal: Refusal, out: Out<'_>) {
+    pub(super) fn end_watch(
+        &mut self,
+        watcher: super::api::WatcherId,
+        refusal: Refusal,
+        out: Out<'_>,
+    ) {
         self.watchers.remove(watcher);
         self.say(Effect::EndWatch { watcher, refusal }, out);
     }

@@ -20,6 +20,7 @@ fn a_reply_leaves_after_its_append_and_what_comes_meanwhile_shares_the_next_one(
         &workload("a"),
         Command::FindEndpoints {
             query: EndpointQuery::default(),
+            after: None,
         },
     );
     let (ticket, records, _) = bench.writing.take().unwrap();

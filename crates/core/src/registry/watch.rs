@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::api::{Config, Peer, Query, Refusal, WatcherId};
+use super::api::{Config, Peer, Place, Query, Refusal, WatcherId};
 use super::index::Tally;
 use crate::caller::Caller;
 use crate::ids::NetworkUid;
@@ -28,6 +28,8 @@ pub(super) struct Watchers {
 pub(super) struct Watcher {
     pub(super) peer: Peer,
     pub(super) query: Query,
+    /// Where the part of its snapshot begins that it was not shown yet.
+    pub(super) rest: Option<Place>,
 }
 
 impl Watchers {
@@ -151,6 +153,12 @@ impl Watchers {
 
     pub(super) fn get(&self, id: WatcherId) -> Option<&Watcher> {
         self.watchers.get(&id)
+    }
+
+    pub(super) fn set_rest(&mut self, id: WatcherId, rest: Option<Place>) {
+        if let Some(watcher) = self.watchers.get_mut(&id) {
+            watcher.rest = rest;
+        }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vl3_core::ids::DomainName;
 use vl3_core::registry::{
-    Command, Endpoint, EndpointQuery, Marks, Record, Refusal, Reply, WatcherId,
+    Command, Endpoint, EndpointQuery, FoundEndpoint, Marks, Record, Refusal, Reply, WatcherId,
 };
 
 use super::cast::{Network, domain_name, spiffe};
@@ -160,11 +160,11 @@ impl World {
         let id = spiffe(domain, &format!("vl3/router/red-d{domain}"));
         let peer = self.peer(node, domain, id);
         self.count(Fault::Stranger);
-        let query = EndpointQuery::default();
+        let (query, after) = (EndpointQuery::default(), None);
         self.ask(
             node,
             peer,
-            Command::FindEndpoints { query },
+            Command::FindEndpoints { query, after },
             Asked::Stranger(domain),
         )
     }
@@ -176,14 +176,15 @@ impl World {
         domain: usize,
         result: &Result<Reply, Refusal>,
     ) -> Step {
-        let Ok(Reply::Endpoints(found)) = result else {
+        let Ok(Reply::Endpoints(page)) = result else {
             return Ok(());
         };
         let common = self.common(node, domain);
-        for found in found {
-            let uid = Marks::of(&found.endpoint).map(|marks| marks.uid);
+        for found in &page.found {
+            let endpoint = found.shown.endpoint();
+            let uid = Marks::of(&endpoint).map(|marks| marks.uid);
             if uid.is_none_or(|uid| !common.contains(&uid)) {
-                let what = format!("d{node} shows {} to d{domain}", found.endpoint.name);
+                let what = format!("d{node} shows {} to d{domain}", endpoint.name);
                 return Err(Broken::new(4, what));
             }
         }
@@ -195,30 +196,44 @@ impl World {
         if !self.nodes[node].idle || self.nodes[node].machine.is_none() {
             return Ok(());
         }
-        let of = self.watches.iter().filter(|(_, watch)| watch.node == node);
+        let of = self.watches.iter();
+        let of = of.filter(|(_, watch)| watch.node == node && !watch.has_rest);
         let of: Vec<_> = of
             .map(|(watcher, watch)| (*watcher, watch.id.clone(), watch.query.clone()))
             .collect();
         for (watcher, id, query) in of {
             let peer = self.peer(node, node, id);
+            let after = None;
             self.ask(
                 node,
                 peer,
-                Command::FindEndpoints { query },
-                Asked::Watched(watcher),
+                Command::FindEndpoints { query, after },
+                Asked::Watched(watcher, Vec::new()),
             )?;
         }
         Ok(())
     }
 
-    pub(super) fn check_watch(&self, watcher: WatcherId, result: Result<Reply, Refusal>) -> Step {
-        let (Some(watch), Ok(Reply::Endpoints(found))) = (self.watches.get(&watcher), result)
-        else {
+    pub(super) fn check_watch(
+        &mut self,
+        watcher: WatcherId,
+        mut found: Vec<FoundEndpoint>,
+        result: Result<Reply, Refusal>,
+    ) -> Step {
+        let (Some(watch), Ok(Reply::Endpoints(page))) = (self.watches.get(&watcher), result) else {
             return Ok(());
         };
+        found.extend(page.found);
+        if page.next.is_some() {
+            let (node, query, after) = (watch.node, watch.query.clone(), page.next);
+            let peer = self.peer(node, node, watch.id.clone());
+            let find = Command::FindEndpoints { query, after };
+            return self.ask(node, peer, find, Asked::Watched(watcher, found));
+        }
         let found: BTreeMap<_, _> = found
             .into_iter()
-            .map(|found| (found.endpoint.name.clone(), found.endpoint))
+            .map(|found| found.shown.endpoint())
+            .map(|endpoint| (endpoint.name.clone(), endpoint))
             .collect();
         let empty = BTreeMap::new();
         let seen = watch.seen.as_ref().unwrap_or(&empty);
@@ -239,6 +254,13 @@ impl World {
 
     /// After the last fault and some time: everybody has what is, and nothing else.
     pub(super) fn examine(&mut self) -> Step {
+        if let Some(watch) = self.watches.values().find(|watch| watch.has_rest) {
+            let what = format!(
+                "a watch at d{} is not shown its snapshot's rest",
+                watch.node
+            );
+            return Err(Broken::new(7, what));
+        }
         for node in 0..self.nodes.len() {
             self.check_node(node)?;
             self.check_promises(node)?;

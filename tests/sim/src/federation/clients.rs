@@ -61,6 +61,8 @@ pub(super) struct Watch {
     /// None until the first events; a later generation of the same name may not be followed
     /// by a lower one of the same life.
     pub(super) seen: Option<BTreeMap<String, Arc<Endpoint>>>,
+    /// It did not read all of its snapshot yet.
+    pub(super) has_rest: bool,
 }
 
 impl World {
@@ -274,7 +276,7 @@ impl World {
                 Ok(())
             }
             Some(Asked::Stranger(domain)) => self.check_stranger(node, domain, &result),
-            Some(Asked::Watched(watcher)) => self.check_watch(watcher, result),
+            Some(Asked::Watched(watcher, before)) => self.check_watch(watcher, before, result),
             Some(Asked::Operator) | None => Ok(()),
         }
     }
@@ -347,6 +349,7 @@ impl World {
             id,
             query: query.clone(),
             seen: None,
+            has_rest: false,
         };
         self.watches.insert(watcher, watch);
         let query = Query::Endpoints(query);
@@ -376,6 +379,14 @@ impl World {
         }
     }
 
+    /// A watcher took a page of its snapshot.
+    pub(super) fn watch_rest(&mut self, node: usize, watcher: WatcherId) -> Step {
+        if let Some(watch) = self.watches.get_mut(&watcher) {
+            watch.has_rest = false;
+        }
+        self.input(node, Input::WatchRest { watcher })
+    }
+
     pub(super) fn told(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {
         let Some(watch) = self.watches.get_mut(&watcher) else {
             return;
@@ -384,9 +395,10 @@ impl World {
         for event in events {
             if let WatchEvent::Endpoint { found, deleted } = event {
                 if deleted {
-                    seen.remove(&found.endpoint.name);
+                    seen.remove(&found.shown.endpoint().name);
                 } else {
-                    seen.insert(found.endpoint.name.clone(), found.endpoint);
+                    let endpoint = found.shown.endpoint();
+                    seen.insert(endpoint.name.clone(), endpoint);
                 }
             }
         }

@@ -103,6 +103,8 @@ impl World {
         config.endpoint_lifetime = ENDPOINT_LIFETIME;
         config.name_lifetime = NAME_LIFETIME;
         config.rewrite_after = 40;
+        config.page_found_max = 3;
+        config.page_looked_at_max = 5;
         config.federation.stale_grace = STALE_GRACE;
         config.federation.endpoints_max = REMOTE_MAX;
         let boot = Boot {
@@ -180,7 +182,25 @@ impl World {
                 self.writes(node, ticket);
             }
             Effect::Reply { call, result } => return self.answered(node, call, result),
-            Effect::Deliver { watcher, events } => self.told(watcher, events),
+            Effect::Deliver {
+                watcher,
+                events,
+                rest,
+            } => {
+                self.told(watcher, events);
+                if rest {
+                    if let Some(watch) = self.watches.get_mut(&watcher) {
+                        watch.has_rest = true;
+                    }
+                    let (life, after) = (self.nodes[node].life, self.millis(1, 300));
+                    let event = Event::WatchRest {
+                        node,
+                        life,
+                        watcher,
+                    };
+                    self.later(after, event);
+                }
+            }
             Effect::EndWatch { watcher, .. } => self.watch_ended(watcher),
             Effect::Dial { stream, domain, .. } => self.dial(node, stream, &domain),
             Effect::Send { stream, messages } => self.send(node, stream, messages),

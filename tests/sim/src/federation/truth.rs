@@ -89,7 +89,7 @@ impl Truth {
             }
             (Op::Register, Ok(Reply::Endpoint(found))) => {
                 let until = arrived + ENDPOINT_LIFETIME;
-                self.registered.insert(of, (found.endpoint.clone(), until));
+                self.registered.insert(of, (found.shown.endpoint(), until));
                 Ok(())
             }
             (Op::Unregister, Ok(_)) => {

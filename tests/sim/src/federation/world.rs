@@ -7,7 +7,9 @@ use vl3_core::document::Chain;
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::ids::NetworkUid;
 use vl3_core::machine::Ticket;
-use vl3_core::registry::{Command, Input, Peer, Refusal, RegistryMachine, Reply, WatcherId};
+use vl3_core::registry::{
+    Command, FoundEndpoint, Input, Peer, Refusal, RegistryMachine, Reply, WatcherId,
+};
 use vl3_core::{Machine as _, Mono, Now, Outbox, Rng, Wall};
 
 use super::cast::{Network, domain_name};
@@ -59,8 +61,8 @@ pub(super) enum Asked {
     },
     /// Of this domain.
     Stranger(usize),
-    /// What a watch should have been told.
-    Watched(WatcherId),
+    /// What a watch should have been told, and the pages of that so far.
+    Watched(WatcherId, Vec<FoundEndpoint>),
     Operator,
 }
 
@@ -87,6 +89,12 @@ pub(super) enum Event {
     },
     Tick(usize),
     Rewatch(usize),
+    /// A watcher took a page of its snapshot.
+    WatchRest {
+        node: usize,
+        life: u64,
+        watcher: WatcherId,
+    },
     Dialled {
         node: usize,
         life: u64,
@@ -207,6 +215,11 @@ impl World {
                 Ok(())
             }
             Event::Rewatch(watch) => self.open_watch(watch),
+            Event::WatchRest {
+                node,
+                life,
+                watcher,
+            } if self.lives(node, life) => self.watch_rest(node, watcher),
             Event::Dialled {
                 node,
                 life,
