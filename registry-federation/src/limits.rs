@@ -6,6 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use vl3_core::Mono;
+use vl3_core::allocator;
 use vl3_core::caller::Caller;
 use vl3_core::ids::SpiffeId;
 use vl3_core::rate::{Buckets, Rate};
@@ -134,9 +135,14 @@ pub(crate) struct Limit {
 
 impl Met {
     pub(crate) fn count(&self, refusal: &Refusal) {
-        if let Refusal::Limit { what, .. } = refusal {
-            self.0.get_or_create(&Limit { limit: what }).inc();
-        }
+        let limit = if let Refusal::Limit { what, .. } = refusal {
+            what
+        } else if let Refusal::Lease(allocator::Refusal::GenerationTooHigh { .. }) = refusal {
+            "generation"
+        } else {
+            return;
+        };
+        self.0.get_or_create(&Limit { limit }).inc();
     }
 
     /// Shows what the machine counted since its start.

@@ -12,9 +12,9 @@ pub(super) fn status(refusal: &Refusal) -> Status {
         Refusal::Limit { .. } => Status::resource_exhausted(text),
         Refusal::Unavailable { .. } => Status::unavailable(text),
         Refusal::Lease(refusal) => match refusal {
-            allocator::Refusal::Invalid { .. } | allocator::Refusal::Collision { .. } => {
-                Status::invalid_argument(text)
-            }
+            allocator::Refusal::Invalid { .. }
+            | allocator::Refusal::GenerationTooHigh { .. }
+            | allocator::Refusal::Collision { .. } => Status::invalid_argument(text),
             allocator::Refusal::HeldByOther { .. } => Status::permission_denied(text),
             allocator::Refusal::Fenced { .. } => Status::failed_precondition(text),
             allocator::Refusal::AcquireAgain { .. } => Status::not_found(text),

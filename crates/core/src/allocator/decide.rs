@@ -13,6 +13,10 @@ const PREFIX_LEN6: u8 = 96;
 /// The longest IPv4 prefix that has room for a router and a workload.
 const PREFIX_LEN4_MAX: u8 = 30;
 
+/// How far a router's memory may be ahead of everything that is known here: no registry forgets
+/// so many rounds, and no router can use all of them up by presenting the last one.
+const AHEAD_MAX: u64 = 1 << 32;
+
 /// The prefixes of one lease.
 type Prefixes = (Option<Ipv4Net>, Ipv6Net);
 
@@ -67,6 +71,9 @@ impl Allocator {
     ) -> Result<(Vec<LeaseRecord>, Granted), Refusal> {
         let len4 = self.prefix_len4(acquire, member)?;
         let exclusions = self.admit_exclusions(acquire)?;
+        if let Some(held) = &acquire.held {
+            self.admit_generation(held.generation)?;
+        }
         if acquire.held.is_none() {
             // What a backup says may have been given to somebody else since.
             self.refuse_while_readopting(now)?;
@@ -335,6 +342,20 @@ impl Allocator {
                     whose,
                 })
             })
+    }
+
+    /// Whether a router can have lived that long.
+    pub fn admit_generation(&self, generation: Generation) -> Result<(), Refusal> {
+        let live = self.leases().map(|lease| lease.generation);
+        let known = live.fold(self.floor, Generation::max);
+        let highest = Generation(known.0.saturating_add(AHEAD_MAX));
+        if generation > highest {
+            return Err(Refusal::GenerationTooHigh {
+                generation,
+                highest,
+            });
+        }
+        Ok(())
     }
 
     fn admit_holder(own: &Entry, holder: &SpiffeId) -> Result<(), Refusal> {

@@ -103,6 +103,37 @@ impl Bench {
     }
 }
 
+/// The last generation is the last one for ever: whoever presented it would end all fencing.
+#[test]
+fn nobody_uses_generations_up_by_presenting_a_high_one() {
+    let mut bench = Bench::new();
+    let first = bench.acquire(&acquire(1, 1), 1).unwrap();
+    let presents = |generation| Acquire {
+        held: Some(Lease {
+            generation: Generation(generation),
+            instance: InstanceId([2; 16]),
+            ..first.clone()
+        }),
+        ..acquire(1, 2)
+    };
+    for high in [u64::MAX, u64::MAX - 1, (1 << 32) + 2] {
+        let refused = bench.acquire(&presents(high), 1).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("generation: {high} is not allowed, at most 4294967297 is")
+        );
+    }
+    assert_eq!(bench.allocator.lease(&first.router), Some(&first));
+    // A registry that lost its memory takes every round back that a router can have had.
+    let back = bench.acquire(&presents(1 << 32), 1).unwrap();
+    assert_eq!(back.generation, Generation(1 << 32));
+    // A new life is another round, and fences the one before.
+    let next = bench.acquire(&acquire(1, 3), 1).unwrap();
+    assert_eq!(next.generation, Generation((1 << 32) + 1));
+    let fenced = bench.acquire(&presents(1 << 32), 1).unwrap_err();
+    assert!(matches!(fenced, Refusal::Fenced { .. }), "{fenced}");
+}
+
 #[test]
 fn one_lease_covers_both_families_and_stays_with_its_instance() {
     let mut bench = Bench::new();

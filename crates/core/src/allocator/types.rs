@@ -133,6 +133,12 @@ pub enum Refusal {
         value: String,
         allowed: String,
     },
+    /// Fix the request: rounds end one at a time, and a leap would use them up for good.
+    #[error("generation: {generation} is not allowed, at most {highest} is")]
+    GenerationTooHigh {
+        generation: Generation,
+        highest: Generation,
+    },
     /// Change the configuration: two ranges collide.
     #[error("exclusions: {exclusion} overlaps {range}, {whose}")]
     Collision {

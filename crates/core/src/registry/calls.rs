@@ -90,6 +90,10 @@ impl RegistryMachine {
             .own(acquire.router.as_str())
             .and_then(|own| Marks::of(&own.endpoint))
             .filter(|marks| marks.uid == uid && network.allocator.lease(&acquire.router).is_none())
+            .filter(|marks| {
+                let admitted = network.allocator.admit_generation(marks.generation);
+                admitted.is_ok()
+            })
             // Who remembers that round goes on with it.
             .filter(|marks| {
                 let held = acquire.held.as_ref();

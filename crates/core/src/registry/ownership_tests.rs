@@ -260,6 +260,41 @@ fn a_registry_without_memory_counts_on_from_what_routers_registered() {
     );
 }
 
+/// The floor would follow it on the next acquire, for ever.
+#[test]
+fn a_registration_does_not_use_generations_up() {
+    let mut bench = Bench::new();
+    for high in [u64::MAX, (1 << 32) + 1] {
+        let refused = bench.call(&router(), bench.register(high));
+        assert!(
+            matches!(
+                refused,
+                Err(Refusal::Lease(
+                    crate::allocator::Refusal::GenerationTooHigh { .. }
+                ))
+            ),
+            "{refused:?}"
+        );
+    }
+    // One that a journal of an earlier version holds counts for nothing.
+    let record = Record::Endpoint {
+        endpoint: bench.endpoint("east", u64::MAX).into(),
+        owner: router().id,
+    };
+    let disk = vec![
+        Record::Document {
+            chain: bench.chain.clone(),
+        },
+        record,
+    ];
+    let mut bench = Bench::boot(super::bench::config(), bench.chain.clone(), disk);
+    let granted = bench.call(&router(), bench.acquire(1));
+    assert!(
+        matches!(&granted, Ok(Reply::Lease(granted)) if granted.lease.generation == Generation(1)),
+        "{granted:?}"
+    );
+}
+
 /// Others' services are shown as `name@domain`: nobody here may speak under such a name.
 #[test]
 fn what_is_registered_has_names_of_the_own_domain_only() {

@@ -140,7 +140,11 @@ impl RegistryMachine {
         let Some(marks) = Marks::of(endpoint) else {
             return Ok(());
         };
-        let lease = self.networks.get(&marks.uid).and_then(|network| {
+        let network = self.networks.get(&marks.uid);
+        if let Some(network) = network {
+            network.allocator.admit_generation(marks.generation)?;
+        }
+        let lease = network.and_then(|network| {
             let lease = network
                 .allocator
                 .lease(&RouterName::new(&marks.name).ok()?)?;
