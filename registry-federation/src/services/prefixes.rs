@@ -7,7 +7,6 @@
 //! Where several replicas share a store, the active one alone gives prefixes: which stream uses
 //! which lease is known to one process. A router that asks another one is told and asks again.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,11 +18,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use vl3_core::allocator::Lease;
-use vl3_core::ids::{NetworkUid, RouterName};
-use vl3_core::registry::{Command, Peer, Reply, StockAcquire};
+use vl3_core::ids::NetworkUid;
+use vl3_core::registry::{Command, Half, Peer, Reply, StockAcquire, StockStreams};
 use vl3_proto::ipam::ipam_server::Ipam;
 use vl3_proto::ipam::{PrefixRequest, PrefixResponse, Type};
-use vl3_runtime::CancellationToken;
+use vl3_runtime::{CancellationToken, clock};
 
 use super::caller::peer;
 use super::errors::{status, unexpected};
@@ -40,44 +39,30 @@ const EXCLUSIONS_MAX: usize = 64;
 /// Which stream uses which lease of a network.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InUse {
-    leases: Arc<Mutex<BTreeMap<(RouterName, Family), User>>>,
+    streams: Arc<Mutex<StockStreams<CancellationToken>>>,
     next: Arc<AtomicU64>,
 }
 
-#[derive(Debug)]
-struct User {
-    stream: u64,
-    /// Cancelled when another stream presents the prefix.
-    taken: CancellationToken,
-}
-
 impl InUse {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(RouterName, Family), User>> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, StockStreams<CancellationToken>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks a lease as used by a stream; false when another stream was first and the prefix was
-    /// not presented. Whoever presents it is the router: its former stream is a dead one.
-    fn take(&self, key: &(RouterName, Family), presented: bool, user: &Using) -> bool {
-        let mut leases = self.lock();
-        if let Some(other) = leases.get(key).filter(|other| other.stream != user.stream) {
-            if !presented {
-                return false;
-            }
-            other.taken.cancel();
+    /// False when another stream was first.
+    fn take(&self, half: &Half, user: &Using, presented: bool, is_new: bool) -> bool {
+        let (stream, end) = (user.stream, user.taken.clone());
+        let taken = self
+            .lock()
+            .take(half, stream, end, presented, is_new, clock::mono());
+        if let Ok(Some(former)) = &taken {
+            former.cancel();
         }
-        let (stream, taken) = (user.stream, user.taken.clone());
-        leases.insert(key.clone(), User { stream, taken });
-        true
+        taken.is_ok()
     }
 
     /// Whether nobody uses the lease any more.
-    fn give_back(&self, key: &(RouterName, Family), stream: u64) -> bool {
-        let mut leases = self.lock();
-        if leases.get(key).is_some_and(|user| user.stream == stream) {
-            leases.remove(key);
-        }
-        !leases.keys().any(|(router, _)| *router == key.0)
+    fn give_back(&self, half: &Half, stream: u64) -> bool {
+        self.lock().give_back(half, stream)
     }
 }
 
@@ -128,7 +113,7 @@ impl Ipam for Prefixes {
             };
             let ended = port.serve(&peer, incoming, &answers, &mut using).await;
             if let Some(held) = &using.held {
-                port.in_use.give_back(&port.key(held), using.stream);
+                port.in_use.give_back(&port.half(&held.lease), using.stream);
                 tracing::debug!(peer = %peer.id, prefix = %held.prefix, "prefix stream ended");
             }
             if let Err(status) = ended {
@@ -141,8 +126,11 @@ impl Ipam for Prefixes {
 }
 
 impl Prefixes {
-    fn key(&self, held: &Held) -> (RouterName, Family) {
-        (held.lease.router.clone(), self.family)
+    fn half(&self, lease: &Lease) -> Half {
+        Half {
+            router: lease.router.clone(),
+            is_v6: self.family == Family::Ipv6,
+        }
     }
 
     /// One question to the machine, where this replica decides.
@@ -239,27 +227,27 @@ impl Prefixes {
         using: &mut Using,
     ) -> Result<PrefixResponse, Status> {
         for _ in 0..TRIES {
-            let others: Vec<_> = {
-                let leases = self.in_use.lock();
-                let of_family = leases.iter().filter(|((_, family), user)| {
-                    *family == self.family && user.stream != using.stream
-                });
-                of_family.map(|((router, _), _)| router.clone()).collect()
+            let streams = {
+                let is_v6 = self.family == Family::Ipv6;
+                self.in_use
+                    .lock()
+                    .others(is_v6, using.stream, clock::mono())
             };
             let stock = StockAcquire {
                 presented,
                 exclusions: exclusions.clone(),
-                in_use: others.into_iter().collect(),
+                streams,
             };
             let command = Command::AcquireStock {
                 uid: self.uid,
                 stock,
             };
-            let (granted, excluded) = match self.call(peer, command).await? {
+            let (granted, excluded, is_new) = match self.call(peer, command).await? {
                 Reply::Stock {
                     granted,
                     exclusions,
-                } => (granted, exclusions),
+                    is_new,
+                } => (granted, exclusions, is_new),
                 other => return Err(unexpected(&other)),
             };
             let own = granted
@@ -272,8 +260,9 @@ impl Prefixes {
                     self.family
                 )));
             };
-            let key = (granted.lease.router.clone(), self.family);
-            if !self.in_use.take(&key, presented == Some(prefix), using) {
+            let half = self.half(&granted.lease);
+            let presented = presented == Some(prefix);
+            if !self.in_use.take(&half, using, presented, is_new) {
                 continue;
             }
             let of_family = excluded.iter().filter(|range| self.family.has(range));
@@ -288,10 +277,11 @@ impl Prefixes {
                 renew_after: granted.renew_after,
                 answer: answer.clone(),
             });
-            if let Some(before) = before.filter(|before| before.lease.router != key.0) {
-                self.in_use.give_back(&self.key(&before), using.stream);
+            if let Some(before) = before.filter(|before| before.lease.router != half.router) {
+                self.in_use
+                    .give_back(&self.half(&before.lease), using.stream);
             }
-            tracing::info!(peer = %peer.id, %prefix, router = %key.0, "prefix of a stock router");
+            tracing::info!(peer = %peer.id, %prefix, router = %half.router, "prefix of a stock router");
             return Ok(answer);
         }
         Err(Status::unavailable(
@@ -324,7 +314,7 @@ impl Prefixes {
 
     /// The lease of both families ends with the last stream that uses one of them.
     async fn end(&self, peer: &Peer, held: Held, stream: u64) -> Result<(), Status> {
-        if !self.in_use.give_back(&self.key(&held), stream) {
+        if !self.in_use.give_back(&self.half(&held.lease), stream) {
             return Ok(());
         }
         let command = Command::Release { lease: held.lease };

@@ -119,7 +119,7 @@ async fn a_stock_router_has_the_same_prefix_of_both_families_after_every_reconne
     let mut again = Stream::open(&world, GO, &second, 0).await;
     assert_eq!(again.allocate(&prefix4).await, prefix4);
     let mut v6 = Stream::open(&world, GO, &second, 1).await;
-    assert_eq!(v6.allocate("").await, prefix6, "of the lease that it has");
+    assert_eq!(v6.allocate(&prefix6).await, prefix6, "of the same lease");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,4 +277,41 @@ async fn a_replica_that_follows_says_which_one_gives_prefixes() {
     first.stop().await;
     let after = asked(&world, GO, &second, &prefix).await;
     assert_eq!(after, Ok(prefix));
+}
+
+/// A new pod of the same identity must not be given what another one runs with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_router_whose_stream_broke_finds_its_prefix_again() {
+    let world = World::new(&["east"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let registry = registry(&world, &dir.path().join("registry.redb")).await;
+    let mut running = Stream::open(&world, GO, &registry, 0).await;
+    let prefix = running.allocate("").await;
+    drop(running);
+    let mut new = Stream::open(&world, GO, &registry, 0).await;
+    let other = new.allocate("").await;
+    assert_ne!(other, prefix);
+    let mut back = Stream::open(&world, GO, &registry, 0).await;
+    assert_eq!(back.allocate(&prefix).await, prefix);
+    assert_eq!(new.allocate(&other).await, other, "it was not ended");
+}
+
+/// However it came to that: each of them would end the other for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_run_with_one_prefix_do_not_take_it_from_each_other_for_ever() {
+    let world = World::new(&["east"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let registry = registry(&world, &dir.path().join("registry.redb")).await;
+    let mut one = Stream::open(&world, GO, &registry, 0).await;
+    let prefix = one.allocate("").await;
+    let mut two = Stream::open(&world, GO, &registry, 0).await;
+    assert_eq!(two.allocate(&prefix).await, prefix);
+    let ended = one.answer().await.expect_err("taken over");
+    assert_eq!(ended.code(), Code::Aborted, "{ended}");
+    // Stock comes back at once, and is alive.
+    let mut one = Stream::open(&world, GO, &registry, 0).await;
+    let another = one.allocate(&prefix).await;
+    assert_ne!(another, prefix);
+    assert_eq!(two.allocate(&prefix).await, prefix, "it was not ended");
+    assert_eq!(one.allocate(&another).await, another, "nor was this one");
 }

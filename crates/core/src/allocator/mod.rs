@@ -146,6 +146,14 @@ impl Allocator {
         }
     }
 
+    /// Whether its holder gave no sign of life for two renewal intervals, or since the start.
+    pub fn is_silent(&self, router: &RouterName, now: Mono) -> bool {
+        self.leases.get(router).is_some_and(|entry| {
+            let left = entry.deadline.saturating_since(now);
+            self.config.lifetime.saturating_sub(left) >= self.config.renew_after * 2
+        })
+    }
+
     /// The records that bring an empty allocator to this state.
     pub fn snapshot(&self) -> Vec<LeaseRecord> {
         let floor = [LeaseRecord::Floor {

@@ -209,6 +209,8 @@ pub enum Reply {
     Stock {
         granted: Granted,
         exclusions: Vec<ipnet::IpNet>,
+        /// Nobody had that lease before.
+        is_new: bool,
     },
     Done,
     Service(Service),

@@ -54,6 +54,7 @@ mod speakers_tests;
 mod stock;
 #[cfg(test)]
 mod strangers_tests;
+mod stock_streams;
 mod sync;
 mod watch;
 
@@ -78,3 +79,4 @@ pub use remotes::RemoteSize;
 pub use shown::Shown;
 pub use speakers::{Contradiction, contradictions};
 pub use stock::StockAcquire;
+pub use stock_streams::{Half, InUse, StockStreams, StockUse};

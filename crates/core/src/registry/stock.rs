@@ -3,16 +3,17 @@
 //!
 //! A stock router names neither itself nor a network: it has a SPIFFE ID, which replicas may
 //! share, and the prefix that it had before. So an identity has numbered leases, and gets the
-//! one whose prefix it presents, else one that nobody uses at the moment, else a new one.
-
-use std::collections::BTreeSet;
+//! one whose prefix it presents, else a new one. One that no stream uses may be that of a router
+//! whose stream broke and which runs on: it is given to another one of the identity only where
+//! there is no room for a new one, and after a long silence.
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
 use super::api::{Effect, Peer, Refusal, Reply};
 use super::machine::RegistryMachine;
-use crate::allocator::Acquire;
+use super::stock_streams::StockUse;
+use crate::allocator::{self, Acquire};
 use crate::ids::{InstanceId, NetworkUid, RouterName, SpiffeId};
 use crate::machine::Outbox;
 use crate::time::Now;
@@ -26,8 +27,7 @@ pub struct StockAcquire {
     /// What it had before; of either family.
     pub presented: Option<IpNet>,
     pub exclusions: Vec<IpNet>,
-    /// Leases that other streams use at the moment.
-    pub in_use: BTreeSet<RouterName>,
+    pub streams: StockUse,
 }
 
 /// The numbered names of an identity's leases, and the instance that holds them all: its
@@ -58,13 +58,12 @@ impl RegistryMachine {
         self.must_be_router("a prefix", peer, member)?;
         let allocator = &network.allocator;
         let (names, instance) = names(&peer.id);
+        let StockUse {
+            in_use,
+            kept,
+            unpaired,
+        } = &stock.streams;
         let lease = |name: &RouterName| allocator.lease(name);
-        let presented = stock.presented.and_then(|presented| {
-            let holds = |name: &&RouterName| {
-                lease(name).is_some_and(|lease| lease.prefixes().any(|prefix| prefix == presented))
-            };
-            names.iter().find(holds)
-        });
         let ask = |router: &RouterName| Acquire {
             router: router.clone(),
             instance,
@@ -72,10 +71,12 @@ impl RegistryMachine {
             prefix_len4: None,
             exclusions: stock.exclusions.clone(),
         };
-        let unused = || {
-            let mut held = names.iter().filter(|name| lease(name).is_some());
-            held.find(|name| !stock.in_use.contains(name))
-        };
+        let presented = stock.presented.and_then(|presented| {
+            let holds = |name: &&RouterName| {
+                lease(name).is_some_and(|lease| lease.prefixes().any(|prefix| prefix == presented))
+            };
+            names.iter().find(holds)
+        });
         let fresh = || names.iter().find(|name| lease(name).is_none());
         // One that nobody holds here, but the router does: it was granted before this registry's
         // memory begins, and is free.
@@ -84,26 +85,54 @@ impl RegistryMachine {
             acquire.held = allocator.complete(stock.presented?, &acquire, document, member);
             acquire.held.is_some().then_some(acquire)
         };
-        let acquire = presented
-            .map(ask)
-            .or_else(remembered)
-            .or_else(|| unused().or_else(fresh).map(ask));
-        let acquire = acquire.ok_or(Refusal::Limit {
-            what: "prefixes of one stock router's identity",
-            limit: PER_IDENTITY_MAX,
-        })?;
+        let other_half = || {
+            let mut halves = names.iter().filter(|name| unpaired.contains(name));
+            halves.find(|name| lease(name).is_some() && !in_use.contains(name))
+        };
+        let silent = || {
+            let mut silent = names
+                .iter()
+                .filter(|name| allocator.is_silent(name, now.mono));
+            silent.find(|name| !in_use.contains(name))
+        };
+        // The first of these for which there is room.
+        let known = presented.filter(|name| !kept.contains(name)).map(ask);
+        let known = known.or_else(|| presented.is_none().then(remembered).flatten());
+        let choices: Vec<_> = match known {
+            Some(acquire) => vec![acquire],
+            None => {
+                let others = [other_half(), fresh(), silent()];
+                others.into_iter().flatten().map(ask).collect()
+            }
+        };
         let mut exclusions = stock.exclusions.clone();
         exclusions.extend(&document.policy.exclusions);
         exclusions = exclusions.iter().map(IpNet::trunc).collect();
         exclusions.sort_unstable();
         exclusions.dedup();
-        match self.acquire(uid, &acquire, peer, now, out)? {
-            Reply::Lease(granted) => Ok(Reply::Stock {
-                granted,
-                exclusions,
-            }),
-            other => Ok(other),
+        let mut refused = Refusal::Limit {
+            what: "prefixes of one stock router's identity",
+            limit: PER_IDENTITY_MAX,
+        };
+        for (number, acquire) in choices.iter().enumerate() {
+            let known = self.networks.get(&uid);
+            let is_new = known.is_none_or(|known| known.allocator.lease(&acquire.router).is_none());
+            match self.acquire(uid, acquire, peer, now, out) {
+                Ok(Reply::Lease(granted)) => {
+                    return Ok(Reply::Stock {
+                        granted,
+                        exclusions,
+                        is_new,
+                    });
+                }
+                Err(full @ Refusal::Lease(allocator::Refusal::Exhausted { .. })) if number == 0 => {
+                    refused = full;
+                }
+                Err(Refusal::Lease(allocator::Refusal::Exhausted { .. })) => {}
+                other => return other,
+            }
         }
+        Err(refused)
     }
 }
 
@@ -112,7 +141,6 @@ mod tests {
     use super::super::bench::{Bench, at, router, workload};
     use super::super::{Command, Config};
     use super::*;
-    use crate::allocator;
     use crate::document::fixture::{chain, id};
 
     fn stock(name: &str) -> Peer {
@@ -124,8 +152,11 @@ mod tests {
             uid: bench.chain.uid(),
             stock: StockAcquire {
                 presented: presented.map(|prefix| prefix.parse().unwrap()),
-                in_use: in_use.iter().map(|name| (*name).clone()).collect(),
-                ..StockAcquire::default()
+                streams: StockUse {
+                    in_use: in_use.iter().map(|name| (*name).clone()).collect(),
+                    ..StockUse::default()
+                },
+                exclusions: Vec::new(),
             },
         }
     }
@@ -154,14 +185,104 @@ mod tests {
         let first = granted(&mut bench, &stock("go"), None, &[]);
         let text = first.prefix4.unwrap().to_string();
         let written = bench.disk.len();
-        for presented in [Some(text.as_str()), None, Some("10.80.99.0/24")] {
-            assert_eq!(granted(&mut bench, &stock("go"), presented, &[]), first);
-        }
+        let again = granted(&mut bench, &stock("go"), Some(&text), &[]);
+        assert_eq!(again, first);
         let both = first.prefix6.to_string();
         assert_eq!(granted(&mut bench, &stock("go"), Some(&both), &[]), first);
         assert_eq!(bench.disk.len(), written, "asking again is no record");
         bench.restart();
         assert_eq!(granted(&mut bench, &stock("go"), Some(&text), &[]), first);
+    }
+
+    /// Only its stream broke: whoever is new must not be given what it runs with.
+    #[test]
+    fn a_router_that_lost_its_stream_keeps_its_prefix_from_newcomers_of_its_identity() {
+        let mut bench = Bench::new();
+        let running = granted(&mut bench, &stock("go"), None, &[]);
+        let text = running.prefix4.unwrap().to_string();
+        for restarted in [false, true] {
+            if restarted {
+                bench.restart();
+            }
+            let newcomer = granted(&mut bench, &stock("go"), None, &[]);
+            assert!(!overlap(&newcomer, &running), "{newcomer:?}");
+            let wrong = granted(&mut bench, &stock("go"), Some("10.80.99.0/24"), &[]);
+            assert!(!overlap(&wrong, &running), "{wrong:?}");
+            assert_eq!(granted(&mut bench, &stock("go"), Some(&text), &[]), running);
+            bench
+                .call(&stock("go"), Command::Release { lease: newcomer })
+                .unwrap();
+            bench
+                .call(&stock("go"), Command::Release { lease: wrong })
+                .unwrap();
+        }
+    }
+
+    /// A pod that restarts without memory again and again must not fill the block for ever.
+    #[test]
+    fn without_room_a_newcomer_gets_what_was_silent_for_long() {
+        let mut bench = Bench::new();
+        // The block has room for four.
+        let all: Vec<_> = (0..4)
+            .map(|_| granted(&mut bench, &stock("go"), None, &[]))
+            .collect();
+        let command = ask(&bench, None, &[]);
+        let full = bench.call(&stock("go"), command.clone()).unwrap_err();
+        assert!(
+            matches!(full, Refusal::Lease(allocator::Refusal::Exhausted { .. })),
+            "{full}"
+        );
+        bench.now = at(1000);
+        for running in &all[1..] {
+            let lease = running.clone();
+            bench.call(&stock("go"), Command::Renew { lease }).unwrap();
+        }
+        assert!(bench.call(&stock("go"), command).is_err(), "not yet");
+        bench.now = at(1201);
+        assert_eq!(granted(&mut bench, &stock("go"), None, &[]), all[0]);
+        let command = ask(&bench, None, &[]);
+        assert!(bench.call(&stock("go"), command).is_err(), "of no other");
+        // Nor what a stream uses, however silent.
+        bench.now = at(10_000);
+        let in_use: Vec<_> = all.iter().map(|lease| &lease.router).collect();
+        let command = ask(&bench, None, &in_use);
+        assert!(bench.call(&stock("go"), command).is_err());
+    }
+
+    /// Two that run with one prefix would take it from each other for ever.
+    #[test]
+    fn who_presents_a_prefix_that_was_just_taken_over_gets_another_one() {
+        let mut bench = Bench::new();
+        let first = granted(&mut bench, &stock("go"), None, &[]);
+        let text = first.prefix4.unwrap().to_string();
+        let mut command = ask(&bench, Some(&text), &[&first.router]);
+        let taken_over = bench.call(&stock("go"), command.clone()).unwrap();
+        assert!(
+            matches!(&taken_over, Reply::Stock { granted, is_new: false, .. } if granted.lease == first)
+        );
+        if let Command::AcquireStock { stock, .. } = &mut command {
+            stock.streams.kept = stock.streams.in_use.clone();
+        }
+        let other = bench.call(&stock("go"), command).unwrap();
+        assert!(
+            matches!(&other, Reply::Stock { granted, is_new: true, .. } if !overlap(&granted.lease, &first)),
+            "{other:?}"
+        );
+    }
+
+    #[test]
+    fn both_families_of_a_new_router_are_of_one_lease() {
+        let mut bench = Bench::new();
+        let first = granted(&mut bench, &stock("go"), None, &[]);
+        let mut command = ask(&bench, None, &[]);
+        if let Command::AcquireStock { stock, .. } = &mut command {
+            stock.streams.unpaired = [first.router.clone()].into();
+        }
+        let half = bench.call(&stock("go"), command).unwrap();
+        assert!(
+            matches!(&half, Reply::Stock { granted, is_new: false, .. } if granted.lease == first),
+            "{half:?}"
+        );
     }
 
     #[test]
@@ -178,11 +299,16 @@ mod tests {
                 assert!(!overlap(one, another), "{one:?} and {another:?}");
             }
         }
-        // Somebody else's prefix is not had by presenting it.
+        // Somebody else's prefix is not had by presenting it; the block is full.
         let text = ours.prefix4.unwrap().to_string();
-        assert_eq!(
-            granted(&mut bench, &stock("other"), Some(&text), &[]),
-            other
+        let command = ask(&bench, Some(&text), &[]);
+        let refused = bench.call(&stock("other"), command);
+        assert!(
+            matches!(
+                refused,
+                Err(Refusal::Lease(allocator::Refusal::Exhausted { .. }))
+            ),
+            "{refused:?}"
         );
     }
 
@@ -229,7 +355,7 @@ mod tests {
             Vec::new(),
         );
         let first = granted(&mut bench, &stock("a"), None, &[]);
-        granted(&mut bench, &stock("b"), None, &[]);
+        let second = granted(&mut bench, &stock("b"), None, &[]);
         let command = ask(&bench, None, &[]);
         let full = bench.call(&stock("c"), command).unwrap_err();
         assert!(
@@ -238,7 +364,8 @@ mod tests {
             "{full}"
         );
         bench.now = at(900);
-        granted(&mut bench, &stock("b"), None, &[]);
+        let text = second.prefix4.unwrap().to_string();
+        granted(&mut bench, &stock("b"), Some(&text), &[]);
         bench.now = at(1002);
         bench.wake();
         bench.write();
@@ -263,6 +390,7 @@ mod tests {
         let Ok(Reply::Stock {
             granted,
             exclusions,
+            ..
         }) = bench.call(&stock("go"), command)
         else {
             panic!("no prefix");
