@@ -1,63 +1,17 @@
 //! The decisions: nothing here changes state.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use super::space::{first_free, overlap};
+use super::scope::{Choice, PREFIX_LEN4_MAX, PREFIX_LEN6, Scope, UNKNOWN_ROUND};
+use super::space::overlap;
 use super::{Acquire, Allocator, Entry, Granted, Lease, LeaseRecord, Readopting, Refusal};
 use crate::document::{Document, Member};
 use crate::ids::{Generation, RouterName, SpiffeId};
 use crate::time::Mono;
 
-/// IPv6 prefix length of a router.
-const PREFIX_LEN6: u8 = 96;
-/// The longest IPv4 prefix that has room for a router and a workload.
-const PREFIX_LEN4_MAX: u8 = 30;
-
 /// How far a router's memory may be ahead of everything that is known here: no registry forgets
 /// so many rounds, and no router can use all of them up by presenting the last one.
 const AHEAD_MAX: u64 = 1 << 32;
-
-/// The prefixes of one lease.
-type Prefixes = (Option<Ipv4Net>, Ipv6Net);
-
-/// What an acquire is given.
-struct Choice {
-    prefixes: Prefixes,
-    /// They are those that the router had.
-    kept: bool,
-    /// The round that goes on after a restore.
-    round: Option<Generation>,
-    /// Whose leases of a backup give way to it.
-    displaced: Vec<RouterName>,
-}
-
-impl Choice {
-    const fn kept(lease: &Lease) -> Self {
-        Self {
-            prefixes: (lease.prefix4, lease.prefix6),
-            kept: true,
-            round: None,
-            displaced: Vec::new(),
-        }
-    }
-
-    fn readopted(lease: &Lease, displaced: Vec<RouterName>) -> Self {
-        Self {
-            round: Some(lease.generation),
-            displaced,
-            ..Self::kept(lease)
-        }
-    }
-
-    const fn new(prefixes: Prefixes) -> Self {
-        Self {
-            prefixes,
-            kept: false,
-            round: None,
-            displaced: Vec::new(),
-        }
-    }
-}
 
 impl Allocator {
     /// Grants, gives back, takes over or refuses. `member` is the own domain's entry.
@@ -126,6 +80,12 @@ impl Allocator {
         } else {
             Generation(highest.max(self.floor).0.saturating_add(1))
         };
+        // Of two leases that overlap the later one has the higher round.
+        let before = displaced.iter().filter_map(|router| self.lease(router));
+        let before = before
+            .map(|lease| lease.generation.0.saturating_add(1))
+            .max();
+        let generation = generation.max(Generation(before.unwrap_or(0)));
         let lease = Lease {
             uid: self.uid,
             router: acquire.router.clone(),
@@ -154,14 +114,16 @@ impl Allocator {
     }
 
     /// The lease that a stock router's prefix of one family was part of, as it may have been:
-    /// the other family is what is free. None when somebody else has a part of it, when it is
-    /// no prefix that a router is given here, or shorter than the usual one.
+    /// the other family is what is free, and given last. None when somebody else has a part of
+    /// it (a lease of a backup that nobody showed to be alive does not count), when it is no
+    /// prefix that a router is given here, or shorter than the usual one.
     pub fn complete(
         &self,
         presented: IpNet,
         acquire: &Acquire,
         document: &Document,
         member: &Member,
+        now: Mono,
     ) -> Option<Lease> {
         let len4 = self.prefix_len4(acquire, member).ok()?;
         let exclusions = self.admit_exclusions(acquire).ok()?;
@@ -175,7 +137,7 @@ impl Allocator {
         let prefix4 = match (presented, len4, member.block4) {
             (IpNet::V4(prefix), Some(len), _) if prefix.prefix_len() >= len => Some(prefix),
             (IpNet::V4(_), ..) => return None,
-            (IpNet::V6(_), Some(len), Some(block)) => match scope.cut(block.into(), len).ok()? {
+            (IpNet::V6(_), Some(len), Some(block)) => match scope.cut_last(block.into(), len)? {
                 IpNet::V4(prefix) => Some(prefix),
                 IpNet::V6(_) => return None,
             },
@@ -183,7 +145,7 @@ impl Allocator {
         };
         let prefix6 = match presented {
             IpNet::V6(prefix) => prefix,
-            IpNet::V4(_) => match scope.cut(member.block6.into(), PREFIX_LEN6).ok()? {
+            IpNet::V4(_) => match scope.cut_last(member.block6.into(), PREFIX_LEN6)? {
                 IpNet::V6(prefix) => prefix,
                 IpNet::V4(_) => return None,
             },
@@ -192,11 +154,13 @@ impl Allocator {
             uid: self.uid,
             router: acquire.router.clone(),
             instance: acquire.instance,
-            generation: Generation(0),
+            generation: UNKNOWN_ROUND,
             prefix4,
             prefix6,
         };
-        scope.is_free(&lease, len4).then_some(lease)
+        let has_room =
+            scope.is_free(&lease, len4) || scope.doubted_in_the_way(&lease, len4, now).is_some();
+        has_room.then_some(lease)
     }
 
     /// A sign of life. Changes nothing durable; the caller touches the lease on success.
@@ -279,13 +243,13 @@ impl Allocator {
             .collect()
     }
 
-    fn readopting(&self, now: Mono) -> Option<&Readopting> {
+    pub(super) fn readopting(&self, now: Mono) -> Option<&Readopting> {
         self.readopting
             .as_ref()
             .filter(|readopting| now < readopting.until)
     }
 
-    fn refuse_while_readopting(&self, now: Mono) -> Result<(), Refusal> {
+    pub(super) fn refuse_while_readopting(&self, now: Mono) -> Result<(), Refusal> {
         self.readopting(now)
             .map_or(Ok(()), |readopting| Err(readopting.refusal(now)))
     }
@@ -406,144 +370,9 @@ impl Allocator {
 }
 
 impl Readopting {
-    fn refusal(&self, now: Mono) -> Refusal {
+    pub(super) fn refusal(&self, now: Mono) -> Refusal {
         Refusal::ReadoptOnly {
             seconds: self.until.saturating_since(now).as_secs() + 1,
         }
-    }
-}
-
-/// What one acquire may be given.
-struct Scope<'a> {
-    allocator: &'a Allocator,
-    document: &'a Document,
-    member: &'a Member,
-    acquire: &'a Acquire,
-    exclusions: &'a [IpNet],
-}
-
-impl Scope<'_> {
-    fn choose(
-        &self,
-        own: Option<&Entry>,
-        presented: Option<&Lease>,
-        len4: Option<u8>,
-        now: Mono,
-    ) -> Result<Choice, Refusal> {
-        if let Some(held) = presented {
-            if let Some(readopting) = self.allocator.readopting(now) {
-                // Later than the backup, or else ended before it.
-                let was_ended = own.is_none() && held.generation <= readopting.floor;
-                let displaced = self.in_the_way(held, len4).filter(|_| !was_ended);
-                let displaced = displaced.ok_or_else(|| readopting.refusal(now))?;
-                return Ok(Choice::readopted(held, displaced));
-            }
-            if self.is_free(held, len4) {
-                return Ok(Choice::kept(held));
-            }
-        }
-        if let Some(own) = own {
-            // Never moved by an exclusion; only by blocks that are no longer the domain's.
-            let lease = &own.lease;
-            let inside = lease.prefixes().all(|prefix| self.member.owns(&prefix));
-            if inside && lease.prefix4.is_some() == len4.is_some() {
-                return Ok(Choice::kept(lease));
-            }
-        }
-        self.allocator.refuse_while_readopting(now)?;
-        let prefix4 = match (self.member.block4, len4) {
-            (Some(block), Some(len)) => Some(self.cut(IpNet::V4(block), len)?),
-            _ => None,
-        };
-        let prefix6 = self.cut(IpNet::V6(self.member.block6), PREFIX_LEN6)?;
-        match (prefix4, prefix6) {
-            (None, IpNet::V6(prefix6)) => Ok(Choice::new((None, prefix6))),
-            (Some(IpNet::V4(prefix4)), IpNet::V6(prefix6)) => {
-                Ok(Choice::new((Some(prefix4), prefix6)))
-            }
-            (_, other) => Err(Refusal::AcquireAgain {
-                reason: format!("{other} is of the wrong family"),
-            }),
-        }
-    }
-
-    /// Whose leases of a backup give way to one that the router remembers; None where it is not
-    /// known to be later than all of them. Exclusions of the backup do not count: they move no
-    /// lease.
-    fn in_the_way(&self, held: &Lease, len4: Option<u8>) -> Option<Vec<RouterName>> {
-        let excludes_itself = held
-            .prefixes()
-            .any(|prefix| self.exclusions.iter().any(|range| overlap(range, &prefix)));
-        if excludes_itself || held.instance != self.acquire.instance || !self.fits(held, len4) {
-            return None;
-        }
-        let in_the_way = self.allocator.leases().filter(|other| {
-            other.router != held.router
-                && other
-                    .prefixes()
-                    .any(|range| held.prefixes().any(|prefix| overlap(&range, &prefix)))
-        });
-        in_the_way
-            .map(|other| (other.generation < held.generation).then(|| other.router.clone()))
-            .collect()
-    }
-
-    /// Whether a lease that the router remembers can be taken back as it is.
-    fn is_free(&self, held: &Lease, len4: Option<u8>) -> bool {
-        let taken = self.taken();
-        self.fits(held, len4)
-            && !held
-                .prefixes()
-                .any(|prefix| taken.iter().any(|range| overlap(range, &prefix)))
-    }
-
-    /// Whether a lease has the form of those that are granted, inside the domain's blocks.
-    fn fits(&self, held: &Lease, len4: Option<u8>) -> bool {
-        let lengths = held.prefix6.prefix_len() == PREFIX_LEN6
-            && held.prefix4.is_some() == len4.is_some()
-            && held
-                .prefix4
-                .is_none_or(|prefix| prefix.prefix_len() <= PREFIX_LEN4_MAX);
-        let canonical = held
-            .prefixes()
-            .all(|prefix| prefix.trunc() == prefix && self.member.owns(&prefix));
-        lengths && canonical
-    }
-
-    fn cut(&self, block: IpNet, len: u8) -> Result<IpNet, Refusal> {
-        first_free(block, len, &self.taken()).ok_or_else(|| Refusal::Exhausted {
-            what: format!("block {block} of domain {}", self.allocator.domain),
-            wanted: format!("prefix of length {len} for {}", self.acquire.router),
-        })
-    }
-
-    /// Everything that a new grant must not touch: others' leases, and exclusions of the
-    /// document, the operator, the router itself and the routers that hold leases.
-    fn taken(&self) -> Vec<IpNet> {
-        let others = || {
-            self.allocator
-                .leases
-                .values()
-                .filter(|entry| entry.lease.router != self.acquire.router)
-        };
-        let leased = others().flat_map(|entry| entry.lease.prefixes());
-        #[cfg(feature = "plants")]
-        let leased = leased.map(|prefix| {
-            let is_planted = crate::plants::Plant::Allocator.is_chosen();
-            if is_planted {
-                IpNet::from(prefix.network())
-            } else {
-                prefix
-            }
-        });
-        let excluded = others().flat_map(|entry| entry.exclusions.iter().copied());
-        let operator = self.allocator.exclusions.iter().copied();
-        let policy = self.document.policy.exclusions.iter().copied();
-        leased
-            .chain(excluded)
-            .chain(operator)
-            .chain(policy)
-            .chain(self.exclusions.iter().copied())
-            .collect()
     }
 }

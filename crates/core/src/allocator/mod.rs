@@ -7,6 +7,7 @@
 //! lifetime.
 
 mod decide;
+mod scope;
 mod space;
 mod types;
 
@@ -14,6 +15,8 @@ mod types;
 mod lease_tests;
 #[cfg(test)]
 mod restore_tests;
+#[cfg(test)]
+mod stock_restore_tests;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +49,9 @@ pub struct Allocator {
     /// After a restore from backup: until then presented leases are taken back, but nothing
     /// is granted anew. A restart starts the period anew.
     readopting: Option<Readopting>,
+    /// Leases of a backup whose holders gave no sign of life since. Not durable beyond the
+    /// period: after a restart nobody is in doubt before two renewal intervals.
+    doubted: BTreeSet<RouterName>,
 }
 
 /// The time after a restore from backup.
@@ -78,6 +84,7 @@ impl Allocator {
             exclusions: BTreeSet::new(),
             floor: Generation(0),
             readopting: None,
+            doubted: BTreeSet::new(),
         }
     }
 
@@ -102,6 +109,7 @@ impl Allocator {
                     deadline,
                 };
                 let router = entry.lease.router.clone();
+                self.doubted.remove(&router);
                 let (prefix4, prefix6) = (entry.lease.prefix4, entry.lease.prefix6);
                 let before = self.leases.insert(router.clone(), entry);
                 let before_deadline = before.as_ref().map(|entry| entry.deadline);
@@ -114,6 +122,7 @@ impl Allocator {
                 }
             }
             LeaseRecord::Ended { router } => {
+                self.doubted.remove(&router);
                 if let Some(entry) = self.leases.remove(&router) {
                     self.deadlines.set(&router, Some(entry.deadline), None);
                     self.floor = self.floor.max(entry.lease.generation);
@@ -127,6 +136,7 @@ impl Allocator {
                 self.exclusions.remove(&range);
             }
             LeaseRecord::Restored { floor } => {
+                self.doubted = self.leases.keys().cloned().collect();
                 self.readopting = Some(Readopting {
                     until: now + self.config.renew_after * 2,
                     floor: floor.unwrap_or(self.floor),
@@ -138,6 +148,7 @@ impl Allocator {
 
     /// A sign of life of the holder: one full lifetime from now.
     pub fn touch(&mut self, router: &RouterName, now: Mono) {
+        self.doubted.remove(router);
         if let Some(entry) = self.leases.get_mut(router) {
             let deadline = now + self.config.lifetime;
             self.deadlines
@@ -152,6 +163,11 @@ impl Allocator {
             let left = entry.deadline.saturating_since(now);
             self.config.lifetime.saturating_sub(left) >= self.config.renew_after * 2
         })
+    }
+
+    /// Whether nobody ever showed that a lease of a backup is alive.
+    fn is_doubted(&self, router: &RouterName, now: Mono) -> bool {
+        self.doubted.contains(router) && self.is_silent(router, now)
     }
 
     /// The records that bring an empty allocator to this state.

@@ -12,18 +12,18 @@ use super::{Acquire, Allocator, Config, Lease, LeaseRecord, Refusal};
 use crate::document::fixture::domain;
 use crate::ids::{Generation, InstanceId};
 
-const ROUTERS: u8 = 6;
+pub(super) const ROUTERS: u8 = 6;
 
 /// One router as it sees itself.
 #[derive(Clone, Debug, Default)]
-struct Router {
+pub(super) struct Router {
     /// What it remembers; may have ended without its knowledge.
-    held: Option<Lease>,
+    pub(super) held: Option<Lease>,
     instance: u8,
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     /// Asks with what it remembers, for a prefix of that length.
     Acquire(u8, u8),
     /// Loses its memory and asks.
@@ -36,9 +36,9 @@ enum Step {
 }
 
 /// A world before and after its restore.
-struct World {
-    bench: Bench,
-    routers: BTreeMap<u8, Router>,
+pub(super) struct World {
+    pub(super) bench: Bench,
+    pub(super) routers: BTreeMap<u8, Router>,
 }
 
 fn range(number: u8) -> IpNet {
@@ -46,7 +46,7 @@ fn range(number: u8) -> IpNet {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             bench: Bench::new(),
             routers: (0..ROUTERS)
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self, number: u8, len: u8) -> Result<Lease, Refusal> {
+    pub(super) fn ask(&mut self, number: u8, len: u8) -> Result<Lease, Refusal> {
         let known = &self.routers[&number];
         let wanted = Acquire {
             held: known.held.clone(),
@@ -68,7 +68,7 @@ impl World {
         Ok(granted)
     }
 
-    fn step(&mut self, step: &Step) {
+    pub(super) fn step(&mut self, step: &Step) {
         match *step {
             // Refused: exhausted or in collision, which changes nothing.
             Step::Acquire(number, len) => drop(self.ask(number, len)),
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// Those whose lease lives and who know it.
-    fn running(&self) -> BTreeMap<u8, Lease> {
+    pub(super) fn running(&self) -> BTreeMap<u8, Lease> {
         let live = |number: u8| {
             let lease = self.bench.allocator.lease(&router(number))?;
             let held = self.routers[&number].held.as_ref();
@@ -112,7 +112,7 @@ impl World {
     }
 
     /// As the registry finds itself: the first `kept` records, and the mark.
-    fn restore(&mut self, kept: usize) {
+    pub(super) fn restore(&mut self, kept: usize) {
         let mut journal = self.bench.journal.clone();
         journal.truncate(kept);
         let uid = self.bench.document.uid;
@@ -124,7 +124,7 @@ impl World {
     }
 
     /// As the machine of the core does it: renew, and acquire when that is not known.
-    fn comes_back(&mut self, number: u8, renews: bool) -> Result<(), Refusal> {
+    pub(super) fn comes_back(&mut self, number: u8, renews: bool) -> Result<(), Refusal> {
         let held = self.routers[&number].held.clone();
         if let Some(held) = held.filter(|_| renews) {
             match self.bench.renew(&held, number) {
@@ -140,7 +140,7 @@ impl World {
         self.ask(number, len).map(drop)
     }
 
-    fn apart(&self) -> Result<(), TestCaseError> {
+    pub(super) fn apart(&self) -> Result<(), TestCaseError> {
         let leases: Vec<_> = self.bench.allocator.leases().collect();
         for (at, lease) in leases.iter().enumerate() {
             for other in &leases[at + 1..] {
@@ -154,7 +154,7 @@ impl World {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let number = 0..ROUTERS;
     prop_oneof![
         6 => (number.clone(), 23_u8..27).prop_map(|(number, len)| Step::Acquire(number, len)),

@@ -21,6 +21,15 @@ fn bounds(range: &IpNet) -> (u128, u128) {
 /// The lowest prefix of `len` in `block` that touches none of `taken`. Steps over a taken
 /// range at once, so it takes at most `taken.len() + 1` rounds.
 pub fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
+    free(block, len, taken, false)
+}
+
+/// The highest one.
+pub(super) fn last_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
+    free(block, len, taken, true)
+}
+
+fn free(block: IpNet, len: u8, taken: &[IpNet], from_the_end: bool) -> Option<IpNet> {
     let width: u32 = if matches!(block, IpNet::V4(_)) {
         32
     } else {
@@ -37,7 +46,16 @@ pub fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
             )
         })
         .map(bounds)
+        .filter(|(from, to)| *to >= first && *from <= last)
+        .map(|(from, to)| (from.max(first), to.min(last)))
         .collect();
+    // From the end is from the start of the mirror image: a block is a multiple of the size.
+    let mirrored = |at: u128| first + (last - at);
+    if from_the_end {
+        for (from, to) in &mut taken {
+            (*from, *to) = (mirrored(*to), mirrored(*from));
+        }
+    }
     taken.sort_unstable();
     let span = 1_u128.checked_shl(size_bits)?.checked_sub(1)?;
     let mut start = first;
@@ -52,10 +70,15 @@ pub fn first_free(block: IpNet, len: u8, taken: &[IpNet]) -> Option<IpNet> {
         let behind = to.checked_add(1)?;
         start = behind.checked_add(span)? & !span;
     }
-    if start.checked_add(span)? > last {
+    let end = start.checked_add(span)?;
+    if end > last {
         return None;
     }
-    prefix(&block, start, len)
+    prefix(
+        &block,
+        if from_the_end { mirrored(end) } else { start },
+        len,
+    )
 }
 
 fn prefix(like: &IpNet, start: u128, len: u8) -> Option<IpNet> {
@@ -89,6 +112,19 @@ mod tests {
         assert_eq!(first_free(block, 25, &taken), Some(net("10.0.1.0/25")));
         assert_eq!(first_free(block, 24, &[net("10.0.0.0/8")]), None);
         assert_eq!(first_free(block, 21, &[]), None);
+    }
+
+    #[test]
+    fn the_highest_free_prefix_is_found_in_the_same_way() {
+        let block = net("10.0.0.0/22");
+        assert_eq!(last_free(block, 24, &[]), Some(net("10.0.3.0/24")));
+        let taken = [net("10.0.3.9/32"), net("10.0.1.128/25"), net("10.0.2.0/30")];
+        assert_eq!(last_free(block, 24, &taken), Some(net("10.0.0.0/24")));
+        assert_eq!(last_free(block, 25, &taken), Some(net("10.0.3.128/25")));
+        assert_eq!(last_free(block, 24, &[net("10.0.0.0/8")]), None);
+        let v6 = net("ffff:ffff:ffff:ffff:ffff::/80");
+        let last = net("ffff:ffff:ffff:ffff:ffff:ffff::/96");
+        assert_eq!(last_free(v6, 96, &[]), Some(last));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::record::{Claim, Record};
 use super::watch::Watcher;
 use crate::allocator::{self, Acquire, Lease, LeaseRecord};
 use crate::document::{Chain, Member, Offer};
-use crate::ids::{NetworkUid, RouterName, SpiffeId, WorkloadName};
+use crate::ids::{Generation, NetworkUid, RouterName, SpiffeId, WorkloadName};
 use crate::machine::Outbox;
 use crate::time::Now;
 
@@ -29,7 +29,17 @@ impl RegistryMachine {
         out: Out<'_>,
     ) -> Result<Reply, Refusal> {
         match command {
-            Command::Acquire { uid, acquire } => self.acquire(uid, &acquire, peer, now, out),
+            Command::Acquire { uid, acquire } => {
+                let held = acquire.held.as_ref();
+                if held.is_some_and(|held| held.generation == Generation(0)) {
+                    return Err(Refusal::Invalid {
+                        field: "held.generation",
+                        value: "0".to_owned(),
+                        allowed: "1 and above are".to_owned(),
+                    });
+                }
+                self.acquire(uid, &acquire, peer, now, out)
+            }
             Command::AcquireStock { uid, stock } => self.acquire_stock(uid, &stock, peer, now, out),
             Command::Renew { lease } => self.renew(&lease, peer, now),
             Command::Release { lease } => self.release(&lease, peer, now, out),

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::access::OWN_LABELS;
 use super::object::{Endpoint, Marks};
 use super::record::{Claim, Record};
+use super::stock::is_stock;
 use crate::allocator::{Lease, LeaseRecord};
 use crate::document::{Chain, Document, SignedDocument};
 use crate::ids::{DomainName, Generation, NetworkUid, RouterName, SpiffeId, WorkloadName};
@@ -401,7 +402,10 @@ impl Network {
             && lease
                 .prefix4
                 .is_none_or(|prefix| prefix.prefix_len() <= PREFIX_LEN4_MAX);
-        if !form || lease.generation == Generation(0) || lease.uid != self.chain.uid() {
+        // A stock router, taken back after a restore, knows of no round.
+        let of_no_round = lease.generation == Generation(0) && is_stock(&lease.router);
+        let has_round = lease.generation > Generation(0) || of_no_round;
+        if !form || !has_round || lease.uid != self.chain.uid() {
             violation("leases are well-formed", shown(lease));
         }
         match self.leases.get(&lease.router) {
@@ -410,7 +414,7 @@ impl Network {
                 violation("a router's generation never falls", what);
             }
             // What is taken back after a restore goes on in its round.
-            None if lease.generation <= self.ended && !self.readopting => {
+            None if lease.generation <= self.ended && !self.readopting && !of_no_round => {
                 let what = format!("{}, {} had ended", shown(lease), self.ended.0);
                 violation("a new lease stands above those that ended", what);
             }

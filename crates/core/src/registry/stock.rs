@@ -45,6 +45,11 @@ fn names(id: &SpiffeId) -> (Vec<RouterName>, InstanceId) {
     (names.collect(), InstanceId(instance))
 }
 
+/// Whether a lease is of a stock router.
+pub(super) fn is_stock(router: &RouterName) -> bool {
+    router.as_str().starts_with("stock-")
+}
+
 impl RegistryMachine {
     pub(super) fn acquire_stock(
         &mut self,
@@ -82,7 +87,8 @@ impl RegistryMachine {
         // memory begins, and is free.
         let remembered = || {
             let mut acquire = ask(fresh()?);
-            acquire.held = allocator.complete(stock.presented?, &acquire, document, member);
+            let presented = stock.presented?;
+            acquire.held = allocator.complete(presented, &acquire, document, member, now.mono);
             acquire.held.is_some().then_some(acquire)
         };
         let other_half = || {
@@ -96,7 +102,11 @@ impl RegistryMachine {
             silent.find(|name| !in_use.contains(name))
         };
         // The first of these for which there is room.
-        let known = presented.filter(|name| !kept.contains(name)).map(ask);
+        let known = presented.filter(|name| !kept.contains(name)).map(|name| {
+            // As if it remembered all of it: after a restore that is taken back at once.
+            let held = lease(name).cloned();
+            Acquire { held, ..ask(name) }
+        });
         let known = known.or_else(|| presented.is_none().then(remembered).flatten());
         let choices: Vec<_> = match known {
             Some(acquire) => vec![acquire],
@@ -138,8 +148,8 @@ impl RegistryMachine {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bench::{Bench, at, router, workload};
-    use super::super::{Command, Config};
+    use super::super::bench::{Bench, at, config, router, workload};
+    use super::super::{Boot, Command, Config, check};
     use super::*;
     use crate::document::fixture::{chain, id};
 
@@ -341,6 +351,40 @@ mod tests {
     }
 
     #[test]
+    fn a_restore_gives_stock_routers_their_prefixes_back() {
+        let mut bench = Bench::new();
+        let known = granted(&mut bench, &stock("known"), None, &[]);
+        let backup = bench.disk.clone();
+        let later = granted(&mut bench, &stock("later"), None, &[]);
+        let boot = Boot {
+            documents: vec![bench.chain.clone()],
+            records: backup.clone(),
+            restored: true,
+            ..Boot::default()
+        };
+        bench.machine = RegistryMachine::boot(config(), boot, bench.now).unwrap();
+        bench.disk = backup;
+        bench.wake();
+        bench.write();
+        let command = ask(&bench, None, &[]);
+        let refused = bench.call(&stock("new"), command);
+        assert!(
+            matches!(
+                refused,
+                Err(Refusal::Lease(allocator::Refusal::ReadoptOnly { .. }))
+            ),
+            "{refused:?}"
+        );
+        for (name, lease) in [("later", later), ("known", known)] {
+            let text = lease.prefix4.unwrap().to_string();
+            let back = granted(&mut bench, &stock(name), Some(&text), &[]);
+            assert_eq!(back.prefix4, lease.prefix4);
+        }
+        let report = check(&bench.disk);
+        assert_eq!(report.violations, []);
+    }
+
+    #[test]
     fn silence_ends_it_and_a_full_block_is_said() {
         let mut bench = Bench::boot(
             Config {
@@ -349,7 +393,7 @@ mod tests {
                     prefix_len4: Some(23),
                     ..allocator::Config::default()
                 },
-                ..super::super::bench::config()
+                ..config()
             },
             chain(&["east"]),
             Vec::new(),
@@ -422,7 +466,7 @@ mod tests {
                     prefix_len4: Some(28),
                     ..allocator::Config::default()
                 },
-                ..super::super::bench::config()
+                ..config()
             },
             chain(&["east"]),
             Vec::new(),
