@@ -603,6 +603,7 @@ fn while_the_store_does_not_confirm_nothing_ends_and_then_everything_lives_once_
     );
     let find = Command::FindEndpoints {
         query: EndpointQuery::default(),
+        after: None,
     };
     replica.call(5, &workload("b"), find, at(31));
     assert!(matches!(replica.reply(5), Some(Ok(Reply::Endpoints(_)))));
