@@ -302,10 +302,17 @@ async fn r6_8_garbage_never_stops_the_server() {
             "closed: {octets:?}"
         );
     }
-    assert_eq!(
-        addresses(&ask(&stage, "db.west.red.test.", T::A).await),
-        WEST
-    );
+    // As clients repeat: the flood may still fill the kernel's queue.
+    let mut reply = None;
+    for _ in 0..5 {
+        let octets = good.as_slice();
+        reply = exchange_within(stage.address(), MEMBER, octets, Duration::from_secs(2)).await;
+        if reply.is_some() {
+            break;
+        }
+    }
+    let reply = Message::from_vec(&reply.expect("a reply")).unwrap();
+    assert_eq!(addresses(&reply), WEST);
     assert!(
         stage.figure("vl3_dns_malformed_total{rcode=\"FORMERR\"}") > 0,
         "{}",

@@ -193,10 +193,10 @@ async fn calls_under_way_when_a_registry_stops_are_answered_or_fail_and_what_was
                 let answer = endpoints.register(encode_endpoint(&endpoint)).await;
                 match answer {
                     Ok(_) => accepted.send(endpoint.name).expect("the test goes on"),
-                    Err(status) => return status.code(),
+                    Err(status) => return status,
                 }
             }
-            Code::Ok
+            tonic::Status::ok("no end")
         }));
     }
     drop(accepted);
@@ -207,13 +207,16 @@ async fn calls_under_way_when_a_registry_stops_are_answered_or_fail_and_what_was
     registry.stop().await;
     for caller in callers {
         let ended = tokio::time::timeout(Duration::from_secs(20), caller).await;
-        let code = ended.expect("nobody waits for ever").expect("no panic");
+        let status = ended.expect("nobody waits for ever").expect("no panic");
+        // The library calls a stream that its connection took along an internal error.
+        let is_cut = status.code() == Code::Internal && status.message().contains("h2");
         assert!(
-            matches!(
-                code,
-                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::ResourceExhausted
-            ),
-            "{code:?}"
+            is_cut
+                || matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::ResourceExhausted
+                ),
+            "{status:?}"
         );
     }
     while let Some(name) = answers.recv().await {

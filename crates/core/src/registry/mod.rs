@@ -52,9 +52,9 @@ mod speakers;
 #[cfg(test)]
 mod speakers_tests;
 mod stock;
+mod stock_streams;
 #[cfg(test)]
 mod strangers_tests;
-mod stock_streams;
 mod sync;
 mod watch;
 

@@ -223,7 +223,7 @@ fn a_service_is_unregistered_by_its_owner_only() {
 fn who_takes_a_squatted_name_over_registers_it_for_the_first_time() {
     let mut bench = Bench::new();
     let registered = |reply: Result<Reply, Refusal>| match reply {
-        Ok(Reply::Endpoint(found)) => found.endpoint.registered,
+        Ok(Reply::Endpoint(found)) => found.shown.into_endpoint().registered,
         other => panic!("not registered: {other:?}"),
     };
     let squatted = bench.call(&workload("mallory"), register(plain("gateway", "icmp")));

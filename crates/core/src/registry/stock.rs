@@ -380,7 +380,7 @@ mod tests {
             let back = granted(&mut bench, &stock(name), Some(&text), &[]);
             assert_eq!(back.prefix4, lease.prefix4);
         }
-        let report = check(&bench.disk);
+        let report = check(&bench.disk, None);
         assert_eq!(report.violations, []);
     }
 

@@ -27,12 +27,13 @@ fn query(service: &str) -> EndpointQuery {
 }
 
 fn find(bench: &mut Bench, peer: &Peer, query: &EndpointQuery) -> Vec<String> {
-    let query = query.clone();
-    let found = match bench.call(peer, Command::FindEndpoints { query }) {
-        Ok(Reply::Endpoints(found)) => found,
+    let (query, after) = (query.clone(), None);
+    let page = match bench.call(peer, Command::FindEndpoints { query, after }) {
+        Ok(Reply::Endpoints(page)) => page,
         other => panic!("no answer: {other:?}"),
     };
-    let mut names: Vec<_> = found.iter().map(|one| one.endpoint.name.clone()).collect();
+    let found = page.found.into_iter();
+    let mut names: Vec<_> = found.map(|one| one.shown.into_endpoint().name).collect();
     names.sort();
     names
 }
