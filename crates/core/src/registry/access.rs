@@ -1,5 +1,7 @@
 //! Who may do what, by the documents of the networks and the own trust domain.
 
+use std::collections::BTreeSet;
+
 use super::api::{Peer, Refusal};
 use super::machine::RegistryMachine;
 use super::network::Network;
@@ -339,6 +341,14 @@ impl RegistryMachine {
                             .any(|member| member.trust_domain == trust_domain)
                     })
             })
+    }
+
+    /// The networks whose own endpoints somebody of another domain sees.
+    pub(super) fn shown_to(&self, peer: &Peer, wall: Wall) -> BTreeSet<NetworkUid> {
+        let vouched = peer.vouched.iter().copied();
+        vouched
+            .filter(|uid| !self.is_own(&peer.id) && self.sees_own(Some(*uid), peer, wall))
+            .collect()
     }
 
     /// Documents are for members.

@@ -354,10 +354,12 @@ impl RegistryMachine {
         match snapshot {
             Ok((events, next)) => {
                 let rest = next.is_some();
+                let sees = self.shown_to(&peer, now.wall);
                 let new = Watcher {
                     peer,
                     query,
                     rest: next,
+                    sees,
                 };
                 self.watchers.insert(watcher, new);
                 let effect = Effect::Deliver {

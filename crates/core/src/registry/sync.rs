@@ -474,5 +474,23 @@ impl RegistryMachine {
         });
         self.rescope(now, out);
         self.alarm_contradictions(stated.contradictions, out);
+        self.end_watches_of_former_members(now.wall, out);
+    }
+
+    /// What another domain's watch showed before, it would go on to show: nothing is deleted.
+    /// Opened again it shows what its domain may see now.
+    fn end_watches_of_former_members(&mut self, wall: Wall, out: Out<'_>) {
+        let others = self.watchers.of_others();
+        let ended: Vec<_> = others
+            .filter(|(_, watcher)| self.shown_to(&watcher.peer, wall) != watcher.sees)
+            .map(|(id, _)| id)
+            .collect();
+        for watcher in ended {
+            let reason = "the networks that the domain of the watcher has in common with this one are others now";
+            let refusal = Refusal::Unavailable {
+                reason: reason.to_owned(),
+            };
+            self.end_watch(watcher, refusal, out);
+        }
     }
 }

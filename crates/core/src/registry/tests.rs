@@ -186,6 +186,39 @@ fn a_name_ends_with_its_last_claim_or_with_the_lease() {
     assert_eq!(bench.machine.names().count(), 0);
 }
 
+/// What somebody of another domain was shown must not stay with it when one of the two domains
+/// is a member no more: the watch ends, and the next one shows what may still be seen.
+#[test]
+fn a_watch_of_another_domain_ends_with_either_membership() {
+    for leaves in ["west", "east"] {
+        let mut bench = Bench::new();
+        bench.call(&router(), bench.register(1)).unwrap();
+        let uid = bench.chain.uid();
+        let watch = |watcher, peer: &Peer| Input::Watch {
+            watcher: WatcherId(watcher),
+            peer: peer.clone(),
+            query: Query::Endpoints(EndpointQuery::default()),
+        };
+        let west = Peer::vouched(id("west", "vl3/router/red-west"), [uid].into());
+        bench.handle(watch(1, &west));
+        bench.handle(watch(2, &workload("a")));
+        assert_eq!(bench.delivered(1), [("red-east".to_owned(), false)]);
+        let second = next(&bench.chain, |document| {
+            document.members.get_mut(&domain(leaves)).unwrap().revoked = true;
+        });
+        bench
+            .call(&workload("a"), Command::Publish { chain: second })
+            .unwrap();
+        let ended = bench.effects.iter().filter_map(|effect| match effect {
+            Effect::EndWatch { watcher, .. } => Some(*watcher),
+            _ => None,
+        });
+        assert_eq!(ended.collect::<Vec<_>>(), [WatcherId(1)], "{leaves} leaves");
+        bench.handle(watch(3, &west));
+        assert_eq!(bench.delivered(3), []);
+    }
+}
+
 #[test]
 fn a_watch_has_a_snapshot_then_changes_and_ends_with_the_right_to_it() {
     let mut bench = Bench::new();

@@ -30,6 +30,8 @@ pub(super) struct Watcher {
     pub(super) query: Query,
     /// Where the part of its snapshot begins that it was not shown yet.
     pub(super) rest: Option<Place>,
+    /// Somebody of another domain: the networks whose endpoints were shown so far.
+    pub(super) sees: BTreeSet<NetworkUid>,
 }
 
 impl Watchers {
@@ -149,6 +151,22 @@ impl Watchers {
         ids: &'a BTreeSet<WatcherId>,
     ) -> impl Iterator<Item = (WatcherId, &'a Watcher)> + 'a {
         ids.iter().filter_map(|id| Some((*id, self.get(*id)?)))
+    }
+
+    /// Watches of endpoints by identities of other trust domains.
+    pub(super) fn of_others(&self) -> impl Iterator<Item = (WatcherId, &Watcher)> + '_ {
+        let all = if self.foreign == 0 {
+            None
+        } else {
+            Some(&self.watchers)
+        };
+        let all = all
+            .into_iter()
+            .flatten()
+            .map(|(id, watcher)| (*id, watcher));
+        all.filter(|(_, watcher)| {
+            matches!(watcher.query, Query::Endpoints(_)) && self.caller(&watcher.peer).is_foreign()
+        })
     }
 
     pub(super) fn get(&self, id: WatcherId) -> Option<&Watcher> {
