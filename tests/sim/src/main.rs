@@ -8,7 +8,7 @@ use vl3_sim::faults::{Fault, Profile};
 use vl3_sim::federation;
 use vl3_sim::run::{Played, Summary, play, play_many};
 
-const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P] | --profile scale [--minutes N] [--first S]
+const USAGE: &str = "usage: vl3-sim [--seeds N] [--first S] [--profile calm|lossy|crashes|hostile|mixed|federation] [--failures N] | --seed S [--profile P] | --profile scale [--minutes N] [--domains N] [--endpoints N] [--first S]
   with --profile federation also --state FILE (progress, every 500 seeds) and --resume (go on from there)
   built with the feature plants also --plant NAME (a deliberate bug, to be found)";
 
@@ -33,6 +33,9 @@ struct Options {
     resume: bool,
     /// Virtual time of `--profile scale`.
     minutes: u64,
+    /// And its size.
+    domains: Option<usize>,
+    endpoints: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,8 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         state: None,
         resume: false,
         minutes: 60,
+        domains: None,
+        endpoints: None,
     };
     while let Some(flag) = args.next() {
         if flag == "--resume" {
@@ -93,6 +98,8 @@ fn read(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--seed" => options.one = Some(number()?),
             "--plant" => plant(&value)?,
             "--minutes" => options.minutes = number()?,
+            "--domains" => options.domains = Some(size(&flag, number()?, 2)?),
+            "--endpoints" => options.endpoints = Some(size(&flag, number()?, 1)?),
             "--state" => options.state = Some(value.into()),
             "--profile" => {
                 options.which = match value.as_str() {
@@ -127,6 +134,11 @@ fn plant(name: &str) -> Result<(), String> {
     Err(format!(
         "--plant {name}: this program is built without the feature plants"
     ))
+}
+
+fn size(flag: &str, number: u64, least: usize) -> Result<usize, String> {
+    let size = usize::try_from(number).ok().filter(|size| *size >= least);
+    size.ok_or_else(|| format!("{flag}: {number} is not allowed, {least} and more are"))
 }
 
 fn one(out: &mut impl Write, played: &Played) -> ExitCode {
@@ -201,10 +213,15 @@ fn many(out: &mut impl Write, options: &Options, profile: Profile, summary: &Sum
 }
 
 fn scale(out: &mut impl Write, options: &Options) -> ExitCode {
+    let whole = federation::scale::Size::default();
+    let domains = options.domains.unwrap_or(whole.domains);
     let size = federation::scale::Size {
+        domains,
+        endpoints: options.endpoints.unwrap_or(whole.endpoints),
+        observers: whole.observers.min(domains),
         minutes: options.minutes,
         seed: options.one.unwrap_or(options.first),
-        ..federation::scale::Size::default()
+        ..whole
     };
     let mut progress = std::io::stderr().lock();
     let played = federation::scale::World::new(size).play(|line| {

@@ -2,7 +2,7 @@
 //! plays very many.
 
 use vl3_sim::federation::run::{Plan, play, play_many};
-use vl3_sim::federation::scale::{Size, World};
+use vl3_sim::federation::scale::{FAULTS, Size, World};
 
 #[test]
 fn registries_keep_every_invariant_whatever_happens_between_them() {
@@ -57,6 +57,52 @@ fn every_change_is_everywhere_soon_after_the_last_fault() {
         report.changes > 12 * 40 && report.messages > 11 * report.changes / 2,
         "{report}"
     );
-    assert!(report.faults.len() >= 4, "too little went wrong: {report}");
+    assert_eq!(report.faults.len(), FAULTS.len(), "{report}");
+    assert!(
+        report.removals_heard > 0 && report.caught_up > 0,
+        "{report}"
+    );
     assert!(report.latest_after_faults > core::time::Duration::ZERO);
+}
+
+#[test]
+fn a_run_in_which_too_little_happened_is_no_clean_one() {
+    let size = |endpoints, minutes| Size {
+        domains: 3,
+        endpoints,
+        observers: 1,
+        minutes,
+        ..Size::default()
+    };
+    let quiet = [
+        (1000, 1, "a domain grew to 300 endpoints of 1000"),
+        (40, 4, "never injected in 4 minutes"),
+    ];
+    for (endpoints, minutes, what) in quiet {
+        let broken = World::new(size(endpoints, minutes)).play(|_| {}).err();
+        let said = broken.map(|broken| broken.what);
+        assert!(
+            said.as_ref().is_some_and(|said| said.contains(what)),
+            "{said:?}"
+        );
+    }
+}
+
+#[test]
+fn a_process_that_takes_more_than_it_may_is_found() {
+    let size = Size {
+        domains: 2,
+        endpoints: 10,
+        observers: 1,
+        minutes: 2,
+        rss_max_mib: 1,
+        ..Size::default()
+    };
+    let broken = World::new(size).play(|_| {}).err();
+    let said = broken.map(|broken| broken.what);
+    assert!(
+        said.as_ref()
+            .is_some_and(|said| said.contains("MiB resident")),
+        "{said:?}"
+    );
 }

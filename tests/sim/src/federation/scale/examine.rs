@@ -2,6 +2,48 @@
 
 use super::*;
 
+impl Size {
+    /// Messages under way: whole snapshots to and from few domains at once, and all changes
+    /// of some seconds to everybody.
+    pub(super) const fn in_flight_limit(&self) -> u64 {
+        (self.domains * (4 * self.endpoints + 8 * self.domains + 4 * WARM_UP * self.domains)) as u64
+    }
+
+    /// Events that wait: those of streams between all domains, and some of each domain.
+    pub(super) const fn queue_limit(&self) -> u64 {
+        (2 * self.domains * self.domains + 64 * self.domains) as u64
+    }
+}
+
+impl Report {
+    /// A quiet run is no good one.
+    pub(super) fn proves(&self, size: &Size) -> Result<(), Broken> {
+        let wrong = |what: String| Err(Broken::new(10, format!("{what}: it proves nothing")));
+        if (self.grown_to as usize) < size.endpoints {
+            let (grown, wanted) = (self.grown_to, size.endpoints);
+            return wrong(format!("a domain grew to {grown} endpoints of {wanted}"));
+        }
+        let never = |fault: &&&str| self.faults.get(**fault).copied().unwrap_or_default() == 0;
+        let missing: Vec<_> = FAULTS.iter().filter(never).collect();
+        if !missing.is_empty() {
+            let (minutes, least) = (size.minutes, MINUTES_MIN);
+            return wrong(format!(
+                "never injected in {minutes} minutes: {missing:?}; {least} minutes are needed"
+            ));
+        }
+        if self.removals_heard == 0 || self.caught_up == 0 {
+            let (removals, caught_up) = (self.removals_heard, self.caught_up);
+            return wrong(format!(
+                "{removals} removals were heard, {caught_up} changes caught up with"
+            ));
+        }
+        if self.latest_after_faults == Duration::ZERO {
+            return wrong("no change was heard after the last fault".to_owned());
+        }
+        Ok(())
+    }
+}
+
 impl World {
     pub(super) fn minute(
         &mut self,
@@ -9,14 +51,7 @@ impl World {
         tell: &mut impl FnMut(&str),
     ) -> Result<(), Broken> {
         self.later(Duration::from_secs(60), Event::Minute);
-        let rss = resident_mib();
-        self.report.rss_max_mib = self.report.rss_max_mib.max(rss);
-        let machines = self
-            .domains
-            .iter()
-            .filter_map(|domain| domain.machine.as_ref());
-        let bytes = machines.map(|machine| machine.counts().remote_bytes).max();
-        self.report.remote_bytes_max = self.report.remote_bytes_max.max(bytes.unwrap_or(0));
+        let rss = self.weigh(resident_mib())?;
         let minute = self.now.0 / 60_000_000_000;
         let (minutes, took) = (self.size.minutes, begun.elapsed());
         let left = took.mul_f64((minutes as f64 - minute as f64) / (minute as f64).max(1.0));
@@ -24,14 +59,65 @@ impl World {
             "minute {minute} of {minutes}, {} messages, {rss} MiB, {took:.0?}, about {left:.0?} left",
             self.report.messages
         ));
-        if rss > self.size.rss_max_mib {
-            let what = format!(
-                "{rss} MiB are resident, at most {} may be",
-                self.size.rss_max_mib
-            );
-            return Err(Broken::new(9, what));
-        }
         Ok(())
+    }
+
+    /// Invariant 9: what is held is within its limits, of which the process's is measured.
+    pub(super) fn weigh(&mut self, rss: Option<u64>) -> Result<u64, Broken> {
+        let wrong = |what: String| Err(Broken::new(9, what));
+        let Some(rss) = rss else {
+            return wrong("/proc/self/status does not say how much is resident".to_owned());
+        };
+        self.report.rss_max_mib = self.report.rss_max_mib.max(rss);
+        for (index, of) in self.domains.iter().enumerate() {
+            let Some(machine) = of.machine.as_ref() else {
+                continue;
+            };
+            let all = machine.counts().remote_bytes;
+            self.report.remote_bytes_max = self.report.remote_bytes_max.max(all);
+            if all == 0 {
+                continue;
+            }
+            for other in (0..self.size.domains).filter(|other| *other != index) {
+                let size = machine.remote_size(&domain_name(other));
+                let each = size.bytes.div_ceil(size.endpoints.max(1));
+                let report = &mut self.report;
+                report.domain_bytes_max = report.domain_bytes_max.max(size.bytes);
+                report.endpoint_bytes_max = report.endpoint_bytes_max.max(each);
+            }
+        }
+        let limits = [
+            ("MiB resident", rss, self.size.rss_max_mib),
+            (
+                "bytes for remote endpoints in one registry",
+                self.report.remote_bytes_max as u64,
+                REMOTE_BYTES_MAX as u64,
+            ),
+            (
+                "bytes for one remote domain",
+                self.report.domain_bytes_max as u64,
+                DOMAIN_BYTES_MAX as u64,
+            ),
+            (
+                "bytes for one remote endpoint",
+                self.report.endpoint_bytes_max as u64,
+                ENDPOINT_BYTES_MAX as u64,
+            ),
+            (
+                "messages under way",
+                self.report.in_flight_max,
+                self.size.in_flight_limit(),
+            ),
+            (
+                "events queued",
+                self.report.queue_max as u64,
+                self.size.queue_limit(),
+            ),
+        ];
+        match limits.iter().find(|(_, is, limit)| is > limit) {
+            Some((what, is, limit)) => wrong(format!("{is} {what}, at most {limit} may be")),
+            None => Ok(rss),
+        }
     }
 
     pub(super) fn fault(&mut self) {
@@ -47,7 +133,12 @@ impl World {
         let lasts = self
             .millis(5_000, 60_000)
             .min(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
-        let fault = match self.rng.below(8) {
+        // Each kind once, then as it comes.
+        let faults = &self.report.faults;
+        let first = FAULTS.iter().position(|fault| !faults.contains_key(fault));
+        let drawn = self.rng.below(8);
+        let kind = first.map_or(drawn, |first| [0, 3, 5, 6, 7][first]);
+        let fault = match kind {
             0..=2 => {
                 self.cut.insert((a, b));
                 self.later(lasts, Event::Heal(a, b));
@@ -61,9 +152,10 @@ impl World {
             5 => {
                 let streams = &self.domains[a].streams;
                 let stream = streams.keys().next().copied();
-                if let Some(stream) = stream {
-                    self.close(a, stream);
-                }
+                let Some(stream) = stream else {
+                    return;
+                };
+                self.close(a, stream);
                 "StreamLost"
             }
             6 => {
@@ -72,6 +164,9 @@ impl World {
                 "SlowDomain"
             }
             _ => {
+                if self.domains[a].machine.is_none() {
+                    return;
+                }
                 self.crash(a);
                 self.later(lasts, Event::Start(a));
                 "Crash"
@@ -117,6 +212,10 @@ impl World {
                     ));
                 }
             }
+        }
+        if self.report.lost_after_faults > 0 {
+            let lost = self.report.lost_after_faults;
+            return wrong(format!("{lost} streams ended after the last fault"));
         }
         for to in 0..self.size.observers {
             self.examine_observer(to)?;

@@ -37,6 +37,14 @@ const WAYS: [Duration; 4] = [
 ];
 /// After the last fault streams stand again within this: silence, back-off, the second dial.
 const RECOVERY_NANOS: u64 = 60_000_000_000;
+/// What goes wrong in the middle of the time; each kind must.
+pub const FAULTS: [&str; 5] = ["OneWay", "Partition", "StreamLost", "SlowDomain", "Crash"];
+/// The shortest time in which the world grows, everything goes wrong, and calm returns.
+const MINUTES_MIN: u64 = 8;
+/// What the endpoints of other domains may take in one registry: each, those of one domain, all.
+const ENDPOINT_BYTES_MAX: usize = 8 * 1024;
+const DOMAIN_BYTES_MAX: usize = 1024 * 1024;
+const REMOTE_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Endpoints that a domain registers in each of the first seconds.
 const WARM_UP: usize = 10;
 
@@ -80,7 +88,18 @@ pub struct Report {
     pub queue_max: usize,
     pub in_flight_max: u64,
     pub remote_bytes_max: usize,
+    /// Of one remote domain in one registry, and of one endpoint there on average.
+    pub domain_bytes_max: usize,
+    pub endpoint_bytes_max: usize,
     pub rss_max_mib: u64,
+    /// Removals among the changes that were heard one by one, and changes that came with a
+    /// snapshot instead.
+    pub removals_heard: u64,
+    pub caught_up: u64,
+    /// The most endpoints that the smallest domain ever had.
+    pub grown_to: u32,
+    /// Streams that ended when nothing went wrong any more.
+    pub lost_after_faults: u64,
     pub took: Duration,
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -99,16 +118,24 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "at most {} events queued, {} messages under way, {} KiB for remote endpoints in one registry, {} MiB resident",
+            "{} removals heard, {} changes caught up with by snapshots, every domain grew to {} endpoints",
+            self.removals_heard, self.caught_up, self.grown_to
+        )?;
+        writeln!(
+            f,
+            "at most {} events queued, {} messages under way, {} KiB for remote endpoints in one registry ({} KiB of one domain, {} bytes each), {} MiB resident",
             self.queue_max,
             self.in_flight_max,
             self.remote_bytes_max / 1024,
+            self.domain_bytes_max / 1024,
+            self.endpoint_bytes_max,
             self.rss_max_mib
         )?;
         writeln!(f, "faults injected:")?;
-        self.faults
-            .iter()
-            .try_for_each(|(fault, times)| writeln!(f, "  {fault:<20}{times:>10}"))
+        FAULTS.iter().try_for_each(|fault| {
+            let times = self.faults.get(fault).copied().unwrap_or_default();
+            writeln!(f, "  {fault:<20}{times:>10}")
+        })
     }
 }
 
@@ -121,6 +148,8 @@ struct Digest {
     in_snapshot: bool,
     /// The change that is heard next, once the snapshot is whole.
     next: usize,
+    /// How many changes were heard of, also by snapshots.
+    known: usize,
 }
 
 /// One change of a domain: of which endpoint, which round it had before.
@@ -145,6 +174,7 @@ struct Domain {
     changes: Vec<Change>,
     hash: u64,
     count: u32,
+    count_max: u32,
     slow: bool,
     /// When the last parcel of each way arrives.
     last: [Mono; WAYS.len()],
@@ -226,6 +256,7 @@ impl World {
             changes: Vec::new(),
             hash: 0,
             count: 0,
+            count_max: 0,
             slow: false,
             last: [Mono::default(); WAYS.len()],
         };
@@ -298,6 +329,10 @@ impl World {
             }
         }
         self.settle()?;
+        self.weigh(resident_mib())?;
+        let grown = self.domains.iter().map(|domain| domain.count_max).min();
+        self.report.grown_to = grown.unwrap_or_default();
+        self.report.proves(&self.size)?;
         self.examine()?;
         self.report.took = begun.elapsed();
         Ok(self.report)
@@ -305,7 +340,11 @@ impl World {
 
     fn step(&mut self, event: Event) -> Result<(), Broken> {
         match event {
-            Event::Wake(domain, life) if self.domains[domain].life == life => {
+            // Another one, earlier or later, took the place of what is not armed any more.
+            Event::Wake(domain, life)
+                if self.domains[domain].life == life
+                    && self.domains[domain].wakes_at == Some(self.now) =>
+            {
                 self.domains[domain].wakes_at = None;
                 let now = self.now();
                 let mut out = Outbox::default();
@@ -382,10 +421,11 @@ impl World {
         let Some((at, _)) = of.machine.as_ref().and_then(vl3_core::Machine::next_wake) else {
             return;
         };
+        let at = at.max(self.now);
         if of.wakes_at.is_none_or(|armed| at < armed) {
             of.wakes_at = Some(at);
             let life = of.life;
-            self.queue.push(at.max(self.now), Event::Wake(domain, life));
+            self.queue.push(at, Event::Wake(domain, life));
         }
     }
 
@@ -451,6 +491,7 @@ impl World {
             at,
         });
         (of.hash, of.count) = exchange(of.hash, of.count, number, before, after);
+        of.count_max = of.count_max.max(of.count);
         self.report.changes += 1;
         round
     }
@@ -492,8 +533,8 @@ fn exchange(
     (hash, count)
 }
 
-/// Of this process; 0 where the kernel does not say.
-fn resident_mib() -> u64 {
+/// Of this process; None where the kernel does not say.
+fn resident_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| {
@@ -503,5 +544,5 @@ fn resident_mib() -> u64 {
             .parse::<u64>()
             .ok()
     });
-    kib.unwrap_or(0) / 1024
+    Some(kib? / 1024)
 }

@@ -74,6 +74,7 @@ impl World {
 
     pub(super) fn close(&mut self, domain: usize, stream: StreamId) {
         if let Some((to, other, _)) = self.domains[domain].streams.remove(&stream) {
+            self.report.lost_after_faults += u64::from(self.now >= self.quiet_from);
             self.domains[to].streams.remove(&other);
             self.tell_closed(to, other, RTT_MAX);
         }
@@ -148,17 +149,13 @@ impl World {
             }
             if let SyncMessage::Open { .. } = &message {
                 self.digests[to][from] = Digest {
+                    known: self.digests[to][from].known,
                     in_snapshot: true,
                     next: self.greeted.remove(&(pipe, from)).unwrap_or_default(),
                     ..Digest::default()
                 };
             }
-            if let SyncMessage::Upsert { endpoint, .. } = &message
-                && let Some(round) = round_of(endpoint)
-                && !self.digests[to][from].in_snapshot
-            {
-                self.heard_of(from, round);
-            }
+            self.measure(from, to, &message)?;
             if self.observes(to) {
                 if matches!(message, SyncMessage::EndOfSnapshot { .. }) {
                     self.digests[to][from].in_snapshot = false;
@@ -173,15 +170,55 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn heard_of(&mut self, from: usize, round: u64) {
-        let index = usize::try_from(round).unwrap_or(usize::MAX);
-        if let Some(change) = self.domains[from].changes.get(index) {
-            let late = self.now.saturating_since(change.at);
-            self.report.latest = self.report.latest.max(late);
-            if change.at >= self.quiet_from {
-                let latest = &mut self.report.latest_after_faults;
-                *latest = (*latest).max(late);
+    /// Changes are heard one after another, none twice and none left out; those that a snapshot
+    /// brings are all heard at its end.
+    fn measure(&mut self, from: usize, to: usize, message: &SyncMessage) -> Result<(), Broken> {
+        let digest = &mut self.digests[to][from];
+        let (slot, round) = match message {
+            SyncMessage::EndOfSnapshot { .. } => {
+                let since = core::mem::replace(&mut digest.known, digest.next);
+                let until = digest.next;
+                if since < until {
+                    self.report.caught_up += (until - since) as u64;
+                    // Those before were made earlier, but by the last fault at the latest.
+                    self.heard_of(from, since);
+                }
+                return Ok(());
             }
+            SyncMessage::Upsert { endpoint, .. } => (slot_of(&endpoint.name), round_of(endpoint)),
+            SyncMessage::Remove { name, .. } => (slot_of(name), None),
+            _ => return Ok(()),
+        };
+        if digest.in_snapshot {
+            return Ok(());
+        }
+        let index = digest.next;
+        digest.next += 1;
+        digest.known = digest.next;
+        let change = self.domains[from].changes.get(index);
+        let fits = |change: &&Change| {
+            Some(change.slot) == slot && round.is_none_or(|round| round == index as u64)
+        };
+        if change.filter(fits).is_none() {
+            let what = format!("d{to} hears {message:?} of d{from}, which did {change:?}");
+            return Err(Broken::new(7, what));
+        }
+        self.report.removals_heard += u64::from(round.is_none());
+        self.heard_of(from, index);
+        Ok(())
+    }
+
+    /// What was changed before the last fault is late from then on.
+    fn heard_of(&mut self, from: usize, index: usize) {
+        let Some(change) = self.domains[from].changes.get(index) else {
+            return;
+        };
+        let late = self.now.saturating_since(change.at);
+        self.report.latest = self.report.latest.max(late);
+        if self.now >= self.quiet_from {
+            let late = self.now.saturating_since(change.at.max(self.quiet_from));
+            let latest = &mut self.report.latest_after_faults;
+            *latest = (*latest).max(late);
         }
     }
 
@@ -225,17 +262,9 @@ impl World {
         let before = if digest.in_snapshot {
             None
         } else {
-            // Changes are heard one after another, none twice and none left out.
-            let change = self.domains[from].changes.get(digest.next).copied();
-            digest.next += 1;
-            let round = after.unwrap_or(digest.next as u64 - 1);
-            match change.filter(|change| change.slot == slot && round + 1 == digest.next as u64) {
-                Some(change) => change.before,
-                None => {
-                    let what = format!("d{to} hears {message:?} of d{from}, which did {change:?}");
-                    return Err(Broken::new(7, what));
-                }
-            }
+            let heard = digest.next.checked_sub(1);
+            let change = heard.and_then(|heard| self.domains[from].changes.get(heard));
+            change.and_then(|change| change.before)
         };
         (digest.hash, digest.count) = exchange(digest.hash, digest.count, slot, before, after);
         Ok(None)
