@@ -60,6 +60,11 @@ impl<R: Clone> Disk<R> {
         self.pending.clear();
     }
 
+    /// The writes under way failed: nothing of them is there.
+    pub fn fail(&mut self) {
+        self.pending.clear();
+    }
+
     /// Another disk in its place. The backup stands elsewhere and remains.
     pub fn lose(&mut self) {
         self.durable.clear();

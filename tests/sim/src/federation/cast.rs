@@ -29,6 +29,8 @@ pub(super) struct Network {
     pub(super) uid: NetworkUid,
     index: u8,
     pub(super) chain: Chain,
+    /// Every version that an admin ever signed and somebody may hold.
+    signed: Vec<SignedDocument>,
     secret: AdminSecret,
     keys: u8,
 }
@@ -65,6 +67,7 @@ impl Network {
             name,
             uid,
             index,
+            signed: vec![chain.newest().clone()],
             chain,
             secret,
             keys: 0,
@@ -76,8 +79,7 @@ impl Network {
     }
 
     pub(super) fn has(&self, domain: usize) -> bool {
-        let member = self.document().members.get(&domain_name(domain));
-        member.is_some_and(|member| !member.revoked)
+        has(self.document(), domain)
     }
 
     /// Signs a next version without making it the newest.
@@ -91,6 +93,25 @@ impl Network {
 
     pub(super) fn publish(&mut self, change: impl FnOnce(&mut Document)) {
         self.chain = self.next(change);
+        self.signed.push(self.chain.newest().clone());
+    }
+
+    /// Two contents of the next version; the first one is what later versions follow.
+    pub(super) fn publish_two(&mut self, change: impl Fn(&mut Document, u8)) -> Chain {
+        let other = self.next(|document| change(document, 2));
+        self.publish(|document| change(document, 1));
+        self.signed.push(other.newest().clone());
+        other
+    }
+
+    /// What an admin wrote into the version that somebody holds; None: no admin signed that.
+    pub(super) fn written(&self, held: &Chain) -> Option<&Document> {
+        let held = held.newest();
+        let mut signed = self.signed.iter().rev();
+        let is_it = |signed: &&SignedDocument| {
+            signed.document.version == held.document.version && signed.bytes == held.bytes
+        };
+        signed.find(is_it).map(|signed| &*signed.document)
     }
 
     pub(super) fn add(&mut self, domain: usize) {
@@ -118,6 +139,12 @@ impl Network {
         self.publish(|document| document.admin_keys = keys);
         self.secret = secret;
     }
+}
+
+/// Whether the domain is a member by that version.
+pub(super) fn has(document: &Document, domain: usize) -> bool {
+    let member = document.members.get(&domain_name(domain));
+    member.is_some_and(|member| !member.revoked)
 }
 
 fn signed(secret: &AdminSecret, document: Document) -> SignedDocument {

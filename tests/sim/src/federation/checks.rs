@@ -8,7 +8,7 @@ use vl3_core::registry::{
     Command, Endpoint, EndpointQuery, FoundEndpoint, Marks, Record, Refusal, Reply, WatcherId,
 };
 
-use super::cast::{Network, domain_name, spiffe};
+use super::cast::{Network, domain_name, has, spiffe};
 use super::faults::Fault;
 use super::node::REMOTE_MAX;
 use super::world::{Asked, Step, World};
@@ -16,7 +16,7 @@ use crate::broken::Broken;
 
 const ENDPOINT_BYTES_MAX: usize = 8 * 1024;
 
-fn number_of(domain: &DomainName) -> usize {
+pub(super) fn number_of(domain: &DomainName) -> usize {
     let number = domain.as_str().trim_start_matches('d').parse();
     number.unwrap_or(usize::MAX)
 }
@@ -78,10 +78,16 @@ impl World {
             return Ok(());
         };
         let own = domain_name(node);
-        let wall = self.now_at(node).wall;
+        for chain in machine.documents() {
+            if self.written(node, chain.uid()).is_none() {
+                let (uid, version) = (chain.uid(), chain.document().version);
+                let what = format!("{own} holds a version {version} of {uid} that nobody signed");
+                return Err(Broken::new(12, what));
+            }
+        }
         let leases: Vec<_> = machine.leases().collect();
         for (index, lease) in leases.iter().enumerate() {
-            let document = machine.document(lease.uid).map(|chain| chain.document());
+            let document = self.written(node, lease.uid);
             let Some(member) = document.and_then(|document| document.members.get(&own)) else {
                 continue;
             };
@@ -110,11 +116,9 @@ impl World {
                 continue;
             };
             *counts.entry(domain.clone()).or_default() += 1;
-            let document = machine.document(marks.uid).map(|chain| chain.document());
-            let live = |of: &DomainName| {
-                document.is_some_and(|document| document.member(of, wall).is_some())
-            };
-            if !live(domain) || !live(&own) {
+            let document = self.written(node, marks.uid);
+            let live = |of| document.is_some_and(|document| has(document, of));
+            if !live(number_of(domain)) || !live(node) {
                 let what = format!(
                     "{own} holds {}@{domain}, which is no live member",
                     endpoint.name
@@ -199,10 +203,9 @@ impl World {
         let of = self.watches.iter();
         let of = of.filter(|(_, watch)| watch.node == node && !watch.has_rest);
         let of: Vec<_> = of
-            .map(|(watcher, watch)| (*watcher, watch.id.clone(), watch.query.clone()))
+            .map(|(watcher, watch)| (*watcher, watch.peer.clone(), watch.query.clone()))
             .collect();
-        for (watcher, id, query) in of {
-            let peer = self.peer(node, node, id);
+        for (watcher, peer, query) in of {
             let after = None;
             self.ask(
                 node,
@@ -220,13 +223,17 @@ impl World {
         mut found: Vec<FoundEndpoint>,
         result: Result<Reply, Refusal>,
     ) -> Step {
-        let (Some(watch), Ok(Reply::Endpoints(page))) = (self.watches.get(&watcher), result) else {
+        let Some(watch) = self.watches.get(&watcher) else {
             return Ok(());
+        };
+        let Ok(Reply::Endpoints(page)) = result else {
+            let what = format!("d{} refuses a Find to {watch:?}: {result:?}", watch.node);
+            return Err(Broken::new(7, what));
         };
         found.extend(page.found);
         if page.next.is_some() {
             let (node, query, after) = (watch.node, watch.query.clone(), page.next);
-            let peer = self.peer(node, node, watch.id.clone());
+            let peer = watch.peer.clone();
             let find = Command::FindEndpoints { query, after };
             return self.ask(node, peer, find, Asked::Watched(watcher, found));
         }
@@ -266,6 +273,7 @@ impl World {
             self.check_promises(node)?;
             self.check_replay(node)?;
             self.compare_watches(node)?;
+            self.check_watched(node)?;
         }
         self.check_documents()?;
         self.check_clients()?;
@@ -285,12 +293,12 @@ impl World {
                 let held = self
                     .machine(node)
                     .and_then(|machine| machine.document(network.uid));
-                let held = held.map(|chain| chain.document().version);
-                let newest = network.document().version;
-                if held != Some(newest) {
+                let newest = network.chain.newest();
+                if held.is_none_or(|held| held.newest().bytes != newest.bytes) {
+                    let held = held.map(|chain| chain.document().version);
                     let what = format!(
-                        "d{node} holds version {held:?} of {}, {newest} is the newest",
-                        network.name
+                        "d{node} holds version {held:?} of {}, or another content than {} has, the newest",
+                        network.name, newest.document.version
                     );
                     return Err(Broken::new(7, what));
                 }
@@ -370,9 +378,12 @@ impl World {
         let (Some(here), Some(there)) = (self.machine(node), self.machine(domain)) else {
             return Ok(());
         };
-        // As both know it: members hold the newest version, see above, but two domains that were
-        // removed and that nobody can tell go on with what they have.
-        let common = &self.common(node, domain) & &self.common(domain, node);
+        // Members hold the newest version, see above, but two domains that were removed and that
+        // nobody can tell go on with what they have.
+        let mut common = &self.common(node, domain) & &self.common(domain, node);
+        let members = |network: &&Network| network.has(node) && network.has(domain);
+        let newest = self.networks.iter().filter(members);
+        common.extend(newest.map(|network| network.uid));
         let of_common = |endpoint: &Arc<Endpoint>| {
             Marks::of(endpoint).is_some_and(|marks| common.contains(&marks.uid))
         };

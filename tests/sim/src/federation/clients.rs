@@ -5,14 +5,16 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use vl3_core::Mono;
 use vl3_core::allocator::{self, Acquire, Lease};
 use vl3_core::ids::{InstanceId, RouterName, SpiffeId, WorkloadName};
 use vl3_core::registry::{
-    CallId, Claim, Command, Endpoint, EndpointQuery, Input, Query, Refusal, Reply, WatchEvent,
-    WatcherId,
+    CallId, Claim, Command, Endpoint, EndpointQuery, Input, Peer, Query, Refusal, Reply,
+    WatchEvent, WatcherId,
 };
 
+use super::answers::Answer;
 use super::cast::spiffe;
 use super::faults::Fault;
 use super::pipes::router_endpoint;
@@ -25,9 +27,13 @@ pub(super) enum Op {
     Acquire,
     Renew,
     Release,
+    /// By an operator.
+    End,
     Register,
     Unregister,
     Claim,
+    /// Whatever changes nothing that was promised.
+    Other,
 }
 
 #[derive(Debug)]
@@ -36,7 +42,10 @@ pub(super) struct Client {
     /// None: an endpoint of the domain's own that no other domain sees.
     pub(super) network: Option<usize>,
     pub(super) name: String,
-    id: SpiffeId,
+    pub(super) id: SpiffeId,
+    /// What its prefixes must not be.
+    pub(super) exclusions: Vec<IpNet>,
+    pub(super) silent_until: Mono,
     /// Whether it wants to be there.
     pub(super) wants: bool,
     pub(super) lease: Option<Lease>,
@@ -55,8 +64,11 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) node: usize,
-    slot: usize,
-    pub(super) id: SpiffeId,
+    /// None: of another domain, not opened again.
+    slot: Option<usize>,
+    /// The domain of who watches.
+    pub(super) of: usize,
+    pub(super) peer: Peer,
     pub(super) query: EndpointQuery,
     /// None until the first events; a later generation of the same name may not be followed
     /// by a lower one of the same life.
@@ -93,11 +105,14 @@ impl World {
     fn add_client(&mut self, domain: usize, network: Option<usize>, name: String, path: &str) {
         let id = spiffe(domain, &format!("{path}/{name}"));
         let client = self.clients.len();
+        let exclusions = self.draw_exclusions(domain, network);
         self.clients.push(Client {
             domain,
             network,
             name,
             id,
+            exclusions,
+            silent_until: Mono::default(),
             wants: true,
             lease: None,
             held: None,
@@ -115,6 +130,9 @@ impl World {
     pub(super) fn tick(&mut self, client: usize) {
         let now = self.now;
         let of = &mut self.clients[client];
+        if of.silent_until > now && !self.is_calm {
+            return self.queue.push(of.silent_until, Event::Tick(client));
+        }
         if let Some((_, until)) = of.pending.filter(|(_, until)| *until > now) {
             return self.queue.push(until, Event::Tick(client));
         }
@@ -164,12 +182,13 @@ impl World {
                     instance: InstanceId([of.instance; 16]),
                     held: of.held.clone(),
                     prefix_len4: Some(28),
-                    exclusions: Vec::new(),
+                    exclusions: of.exclusions.clone(),
                 },
             },
             Op::Renew => Command::Renew {
                 lease: of.lease.clone()?,
             },
+            Op::End | Op::Other => return None,
             Op::Release => Command::Release {
                 lease: of.lease.clone()?,
             },
@@ -247,7 +266,27 @@ impl World {
         call: CallId,
         result: Result<Reply, Refusal>,
     ) -> Step {
+        if let Some(answer) = Answer::of(&result) {
+            self.tally.met(answer);
+        }
         match self.calls.remove(&call.0) {
+            Some(Asked::Probe {
+                network,
+                name,
+                op,
+                arrived,
+            }) => {
+                let times = (arrived, self.now);
+                self.truth
+                    .answered(node, Some(network), &name, op, &result, times)
+            }
+            Some(Asked::Excluded(network, range)) => {
+                if result.is_ok() {
+                    self.truth.excludes(node, network, range);
+                    self.nodes[node].excluded = Some((network, range));
+                }
+                Ok(())
+            }
             Some(Asked::Client {
                 client,
                 number,
@@ -257,8 +296,10 @@ impl World {
                 self.note(node, format_args!("answers {op:?}: {}", result.is_ok()));
                 let network = self.clients[client].network;
                 let name = self.clients[client].name.clone();
+                let times = (arrived, self.now);
                 self.truth
-                    .answered(node, network, &name, op, &result, arrived)?;
+                    .answered(node, network, &name, op, &result, times)?;
+                self.check_own_exclusions(client, op, &result)?;
                 if !self.is_calm && self.rng.one_in(25) {
                     self.count(Fault::ReplyLost);
                     return Ok(());
@@ -310,6 +351,7 @@ impl World {
                     (of.lease, of.held) = (None, None);
                 }
             }
+            Err(Refusal::Lease(allocator::Refusal::Collision { .. })) => of.exclusions.clear(),
             Err(Refusal::Lease(allocator::Refusal::AcquireAgain { .. })) => of.lease = None,
             Err(Refusal::Lease(allocator::Refusal::Fenced { .. })) => {
                 // As a process that starts again with another state directory would.
@@ -342,17 +384,44 @@ impl World {
             _ => "workload/w".to_owned(),
         };
         let id = spiffe(node, &path);
-        let peer = self.peer(node, node, id.clone());
+        let peer = self.peer(node, node, id);
         let watch = Watch {
             node,
-            slot,
-            id,
-            query: query.clone(),
+            slot: Some(slot),
+            of: node,
+            peer,
+            query,
             seen: None,
             has_rest: false,
         };
+        self.watch(watcher, watch)
+    }
+
+    /// Somebody of another domain watches what it may see, until it is cut.
+    pub(super) fn watch_as_stranger(&mut self, node: usize, domain: usize) -> Step {
+        let id = spiffe(domain, &format!("vl3/router/red-d{domain}"));
+        let peer = self.peer(node, domain, id);
+        if peer.vouched.is_empty() {
+            return Ok(());
+        }
+        self.count(Fault::StrangerWatch);
+        let watcher = WatcherId(self.number());
+        let watch = Watch {
+            node,
+            slot: None,
+            of: domain,
+            peer,
+            query: EndpointQuery::default(),
+            seen: None,
+            has_rest: false,
+        };
+        self.watch(watcher, watch)
+    }
+
+    fn watch(&mut self, watcher: WatcherId, watch: Watch) -> Step {
+        let (node, peer) = (watch.node, watch.peer.clone());
+        let query = Query::Endpoints(watch.query.clone());
         self.watches.insert(watcher, watch);
-        let query = Query::Endpoints(query);
         self.input(
             node,
             Input::Watch {
@@ -369,13 +438,16 @@ impl World {
         let of: Vec<_> = of.map(|(watcher, watch)| (*watcher, watch.slot)).collect();
         for (watcher, slot) in of {
             self.watches.remove(&watcher);
-            self.later(Duration::from_millis(100), Event::Rewatch(slot));
+            if let Some(slot) = slot {
+                self.later(Duration::from_millis(100), Event::Rewatch(slot));
+            }
         }
     }
 
     pub(super) fn watch_ended(&mut self, watcher: WatcherId) {
-        if let Some(watch) = self.watches.remove(&watcher) {
-            self.later(Duration::from_millis(500), Event::Rewatch(watch.slot));
+        let watch = self.watches.remove(&watcher);
+        if let Some(slot) = watch.and_then(|watch| watch.slot) {
+            self.later(Duration::from_millis(500), Event::Rewatch(slot));
         }
     }
 
@@ -387,9 +459,10 @@ impl World {
         self.input(node, Input::WatchRest { watcher })
     }
 
-    pub(super) fn told(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) {
+    pub(super) fn told(&mut self, watcher: WatcherId, events: Vec<WatchEvent>) -> Step {
+        self.check_told(watcher, &events)?;
         let Some(watch) = self.watches.get_mut(&watcher) else {
-            return;
+            return Ok(());
         };
         let seen = watch.seen.get_or_insert_default();
         for event in events {
@@ -402,5 +475,6 @@ impl World {
                 }
             }
         }
+        Ok(())
     }
 }

@@ -26,7 +26,7 @@ impl World {
         let other = (node + 1 + self.pick(self.nodes.len() - 1)) % self.nodes.len();
         let lasts = self.millis(3000, 25_000);
         self.compare_watches(node)?;
-        match self.rng.below(24) {
+        match self.rng.below(36) {
             0 | 1 => self.cut_off(node, other, lasts, Fault::Partition),
             2 => self.cut_off(node, other, lasts, Fault::OneWay),
             3 => {
@@ -38,12 +38,16 @@ impl World {
                 }
             }
             4 => {
-                self.count(Fault::SlowDomain);
+                if !self.nodes[node].streams.is_empty() {
+                    self.count(Fault::SlowDomain);
+                }
                 self.nodes[node].slow = true;
                 self.later(lasts, Event::Undo(Undo::Slow(node)));
             }
             5 => {
-                self.count(Fault::Flapping);
+                if !self.nodes[node].streams.is_empty() {
+                    self.count(Fault::Flapping);
+                }
                 self.later(Duration::from_millis(100), Event::Undo(Undo::Flap(node, 8)));
             }
             // In the middle of an append, when there is one next.
@@ -55,7 +59,9 @@ impl World {
             }
             10 | 23 => return self.restore(node),
             11 => {
-                self.count(Fault::ClockStep);
+                if self.nodes[node].machine.is_some() {
+                    self.count(Fault::ClockStep);
+                }
                 let step = 3600 - i64::try_from(self.rng.below(7200)).unwrap_or(0);
                 self.nodes[node].clock_offset += step;
             }
@@ -64,13 +70,17 @@ impl World {
             16 => {
                 let network = self.pick(self.networks.len());
                 self.networks[network].rotate_key();
-                self.count(Fault::KeyRotated);
+                if self.serves(node, network) {
+                    self.count(Fault::KeyRotated);
+                }
                 self.publish(network, node)?;
             }
             17 => self.publish_two(node, other)?,
             18 => self.cut_watch(node)?,
             19 => self.restart_router(node),
+            20 if self.rng.one_in(2) => self.watch_as_stranger(node, other)?,
             20 => self.ask_as_stranger(node, other)?,
+            24..=34 => self.probe(node)?,
             _ => self.change_mind(),
         }
         if self.nodes[other].idle {
@@ -79,8 +89,25 @@ impl World {
         Ok(())
     }
 
+    /// A stream stands between the two.
+    fn meet(&self, a: usize, b: usize) -> bool {
+        let mut pipes = self.pipes.values();
+        pipes.any(|pipe| {
+            let ends = pipe.ends.map(|end| end.0);
+            ends == [a, b] || ends == [b, a]
+        })
+    }
+
+    fn serves(&self, node: usize, network: usize) -> bool {
+        let uid = self.networks[network].uid;
+        self.machine(node)
+            .is_some_and(|machine| machine.document(uid).is_some())
+    }
+
     fn cut_off(&mut self, a: usize, b: usize, lasts: Duration, fault: Fault) {
-        self.count(fault);
+        if self.meet(a, b) {
+            self.count(fault);
+        }
         self.note(a, format_args!("{fault:?} with d{b}"));
         self.cut.insert((a, b));
         self.later(lasts, Event::Undo(Undo::Cut(a, b)));
@@ -93,7 +120,8 @@ impl World {
     /// The disk of an earlier moment; only where everybody can still present what it holds.
     fn restore(&mut self, node: usize) -> Step {
         let recently = self.now.saturating_since(self.nodes[node].started) < RENEW_AFTER * 3;
-        if self.nodes[node].restored || recently || self.nodes[node].machine.is_none() {
+        let of = &self.nodes[node];
+        if of.restored || of.somebody_lost || recently || of.machine.is_none() {
             return Ok(());
         }
         let mut disk = self.nodes[node].disk.clone();
@@ -128,6 +156,7 @@ impl World {
             let lie = lies[self.pick(lies.len())];
             self.note(node, format_args!("{lie:?}"));
             self.nodes[node].lie = Some(lie);
+            self.liars.insert(node);
             self.break_pipes_of(node);
             self.later(lasts, Event::Undo(Undo::Lie(node)));
         }
@@ -167,10 +196,13 @@ impl World {
             let range = format!("10.255.{version}.{last}/32");
             range.parse().expect("a prefix")
         };
-        let one = self.networks[network].next(|document| document.policy.exclusions.push(far(1)));
-        let two = self.networks[network].next(|document| document.policy.exclusions.push(far(2)));
-        self.networks[network].chain = one;
-        self.count(Fault::DocumentConflict);
+        let two = self.networks[network].publish_two(|document, content| {
+            document.policy.exclusions.push(far(content));
+        });
+        if self.serves(node, network) && self.serves(other, network) {
+            self.count(Fault::DocumentConflict);
+        }
+        self.two_contents = true;
         self.hand(two, other)?;
         self.publish(network, node)
     }
@@ -220,15 +252,16 @@ impl World {
 
     /// With an empty state directory, where the registry knows of what was granted.
     fn restart_router(&mut self, node: usize) {
-        if self.nodes[node].restored {
-            return;
-        }
         let of = self.clients.iter().position(|client| {
             client.domain == node && client.network.is_some() && client.lease.is_some()
         });
         if let Some(client) = of {
             self.count(Fault::RouterRestart);
             let client = &mut self.clients[client];
+            if self.nodes[node].restored {
+                self.truth
+                    .forgot(client.network.unwrap_or_default(), &client.name);
+            }
             client.instance = client.instance.wrapping_add(1);
             (client.lease, client.held) = (None, None);
         }
@@ -255,6 +288,7 @@ impl World {
                     self.later(after, Event::Undo(Undo::Flap(*node, left - 1)));
                 }
             }
+            Undo::Exclude(node) => return self.include(*node),
             Undo::Lie(node) => {
                 if self.nodes[*node].lie.take().is_some() {
                     self.break_pipes_of(*node);
@@ -273,8 +307,15 @@ impl World {
         for node in 0..self.nodes.len() {
             self.nodes[node].slow = false;
             self.nodes[node].doomed = false;
+            self.nodes[node].disk_fails = false;
             self.undo(&Undo::Lie(node))?;
             self.start(node)?;
+            self.include(node)?;
+        }
+        for client in 0..self.clients.len() {
+            if self.clients[client].silent_until > self.now {
+                self.later(Duration::from_millis(200), Event::Tick(client));
+            }
         }
         for network in 0..self.networks.len() {
             self.networks[network].publish(|_| {});

@@ -3,6 +3,8 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
+use super::answers::Answer;
+
 /// Everything that this world does to its registries and their clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -42,12 +44,31 @@ pub enum Fault {
     WatchCut,
     /// A router starts with an empty state directory.
     RouterRestart,
-    /// An identity of another domain asks what it may see.
+    /// An identity of another domain asks what it may see, or watches it.
     Stranger,
+    StrangerWatch,
+    /// A write to the disk fails; the registry stops and starts again.
+    DiskFailed,
+    /// A router is silent for longer than its lease lives, then goes on.
+    RouterSilent,
+    /// A second process acts under a router's name.
+    RouterTwice,
+    /// Somebody else asks for a router's name, or for a name that a workload holds.
+    OthersName,
+    /// A router asks for as much as the whole block.
+    Greedy,
+    /// A stock router leases.
+    StockRouter,
+    /// The operator ends a lease, excludes a range or takes that back.
+    LeaseEnded,
+    Excluded,
+    /// Names are released, services come and go.
+    NameReleased,
+    ServiceChanged,
 }
 
 impl Fault {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 36] = [
         Self::CallLost,
         Self::ReplyLost,
         Self::CallTwice,
@@ -73,6 +94,17 @@ impl Fault {
         Self::WatchCut,
         Self::RouterRestart,
         Self::Stranger,
+        Self::StrangerWatch,
+        Self::DiskFailed,
+        Self::RouterSilent,
+        Self::RouterTwice,
+        Self::OthersName,
+        Self::Greedy,
+        Self::StockRouter,
+        Self::LeaseEnded,
+        Self::Excluded,
+        Self::NameReleased,
+        Self::ServiceChanged,
     ];
 
     pub fn parse(name: &str) -> Option<Self> {
@@ -81,15 +113,33 @@ impl Fault {
     }
 }
 
-/// How often each fault was injected, and in how many seeds.
+/// How often each fault was injected, and each refusal met, and in how many seeds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally(BTreeMap<Fault, (u64, u64)>);
+pub struct Tally(BTreeMap<Fault, (u64, u64)>, BTreeMap<Answer, (u64, u64)>);
 
 impl Tally {
     /// Within one seed.
     pub fn count(&mut self, fault: Fault) {
         let (times, seeds) = self.0.entry(fault).or_default();
         (*times, *seeds) = (*times + 1, 1);
+    }
+
+    /// Within one seed.
+    pub fn met(&mut self, answer: Answer) {
+        let (times, seeds) = self.1.entry(answer).or_default();
+        (*times, *seeds) = (*times + 1, 1);
+    }
+
+    pub fn add_met(&mut self, answer: Answer, times: u64, seeds: u64) {
+        if times == 0 {
+            return;
+        }
+        let sum = self.1.entry(answer).or_default();
+        *sum = (sum.0 + times, sum.1 + seeds);
+    }
+
+    pub fn of_met(&self, answer: Answer) -> (u64, u64) {
+        self.1.get(&answer).copied().unwrap_or_default()
     }
 
     pub fn add(&mut self, fault: Fault, times: u64, seeds: u64) {
@@ -104,6 +154,9 @@ impl Tally {
         for (fault, (times, seeds)) in &other.0 {
             self.add(*fault, *times, *seeds);
         }
+        for (answer, (times, seeds)) in &other.1 {
+            self.add_met(*answer, *times, *seeds);
+        }
     }
 
     pub fn of(&self, fault: Fault) -> (u64, u64) {
@@ -111,12 +164,18 @@ impl Tally {
     }
 }
 
-/// One line per fault, injected or not.
+/// One line per fault, injected or not, and per refusal, met or not.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for fault in Fault::ALL {
             let (times, seeds) = self.of(fault);
             let name = format!("{fault:?}");
+            writeln!(f, "  {name:<20}{times:>10} times in {seeds} seeds")?;
+        }
+        writeln!(f, "refusals met:")?;
+        for answer in Answer::ALL {
+            let (times, seeds) = self.of_met(answer);
+            let name = format!("{answer:?}");
             writeln!(f, "  {name:<20}{times:>10} times in {seeds} seeds")?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! faults of their own, against what was promised to whom. Leaner than the world of routers
 //! and packets, so that very many seeds can be played.
 
+pub mod answers;
 mod cast;
 mod checks;
 mod clients;
@@ -9,7 +10,9 @@ mod director;
 pub mod faults;
 mod node;
 mod pipes;
+mod probes;
 pub mod run;
 pub mod scale;
+mod seen;
 mod truth;
 pub mod world;

@@ -3,10 +3,11 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use vl3_core::document::Chain;
 use vl3_core::federation::StreamId;
 use vl3_core::machine::Ticket;
-use vl3_core::registry::{Boot, Config, Effect, Record, RegistryMachine, rewritten};
+use vl3_core::registry::{Boot, Config, Effect, Input, Record, RegistryMachine, rewritten};
 use vl3_core::{Mono, Outbox};
 
 use super::cast::{Network, domain_name, registry_id};
@@ -17,6 +18,8 @@ use crate::disk::Disk;
 
 pub(super) const RENEW_AFTER: Duration = Duration::from_secs(15);
 pub(super) const ENDPOINT_LIFETIME: Duration = Duration::from_secs(30);
+/// Routers renew about every 25 seconds; some are silent for longer than this.
+pub(super) const LEASE_LIFETIME: Duration = Duration::from_secs(40);
 const NAME_LIFETIME: Duration = Duration::from_secs(20);
 const STALE_GRACE: Duration = Duration::from_secs(40);
 pub(super) const REMOTE_MAX: usize = 12;
@@ -43,6 +46,13 @@ pub(super) struct Node {
     pub(super) slow: bool,
     /// It stops while its next append is under way.
     pub(super) doomed: bool,
+    /// Its next write fails; it failed.
+    pub(super) disk_fails: bool,
+    pub(super) disk_failed: bool,
+    /// Somebody there does not know what it lost: a backup would give it back.
+    pub(super) somebody_lost: bool,
+    /// By its operator, at the moment, in which network.
+    pub(super) excluded: Option<(usize, IpNet)>,
     pub(super) syncs: u32,
 }
 
@@ -64,6 +74,10 @@ impl Node {
             lie: None,
             slow: false,
             doomed: false,
+            disk_fails: false,
+            disk_failed: false,
+            somebody_lost: false,
+            excluded: None,
             syncs: 0,
         }
     }
@@ -95,11 +109,13 @@ impl World {
         of.started = now.mono;
         of.streams.clear();
         of.idle = true;
+        of.disk_failed = false;
         of.wakes_at = None;
         let mut epoch = [0; 16];
         epoch[..8].copy_from_slice(&seed.to_be_bytes());
         let mut config = Config::new(domain_name(node), registry_id(node), epoch, seed);
         config.allocator.renew_after = RENEW_AFTER;
+        config.allocator.lifetime = LEASE_LIFETIME;
         config.endpoint_lifetime = ENDPOINT_LIFETIME;
         config.name_lifetime = NAME_LIFETIME;
         config.rewrite_after = 40;
@@ -187,7 +203,7 @@ impl World {
                 events,
                 rest,
             } => {
-                self.told(watcher, events);
+                self.told(watcher, events)?;
                 if rest {
                     if let Some(watch) = self.watches.get_mut(&watcher) {
                         watch.has_rest = true;
@@ -203,9 +219,10 @@ impl World {
             }
             Effect::EndWatch { watcher, .. } => self.watch_ended(watcher),
             Effect::Dial { stream, domain, .. } => self.dial(node, stream, &domain),
-            Effect::Send { stream, messages } => self.send(node, stream, messages),
+            Effect::Send { stream, messages } => return self.send(node, stream, messages),
             Effect::CloseStream { stream, .. } => self.close(node, stream),
-            Effect::DocumentChanged { .. } | Effect::Alarm(_) => {}
+            Effect::Alarm(alarm) => return self.alarmed(node, &alarm),
+            Effect::DocumentChanged { .. } => {}
         }
         Ok(())
     }
@@ -214,11 +231,26 @@ impl World {
         self.nodes[node].idle = false;
         let life = self.nodes[node].life;
         let took = Duration::from_micros(300 + self.rng.below(8_000));
+        if core::mem::take(&mut self.nodes[node].disk_fails) {
+            return self.later(took, Event::DiskFails { node, life, ticket });
+        }
         self.later(took, Event::Synced { node, life, ticket });
         if core::mem::take(&mut self.nodes[node].doomed) {
             let before = Duration::from_micros(self.rng.below(300));
             self.later(before, Event::Crash { node, life });
         }
+    }
+
+    /// A registry that cannot write stops.
+    pub(super) fn disk_fails(&mut self, node: usize, ticket: Ticket) -> Step {
+        self.nodes[node].disk.fail();
+        self.nodes[node].disk_failed = true;
+        let reason = "no space is left".to_owned();
+        self.input(node, Input::AppendFailed { ticket, reason })?;
+        self.crash(node, Fault::DiskFailed)?;
+        let after = self.millis(200, 12_000);
+        self.later(after, Event::Start(node));
+        Ok(())
     }
 
     /// What the disk holds gives the state that ran.

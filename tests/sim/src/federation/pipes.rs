@@ -99,15 +99,25 @@ impl World {
         self.input(node, Input::SyncOpened { stream, peer })
     }
 
-    pub(super) fn send(&mut self, node: usize, stream: StreamId, messages: Vec<SyncMessage>) {
+    pub(super) fn send(
+        &mut self,
+        node: usize,
+        stream: StreamId,
+        messages: Vec<SyncMessage>,
+    ) -> Step {
         let Some((pipe, side)) = self.nodes[node].streams.get(&stream).copied() else {
-            return;
+            return Ok(());
         };
+        let to = self.pipes.get(&pipe).map(|pipe| pipe.ends[1 - side].0);
+        if let Some(to) = to {
+            self.check_sent(node, to, &messages)?;
+        }
         let messages = match self.nodes[node].lie {
             Some(lie) => self.lie(node, lie, pipe, side, messages),
             None => self.renumber(pipe, side, messages),
         };
         self.put(pipe, 1 - side, Parcel::Messages(messages));
+        Ok(())
     }
 
     fn put(&mut self, pipe: u64, to: usize, parcel: Parcel) {

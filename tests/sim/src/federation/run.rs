@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
+use super::answers::Answer;
 use super::faults::{Fault, Tally};
 use super::world::World;
 use crate::broken::Broken;
@@ -73,8 +74,12 @@ pub fn play_many(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> anyhow::Result<
         next: plan.first,
         ..Summary::default()
     };
-    if let Some(state) = plan.state.filter(|state| plan.resume && state.exists()) {
-        summary = Summary::read(state)?;
+    let origin = plan.state.map(|_| Origin::of_this_program()).transpose()?;
+    if let Some((state, origin)) = plan.state.zip(origin.as_ref())
+        && plan.resume
+        && state.exists()
+    {
+        summary = Summary::read(state, origin)?;
         tell(&format!("goes on at seed {}", summary.next));
     }
     let (begun, begun_at) = (Instant::now(), summary.next);
@@ -82,8 +87,8 @@ pub fn play_many(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> anyhow::Result<
     while summary.next < end && (summary.failures.len() as u64) < plan.failures_max.max(1) {
         let block = BLOCK.min(end - summary.next);
         summary.play(block, plan.threads);
-        if let Some(state) = plan.state {
-            summary.write(state)?;
+        if let Some((state, origin)) = plan.state.zip(origin.as_ref()) {
+            summary.write(state, origin)?;
         }
         let rate = (summary.next - begun_at) as f64 / begun.elapsed().as_secs_f64().max(0.001);
         let left = (end - summary.next) as f64 / rate.max(0.001);
@@ -98,16 +103,56 @@ pub fn play_many(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> anyhow::Result<
     Ok(summary)
 }
 
+/// Whose seeds a state file counts: those of another build say nothing about this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Origin {
+    profile: &'static str,
+    /// A digest of the program.
+    build: String,
+}
+
+impl Origin {
+    fn of_this_program() -> anyhow::Result<Self> {
+        let path = std::env::current_exe().context("where this program is")?;
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let digest = bytes
+            .chunks(8)
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, chunk| {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                (hash ^ u64::from_le_bytes(word))
+                    .wrapping_mul(0x0100_0000_01b3)
+                    .rotate_left(29)
+            });
+        Ok(Self {
+            profile: "federation",
+            build: format!("{}-{digest:016x}", env!("CARGO_PKG_VERSION")),
+        })
+    }
+}
+
 impl Summary {
     pub const fn seeds(&self) -> u64 {
         self.next - self.first
     }
 
-    /// Faults that many seeds should have met and none did.
-    pub fn missing(&self) -> Vec<Fault> {
-        let enough = self.seeds() >= ALL_FAULTS_FROM;
-        let never = |fault: &Fault| enough && self.tally.of(*fault).0 == 0;
-        Fault::ALL.into_iter().filter(never).collect()
+    /// Faults and refusals that many seeds should have met and none did.
+    pub fn missing(&self) -> Vec<String> {
+        if self.seeds() < ALL_FAULTS_FROM {
+            return Vec::new();
+        }
+        let faults = Fault::ALL.into_iter();
+        let faults = faults.filter(|fault| self.tally.of(*fault).0 == 0);
+        // No limit is reached here, and no request is wrong in itself.
+        let may_miss = [Answer::Limit, Answer::Invalid];
+        let answers = Answer::ALL.into_iter();
+        let answers = answers
+            .filter(|answer| self.tally.of_met(*answer).0 == 0 && !may_miss.contains(answer));
+        let answers = answers.map(|answer| format!("{answer:?}"));
+        faults
+            .map(|fault| format!("{fault:?}"))
+            .chain(answers)
+            .collect()
     }
 
     fn play(&mut self, block: u64, threads: usize) {
@@ -141,14 +186,18 @@ impl Summary {
         }
     }
 
-    fn write(&self, path: &Path) -> anyhow::Result<()> {
+    fn write(&self, path: &Path, origin: &Origin) -> anyhow::Result<()> {
         let mut text = format!(
-            "first {}\nnext {}\nevents {}\n",
-            self.first, self.next, self.events
+            "profile {}\nbuild {}\nfirst {}\nnext {}\nevents {}\n",
+            origin.profile, origin.build, self.first, self.next, self.events
         );
         for fault in Fault::ALL {
             let (times, seeds) = self.tally.of(fault);
             writeln!(text, "fault {fault:?} {times} {seeds}")?;
+        }
+        for answer in Answer::ALL {
+            let (times, seeds) = self.tally.of_met(answer);
+            writeln!(text, "answer {answer:?} {times} {seeds}")?;
         }
         for (seed, broken) in &self.failures {
             let what = broken.what.replace('\n', " ");
@@ -162,10 +211,21 @@ impl Summary {
         std::fs::rename(&new, path).with_context(|| path.display().to_string())
     }
 
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path, origin: &Origin) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut summary = Self::default();
-        for line in text.lines() {
+        let mut lines = text.lines();
+        for (what, own) in [("profile", origin.profile), ("build", &origin.build)] {
+            let said = lines.next().and_then(|line| line.split_once(' '));
+            let said = said.filter(|(key, _)| *key == what).map(|(_, said)| said);
+            anyhow::ensure!(
+                said == Some(own),
+                "{}: {what} {} played these seeds, this is {own}; start anew without --resume",
+                path.display(),
+                said.unwrap_or("unknown")
+            );
+        }
+        for line in lines {
             let wrong = || format!("{}: {line:?} is not understood", path.display());
             summary.take(line).with_context(wrong)?;
         }
@@ -183,6 +243,13 @@ impl Summary {
                 let fault = Fault::parse(words.next()?)?;
                 let times = words.next()?.parse().ok()?;
                 self.tally.add(fault, times, words.next()?.parse().ok()?);
+            }
+            "answer" => {
+                let mut words = rest.split(' ');
+                let answer = Answer::parse(words.next()?)?;
+                let times = words.next()?.parse().ok()?;
+                self.tally
+                    .add_met(answer, times, words.next()?.parse().ok()?);
             }
             "failure" => {
                 let mut words = rest.splitn(3, ' ');
@@ -216,18 +283,32 @@ mod tests {
     fn a_run_that_goes_on_ends_like_one_that_was_not_interrupted() {
         let folder = std::env::temp_dir().join(format!("vl3-sim-{}", std::process::id()));
         let state = folder.join("federation.state");
-        let plan = |seeds, state, resume| Plan {
-            first: 3,
-            seeds,
-            failures_max: 1,
-            threads: 1,
-            state,
-            resume,
-        };
+        fn plan(seeds: u64, state: Option<&Path>, resume: bool) -> Plan<'_> {
+            Plan {
+                first: 3,
+                seeds,
+                failures_max: 1,
+                threads: 1,
+                state,
+                resume,
+            }
+        }
         let whole = play_many(&plan(3, None, false), |_| {}).expect("no state is kept");
         play_many(&plan(1, Some(&state), false), |_| {}).expect("the state is written");
         let resumed = play_many(&plan(3, Some(&state), true), |_| {}).expect("it goes on");
         assert_eq!(resumed, whole);
+        for (line, other) in [("profile", "profile scale"), ("build", "build 0.0.1-00")] {
+            let text = std::fs::read_to_string(&state).expect("it was written");
+            let changed: Vec<_> = text
+                .lines()
+                .map(|of| if of.starts_with(line) { other } else { of })
+                .collect();
+            let changed_state = folder.join(line);
+            std::fs::write(&changed_state, changed.join("\n")).expect("the folder is ours");
+            let error = play_many(&plan(3, Some(&changed_state), true), |_| {})
+                .expect_err("another program's seeds count for nothing");
+            assert!(error.to_string().contains(other), "{error}");
+        }
         std::fs::remove_dir_all(folder).expect("the folder is ours");
     }
 }

@@ -3,20 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use vl3_core::Mono;
 use vl3_core::allocator::Lease;
 use vl3_core::ids::Generation;
 use vl3_core::registry::{Command, Endpoint, Refusal, Reply};
 
 use super::clients::Op;
-use super::node::ENDPOINT_LIFETIME;
+use super::node::{ENDPOINT_LIFETIME, LEASE_LIFETIME};
 use super::world::Step;
 use crate::broken::Broken;
 
 #[derive(Debug, Default)]
 pub(super) struct Truth {
-    /// By network and router name: granted, not released.
-    leases: BTreeMap<(usize, String), Lease>,
+    /// By network and router name: granted, not released, and until when without a renewal.
+    leases: BTreeMap<(usize, String), (Lease, Mono)>,
+    /// By domain and network: what its operator excludes at the moment.
+    excluded: BTreeSet<(usize, usize, IpNet)>,
     /// The highest round that was ever granted to a name.
     generations: BTreeMap<(usize, String), Generation>,
     /// By domain and name: acknowledged, and until when without a refresh.
@@ -69,7 +72,7 @@ impl Truth {
         name: &str,
         op: Op,
         result: &Result<Reply, Refusal>,
-        arrived: Mono,
+        (arrived, now): (Mono, Mono),
     ) -> Step {
         let of = (node, name.to_owned());
         if matches!(op, Op::Register | Op::Unregister)
@@ -80,9 +83,13 @@ impl Truth {
         match (op, result) {
             (Op::Acquire | Op::Renew, Ok(Reply::Lease(granted))) => {
                 let network = network.unwrap_or_default();
-                self.granted(network, name, &granted.lease)
+                self.granted(node, network, name, &granted.lease, (arrived, now))
             }
-            (Op::Release, Ok(_)) => {
+            (Op::Acquire, Ok(Reply::Stock { granted, .. })) => {
+                let (network, lease) = (network.unwrap_or_default(), &granted.lease);
+                self.granted(node, network, lease.router.as_str(), lease, (arrived, now))
+            }
+            (Op::Release | Op::End, Ok(_)) => {
                 let network = network.unwrap_or_default();
                 self.leases.remove(&(network, name.to_owned()));
                 Ok(())
@@ -101,11 +108,27 @@ impl Truth {
     }
 
     /// Invariants 1 and 5, as those see it who were told.
-    fn granted(&mut self, network: usize, name: &str, lease: &Lease) -> Step {
+    fn granted(
+        &mut self,
+        node: usize,
+        network: usize,
+        name: &str,
+        lease: &Lease,
+        (arrived, now): (Mono, Mono),
+    ) -> Step {
         self.grants += 1;
         let of = (network, name.to_owned());
-        for ((other_network, other), held) in &self.leases {
-            if *other_network != network || other == name {
+        let excluded = self.excluded.iter();
+        let mut excluded = excluded.filter(|of| (of.0, of.1) == (node, network));
+        let hit = |prefix: IpNet, range: &IpNet| prefix.contains(range) || range.contains(&prefix);
+        if let Some((.., range)) =
+            excluded.find(|(.., range)| lease.prefixes().any(|prefix| hit(prefix, range)))
+        {
+            let what = format!("{lease:?} is granted, the operator excludes {range}");
+            return Err(Broken::new(1, what));
+        }
+        for ((other_network, other), (held, until)) in &self.leases {
+            if *other_network != network || other == name || *until <= now {
                 continue;
             }
             for (a, b) in lease
@@ -127,8 +150,30 @@ impl Truth {
             return Err(Broken::new(5, what));
         }
         *highest = lease.generation;
-        self.leases.insert(of, lease.clone());
+        self.leases
+            .insert(of, (lease.clone(), arrived + LEASE_LIFETIME));
         Ok(())
+    }
+
+    /// The lease that a name was granted lives until then at least.
+    pub(super) fn holds(&self, network: usize, name: &str, until: Mono) -> bool {
+        let held = self.leases.get(&(network, name.to_owned()));
+        held.is_some_and(|(_, held_until)| *held_until >= until)
+    }
+
+    pub(super) fn excludes(&mut self, node: usize, network: usize, range: IpNet) {
+        self.excluded.insert((node, network, range));
+    }
+
+    pub(super) fn includes(&mut self, node: usize, network: usize, range: IpNet) {
+        self.excluded.remove(&(node, network, range));
+    }
+
+    /// Somebody starts anew where the disk is older than what it was granted.
+    pub(super) fn forgot(&mut self, network: usize, name: &str) {
+        let of = (network, name.to_owned());
+        self.generations.remove(&of);
+        self.leases.remove(&of);
     }
 
     /// Of calls under way at a crash nobody knows whether they were carried out.
@@ -147,6 +192,7 @@ impl Truth {
     /// be given an old round again.
     pub(super) fn restored(&mut self, node: usize, forgetful: &[(usize, String)]) {
         self.registered.retain(|(domain, _), _| *domain != node);
+        self.excluded.retain(|(domain, ..)| *domain != node);
         for of in forgetful {
             self.generations.remove(of);
             self.leases.remove(of);

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use vl3_core::document::Chain;
+use ipnet::IpNet;
 use vl3_core::federation::{StreamId, SyncMessage};
 use vl3_core::ids::NetworkUid;
 use vl3_core::machine::Ticket;
@@ -12,7 +12,7 @@ use vl3_core::registry::{
 };
 use vl3_core::{Machine as _, Mono, Now, Outbox, Rng, Wall};
 
-use super::cast::{Network, domain_name};
+use super::cast::{Network, domain_name, has};
 use super::clients::{Client, Op, Watch};
 use super::faults::{Fault, Tally};
 use super::node::Node;
@@ -45,6 +45,10 @@ pub struct World {
     pub(super) cut: BTreeSet<(usize, usize)>,
     pub(super) calls: BTreeMap<u64, Asked>,
     pub(super) truth: Truth,
+    /// Some version of a document was signed with two contents.
+    pub(super) two_contents: bool,
+    /// Domains that ever lied.
+    pub(super) liars: BTreeSet<usize>,
     pub(super) calm_at: Mono,
     pub(super) is_calm: bool,
     next: u64,
@@ -59,6 +63,15 @@ pub(super) enum Asked {
         op: Op,
         arrived: Mono,
     },
+    /// Somebody of this network that is no client, under this name.
+    Probe {
+        network: usize,
+        name: String,
+        op: Op,
+        arrived: Mono,
+    },
+    /// The operator of a range in a network.
+    Excluded(usize, IpNet),
     /// Of this domain.
     Stranger(usize),
     /// What a watch should have been told, and the pages of that so far.
@@ -73,6 +86,11 @@ pub(super) enum Event {
         life: u64,
     },
     Synced {
+        node: usize,
+        life: u64,
+        ticket: Ticket,
+    },
+    DiskFails {
         node: usize,
         life: u64,
         ticket: Ticket,
@@ -134,6 +152,7 @@ pub(super) enum Undo {
     Slow(usize),
     Flap(usize, u32),
     Lie(usize),
+    Exclude(usize),
 }
 
 impl World {
@@ -166,6 +185,8 @@ impl World {
             cut: BTreeSet::new(),
             calls: BTreeMap::new(),
             truth: Truth::default(),
+            two_contents: false,
+            liars: BTreeSet::new(),
             calm_at,
             is_calm: false,
             next: 0,
@@ -200,6 +221,9 @@ impl World {
                 self.nodes[node].idle = true;
                 self.input(node, Input::Appended { ticket })?;
                 self.check_replay_sometimes(node)
+            }
+            Event::DiskFails { node, life, ticket } if self.lives(node, life) => {
+                self.disk_fails(node, ticket)
             }
             Event::Call { client, number, op } => self.call_arrives(client, number, op),
             Event::Answer {
@@ -299,23 +323,19 @@ impl World {
         Peer::vouched(id, self.common(node, domain))
     }
 
-    /// The networks in which both are live, as `node` knows it.
+    /// The networks in which both are members by the versions that `node` holds: of the
+    /// machine counts only which versions these are, what they say was kept when an admin
+    /// signed them.
     pub(super) fn common(&self, node: usize, domain: usize) -> BTreeSet<NetworkUid> {
-        let wall = self.now_at(node).wall;
-        let chains = self
-            .machine(node)
-            .into_iter()
-            .flat_map(RegistryMachine::documents);
-        let both = |chain: &&Chain| {
-            let live = |domain| {
-                chain
-                    .document()
-                    .member(&domain_name(domain), wall)
-                    .is_some()
-            };
-            live(node) && live(domain)
+        let networks = self.networks.iter();
+        let both = |network: &&Network| {
+            let held = self
+                .machine(node)
+                .and_then(|machine| machine.document(network.uid));
+            let written = held.and_then(|held| network.written(held));
+            written.is_some_and(|written| has(written, node) && has(written, domain))
         };
-        chains.filter(both).map(Chain::uid).collect()
+        networks.filter(both).map(|network| network.uid).collect()
     }
 
     pub(super) fn input(&mut self, node: usize, input: Input) -> Step {
