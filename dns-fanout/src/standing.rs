@@ -209,6 +209,7 @@ impl Standing {
             policies: config.policies.clone(),
             clients,
             listeners: self.listeners.clone(),
+            services: None,
             prefer_wait: config.prefer_wait,
             records_max: config.records_max,
         };

@@ -97,12 +97,12 @@ impl Engine {
             cookie,
             key,
         });
-        self.input(ResolverInput::Ask(Asking {
-            asker: Ticket(u64::from(generation) << 32 | u64::from(at)),
-            source,
-            question,
-            flags,
-        }));
+        let asker = Ticket(u64::from(generation) << 32 | u64::from(at));
+        let asking = Asking {
+            mark: asked.options.way.mark(),
+            ..Asking::new(asker, source, question, flags)
+        };
+        self.input(ResolverInput::Ask(asking));
     }
 
     pub(super) fn answer(&mut self, answered: Answered) {

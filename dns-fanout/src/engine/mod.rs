@@ -24,7 +24,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde_json::Value;
 use tokio::sync::oneshot;
-use vl3_core::names::{Resolver, ResolverCounters, ResolverEffect, View};
+use vl3_core::names::{
+    ClientLimits as NoLimits, Resolver, ResolverCounters, ResolverEffect, ResolverSettings, View,
+};
 use vl3_core::{Mono, Now, Outbox};
 use vl3_net::datagrams::{ReceiveBatch, SendCall};
 
@@ -118,6 +120,12 @@ struct Waiting {
     key: Option<packets::Key>,
 }
 
+/// Clients are held to their limits here, before stored packets are looked at.
+const RESOLVER: ResolverSettings = ResolverSettings {
+    clients: NoLimits::NONE,
+    ..ResolverSettings::DEFAULT
+};
+
 #[derive(Clone, Debug)]
 pub(crate) struct EngineSettings {
     pub(crate) upstreams: Settings,
@@ -172,7 +180,7 @@ pub(crate) fn start(
     let (sender, ended) = oneshot::channel();
     let run = move || {
         let mut engine = Engine {
-            resolver: Resolver::new(rand::random()),
+            resolver: Resolver::with_settings(rand::random(), RESOLVER),
             outbox: Outbox::default(),
             poll,
             inbox,

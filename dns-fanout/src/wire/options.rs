@@ -1,6 +1,6 @@
 //! Options of clients' OPT records: cookies (RFC 7873), keepalive (RFC 7828), our loop mark.
 
-use vl3_core::names::{Hop, LoopMark};
+use vl3_core::names::{HOPS_MAX, Hop, LoopMark};
 
 /// Type number of OPT (RFC 6891).
 pub(crate) const OPT: u16 = 41;
@@ -32,6 +32,16 @@ pub(crate) enum Way {
     TooLong,
 }
 
+impl Way {
+    /// As the resolver takes it: what cannot be read has come too far.
+    pub(crate) fn mark(self) -> LoopMark {
+        match self {
+            Self::Marked(mark) => mark,
+            Self::TooLong => LoopMark::new([Hop::default(); HOPS_MAX + 1]),
+        }
+    }
+}
+
 impl Default for Way {
     fn default() -> Self {
         Self::Marked(LoopMark::default())
@@ -46,13 +56,13 @@ fn read_way(value: &[u8]) -> Option<LoopMark> {
     if !rest.is_empty() {
         return None;
     }
-    LoopMark::new(hops.iter().map(|hop| {
+    Some(LoopMark::new(hops.iter().map(|hop| {
         let [a, b, c, d, e, f, g, h, upstream @ ..] = *hop;
         Hop {
             instance: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
             upstream: u32::from_be_bytes(upstream),
         }
-    }))
+    })))
 }
 
 /// Appends the mark of a query that goes on.

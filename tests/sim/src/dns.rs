@@ -201,12 +201,7 @@ impl World {
                 let flags = Flags::default();
                 self.dns_input(
                     index,
-                    ResolverInput::Ask(Asking {
-                        asker,
-                        source: data.source,
-                        question,
-                        flags,
-                    }),
+                    ResolverInput::Ask(Asking::new(asker, data.source, question, flags)),
                 )
             }
             Payload::Answer(reply) => {

@@ -57,6 +57,8 @@ pub enum Decision {
     Local,
     /// Part of the network's own tree: apex, domain labels, partial reverse names.
     Structure,
+    /// A service, or no service, of the set of clusters (R1.7).
+    Service,
     /// Never forwarded (R1.6).
     SpecialUse,
     /// Names a domain that is no member, or an address that nobody owns (R1.8, R1.3).
@@ -75,6 +77,8 @@ pub enum Decision {
     NoOpinion,
     /// An expired answer, because nothing better was to be had (R5.3).
     Stale,
+    /// The name has addresses of the other family (R2.10).
+    OtherType,
     /// The question came back to its sender, or went through too many servers (R4.2, R4.3).
     Loop,
     /// Refused at the limit of questions in flight (R3.10).
@@ -84,9 +88,10 @@ pub enum Decision {
 }
 
 impl Decision {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Local,
         Self::Structure,
+        Self::Service,
         Self::SpecialUse,
         Self::NoOwner,
         Self::Outside,
@@ -96,6 +101,7 @@ impl Decision {
         Self::VotesMissing,
         Self::NoOpinion,
         Self::Stale,
+        Self::OtherType,
         Self::Loop,
         Self::Overload,
         Self::ClientLimit,
@@ -105,6 +111,7 @@ impl Decision {
         match self {
             Self::Local => "local",
             Self::Structure => "structure",
+            Self::Service => "service",
             Self::SpecialUse => "special_use",
             Self::NoOwner => "no_owner",
             Self::Outside => "outside",
@@ -114,6 +121,7 @@ impl Decision {
             Self::VotesMissing => "votes_missing",
             Self::NoOpinion => "no_opinion",
             Self::Stale => "stale",
+            Self::OtherType => "other_type",
             Self::Loop => "loop",
             Self::Overload => "overload",
             Self::ClientLimit => "client_limit",
@@ -125,6 +133,7 @@ impl Decision {
         match self {
             Self::Local => "R1.5",
             Self::Structure => "R1.3",
+            Self::Service => "R1.7",
             Self::SpecialUse | Self::Outside => "R1.6",
             Self::NoOwner => "R1.8",
             Self::NotForAsker => "R4.1",
@@ -133,6 +142,7 @@ impl Decision {
             Self::VotesMissing => "R2.5",
             Self::NoOpinion => "R2.4",
             Self::Stale => "R5.3",
+            Self::OtherType => "R2.10",
             Self::Loop => "R4.2",
             Self::Overload => "R3.10",
             Self::ClientLimit => "R6.6",
@@ -217,6 +227,12 @@ impl Answer {
     /// NOERROR with at least one record.
     pub fn is_positive(&self) -> bool {
         self.rcode == Rcode::NO_ERROR && !self.answers.is_empty()
+    }
+
+    /// No records of the asked type; aliases that lead to nothing come with a SOA.
+    pub(super) fn is_denial(&self) -> bool {
+        let is_soa = |record: &Record| record.data.rtype() == RecordType::SOA;
+        !self.is_positive() || self.authority.iter().any(is_soa)
     }
 
     /// NOERROR without records: the name exists.

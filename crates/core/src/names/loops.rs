@@ -16,18 +16,14 @@ pub struct Hop {
 /// from a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopMark {
-    hops: [Hop; HOPS_MAX],
+    hops: [Hop; HOPS_MAX + 1],
     count: u8,
 }
 
 impl LoopMark {
-    /// `None` for more hops than a question may have made.
-    pub fn new(way: impl IntoIterator<Item = Hop>) -> Option<Self> {
-        let mut mark = Self::default();
-        for hop in way {
-            mark = mark.and(hop)?;
-        }
-        Some(mark)
+    /// Hops in the order they were made; those behind one too many make no difference.
+    pub fn new(way: impl IntoIterator<Item = Hop>) -> Self {
+        way.into_iter().fold(Self::default(), Self::and)
     }
 
     pub fn hops(&self) -> &[Hop] {
@@ -38,11 +34,19 @@ impl LoopMark {
         self.count == 0
     }
 
-    /// The mark of the query that goes on; `None` beyond [`HOPS_MAX`].
-    pub fn and(mut self, hop: Hop) -> Option<Self> {
-        *self.hops.get_mut(usize::from(self.count))? = hop;
-        self.count += 1;
-        Some(self)
+    /// Whether the question made more than [`HOPS_MAX`] hops.
+    pub fn is_too_long(&self) -> bool {
+        self.hops().len() > HOPS_MAX
+    }
+
+    /// The mark of the query that goes on.
+    #[must_use]
+    pub fn and(mut self, hop: Hop) -> Self {
+        if let Some(room) = self.hops.get_mut(usize::from(self.count)) {
+            *room = hop;
+            self.count += 1;
+        }
+        self
     }
 
     /// The upstream by which a question of `instance` left, should it have come back.
@@ -61,14 +65,16 @@ mod tests {
     #[test]
     fn r4_2_a_mark_knows_its_way_and_ends_after_three_hops() {
         let hop = |instance, upstream| Hop { instance, upstream };
-        let mark = LoopMark::new([hop(7, 1), hop(8, 2)]).unwrap();
+        let mark = LoopMark::new([hop(7, 1), hop(8, 2)]);
         assert_eq!(
             (mark.own(7), mark.own(8), mark.own(9)),
             (Some(1), Some(2), None)
         );
-        let full = mark.and(hop(9, 3)).unwrap();
-        assert_eq!(full.hops().len(), HOPS_MAX);
-        assert_eq!(full.and(hop(10, 4)), None);
+        let full = mark.and(hop(9, 3));
+        assert!(!full.is_too_long());
+        let beyond = full.and(hop(10, 4));
+        assert!(beyond.is_too_long());
+        assert_eq!(beyond.and(hop(11, 5)), beyond);
         assert!(LoopMark::default().is_empty() && LoopMark::default().own(0).is_none());
     }
 }

@@ -254,6 +254,7 @@ fn united(about: Merge<'_>, chosen: &[(&Voter, &Positive)], decision: Decision) 
     answer.authoritative = chosen.iter().all(|(voter, _)| **voter == Voter::Local);
     if let [(_, only)] = chosen {
         answer.answers.clone_from(&only.records);
+        answer.authority.clone_from(&only.authority);
         answer.additional.clone_from(&only.additional);
         if !(about.flags.dnssec_ok || about.flags.checking_disabled) {
             answer.turns = Turns::of_one(&only.records);

@@ -126,6 +126,11 @@ impl Name {
             .is_some_and(|ancestor| *ancestor == *suffix.wire)
     }
 
+    /// Whether both are one allocation.
+    pub(super) fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.wire, &other.wire)
+    }
+
     /// Octets of the wire form without the final root octet.
     pub fn octets(&self) -> &[u8] {
         &self.wire
@@ -162,6 +167,9 @@ impl Name {
     /// The prefix that a name below `in-addr.arpa` or `ip6.arpa` stands for (a full address as
     /// /32 or /128); `None` for other names and malformed digits.
     pub fn reverse_prefix(&self) -> Option<IpNet> {
+        if !self.wire.ends_with(b"\x04arpa") {
+            return None;
+        }
         let labels: Vec<&[u8]> = self.labels().collect();
         let (digits, zone) = labels.split_at_checked(labels.len().checked_sub(2)?)?;
         match zone {

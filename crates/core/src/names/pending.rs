@@ -33,6 +33,7 @@ pub(super) struct Sent {
     pub(super) server: SocketAddr,
     pub(super) at: Mono,
     pub(super) transport: Transport,
+    pub(super) mixed_case: bool,
 }
 
 impl Pending {
@@ -124,11 +125,13 @@ impl Pending {
         out: &mut Outbox<ResolutionEffect>,
     ) {
         let ticket = tickets.issue();
+        let mixed_case = self.mixed_case && transport == Transport::Udp;
         self.outstanding.push(Sent {
             ticket,
             server,
             at: now.mono,
             transport,
+            mixed_case,
         });
         let mut flags = asked.flags;
         flags.recursion_desired = self.upstream.recursion_desired();
@@ -140,8 +143,9 @@ impl Pending {
             after: self.last.replace(ticket),
             question: Arc::clone(&asked.question),
             flags,
-            mixed_case: self.mixed_case && transport == Transport::Udp,
+            mixed_case,
             mark: asked.mark_for(&self.upstream),
+            probe: false,
         }));
     }
 

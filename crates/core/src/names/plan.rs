@@ -40,6 +40,16 @@ pub fn plan(view: &View, question: &Question, asker: ClientClass, now: Now) -> P
     if let Some(refusal) = unsupported(question) {
         return Plan::Answer(refusal);
     }
+    let service = view
+        .services()
+        .and_then(|services| services.answer(view, question));
+    if let Some(answer) = service {
+        return Plan::Answer(if asker == ClientClass::Member {
+            answer
+        } else {
+            not_for_asker("another router's services")
+        });
+    }
     let configured = view.configured_for(&question.name);
     if let Some(network) = view.network() {
         let context = Context {
@@ -166,7 +176,8 @@ fn is_member(context: Context<'_>, domain: &DomainName) -> bool {
         .is_some()
 }
 
-fn unsupported(question: &Question) -> Option<Answer> {
+/// What is refused whoever asks (R3.5, R6.3).
+pub(super) fn unsupported(question: &Question) -> Option<Answer> {
     if question.class != CLASS_IN || question.rtype.is_transfer() {
         return Some(Answer::code(Rcode::REFUSED, Decision::Unsupported));
     }

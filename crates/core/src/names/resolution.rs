@@ -36,6 +36,8 @@ pub struct Query {
     pub mixed_case: bool,
     /// Sent along as a private EDNS option (R4.2).
     pub mark: Option<LoopMark>,
+    /// Nobody's question: it asks whether the upstream lives (R3.7) or leads back (R4.3).
+    pub probe: bool,
 }
 
 /// What every query of one fan-out asks.
@@ -65,7 +67,7 @@ impl Asked {
             instance: self.instance,
             upstream: upstream.id.number(),
         };
-        upstream.marks_loops().then(|| self.mark.and(hop)).flatten()
+        upstream.marks_loops().then(|| self.mark.and(hop))
     }
 }
 
@@ -100,6 +102,8 @@ pub enum ResolutionEffect {
     Heard {
         upstream: Arc<Upstream>,
         rtt: Option<Duration>,
+        /// The reply repeated a name in mixed case (R3.3).
+        mixed_case: bool,
         /// Addresses taken out of the reply (R6.7).
         private_removed: usize,
     },
@@ -192,11 +196,11 @@ impl Resolution {
     }
 
     /// Keeps what happens from here on (R7.3).
-    pub fn set_trace(&mut self, trace: Option<Box<Trace>>) {
+    pub(super) fn set_trace(&mut self, trace: Option<Box<Trace>>) {
         self.trace = trace;
     }
 
-    pub const fn take_trace(&mut self) -> Option<Box<Trace>> {
+    pub(super) const fn take_trace(&mut self) -> Option<Box<Trace>> {
         self.trace.take()
     }
 
@@ -276,6 +280,7 @@ impl Resolution {
         out.push(ResolutionEffect::Heard {
             upstream,
             rtt: by_udp.then(|| now.mono.saturating_since(sent.at)),
+            mixed_case: sent.mixed_case,
             private_removed,
         });
         if reply.truncated && by_udp {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Name;
 
 /// Values by suffix; the root matches every name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Suffixes<T> {
     by_suffix: BTreeMap<Name, T>,
 }

@@ -26,12 +26,17 @@ impl UpstreamId {
         &self.0
     }
 
-    /// Tells upstreams of one server apart in its own marks (R4.2): FNV-1a of the name.
+    /// Tells upstreams of one server apart in its own marks (R4.2).
     pub(super) fn number(&self) -> u32 {
-        self.0.bytes().fold(0x811c_9dc5, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        })
+        source_of(self.as_str())
     }
+}
+
+/// FNV-1a of a name.
+pub(super) fn source_of(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 impl fmt::Display for UpstreamId {
@@ -165,6 +170,13 @@ impl Upstream {
     /// A label for metrics: the domain, else the configured name.
     pub fn label(&self) -> &str {
         self.tags.domain.as_deref().unwrap_or(self.id.as_str())
+    }
+
+    /// Whose part of the cache its answers are (R3.9): its domain's, whatever router answers for
+    /// that, else its own.
+    pub(super) fn source(&self) -> u32 {
+        self.domain()
+            .map_or_else(|| self.id.number(), |domain| source_of(domain.as_str()))
     }
 
     pub const fn domain(&self) -> Option<&DomainName> {

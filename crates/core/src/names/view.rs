@@ -10,9 +10,10 @@ use ipnet::IpNet;
 
 use super::clients::ClientTable;
 use super::suffix::Suffixes;
+use super::upstream::source_of;
 use super::{
     ClientClass, Data, MERGED_RECORDS_MAX, Name, NameError, Network, NetworkParts, Record,
-    ResolverState, Soa, Upstream, UpstreamId,
+    ResolverState, Services, Soa, Upstream, UpstreamId,
 };
 use crate::document::Document;
 
@@ -73,6 +74,8 @@ pub struct ViewParts {
     pub clients: Vec<(IpNet, ClientClass)>,
     /// Where we listen: never asked (R4.4). Wildcard addresses are spelled out by the caller.
     pub listeners: Vec<SocketAddr>,
+    /// Services under `clusterset.local`; `None`: that zone is not served.
+    pub services: Option<Arc<Services>>,
     /// How long [`Policy::Prefer`] waits for a better class.
     pub prefer_wait: Duration,
     /// Largest merged record set (R2.7).
@@ -88,6 +91,7 @@ impl Default for ViewParts {
             policies: Vec::new(),
             clients: Vec::new(),
             listeners: Vec::new(),
+            services: None,
             prefer_wait: PREFER_WAIT,
             records_max: MERGED_RECORDS_MAX,
         }
@@ -119,6 +123,7 @@ pub struct View {
     by_suffix: Suffixes<Vec<Arc<Upstream>>>,
     policies: Suffixes<Option<Policy>>,
     clients: ClientTable,
+    services: Option<Arc<Services>>,
     pub(super) prefer_wait: Duration,
     pub(super) records_max: usize,
 }
@@ -205,6 +210,7 @@ impl View {
             by_suffix,
             policies,
             clients: ClientTable::new(&clients),
+            services: parts.services,
             prefer_wait: parts.prefer_wait,
             records_max: parts.records_max,
         }
@@ -225,6 +231,28 @@ impl View {
             .iter()
             .flat_map(Network::upstreams)
             .chain(&self.upstreams)
+    }
+
+    pub(super) fn services(&self) -> Option<&Services> {
+        self.services.as_deref()
+    }
+
+    /// Everybody who may have a part in stored answers: live domains and configured upstreams.
+    pub(super) fn sources(&self) -> impl Iterator<Item = u32> {
+        let domains = self
+            .network
+            .iter()
+            .flat_map(|network| network.document.members.values())
+            .filter(|member| !member.revoked)
+            .map(|member| source_of(member.domain.as_str()));
+        domains.chain(self.upstreams.iter().map(|upstream| upstream.source()))
+    }
+
+    pub(super) fn has_same_policies(&self, other: &Self) -> bool {
+        let shared = |view: &Self| view.network.as_ref().map(|network| network.shared_policy);
+        self.policies == other.policies
+            && self.records_max == other.records_max
+            && (shared(self) == shared(other) || self.network.is_none() || other.network.is_none())
     }
 
     /// Who asks from that address; `None`: nobody we serve.

@@ -117,6 +117,8 @@ pub enum Vote {
 pub struct Positive {
     /// The CNAME chain, then the set it ends in.
     pub records: Vec<Record>,
+    /// For a client that checks signatures: what proves that no closer name exists.
+    pub authority: Vec<Record>,
     /// Addresses of the names in `records`.
     pub additional: Vec<Record>,
     pub truncated: bool,
@@ -268,6 +270,7 @@ fn owned(
     match chain(question, &reply.answers, limits.positive) {
         Ok(chain) if !chain.ends => Vote::no_data(),
         Ok(chain) => Vote::Positive(Positive {
+            authority: Vec::new(),
             additional: reply
                 .additional
                 .iter()
@@ -319,8 +322,15 @@ fn outside(
             chain.records
         };
         let additional = reply.additional.iter().filter(keep);
+        let proofs = reply
+            .authority
+            .iter()
+            .filter(|record| checked && is_proof(record));
         return classed(Vote::Positive(Positive {
             records,
+            authority: proofs
+                .map(|record| capped(record, limits.positive))
+                .collect(),
             additional: additional
                 .filter(|record| checked || record.data.address().is_some())
                 .map(|record| capped(record, limits.positive))
@@ -353,13 +363,18 @@ fn proof(reply: &Reply, checked: bool, ttl_max: u32) -> Vec<Record> {
     let Some((soa, ttl)) = soa else {
         return Vec::new();
     };
-    let is_proof = |record: &&Record| {
-        checked && matches!(record.data.rtype(), NSEC | NSEC3 | RecordType::RRSIG)
-    };
+    let proofs = reply
+        .authority
+        .iter()
+        .filter(|record| checked && is_proof(record));
     core::iter::once(soa)
-        .chain(reply.authority.iter().filter(is_proof))
+        .chain(proofs)
         .map(|record| capped(record, ttl))
         .collect()
+}
+
+const fn is_proof(record: &Record) -> bool {
+    matches!(record.data.rtype(), NSEC | NSEC3 | RecordType::RRSIG)
 }
 
 fn is_referral(reply: &Reply) -> bool {

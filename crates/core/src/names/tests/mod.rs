@@ -1,7 +1,16 @@
 //! The rules, one by one; each test's name starts with the number of its rule.
 
+mod bench;
+mod caching;
+mod configured;
+mod explaining;
 mod permutations;
 mod planning;
+mod policies;
 mod resolving;
+mod services;
+mod stale;
+mod storing;
+mod upstreams;
 mod voting;
 mod world;
