@@ -22,7 +22,8 @@ fn numbered() -> Behaviour {
             .next()
             .unwrap()
             .parse()
-            .unwrap();
+            // A probe of its health, which asks for the zone.
+            .unwrap_or_default();
         let address = format!("172.16.{}.{}", 4 + number / 250, number % 250);
         vec![Sent::Reply(octets(&with_addresses(asked, &[&address])))]
     })

@@ -82,11 +82,14 @@ impl Upstream {
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.asked.lock().unwrap().len()
+        self.all().len()
     }
 
+    /// Without probes of its health, which ask for the zone.
     pub(crate) fn all(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+        let asked = self.asked.lock().unwrap().clone();
+        let is_question = |asked: &Asked| asked.message.queries[0].query_type() != RecordType::SOA;
+        asked.into_iter().filter(is_question).collect()
     }
 }
 
