@@ -18,7 +18,8 @@ const BACK_MAX: Duration = Duration::from_secs(8);
 /// The canonical name of a workload in the part that cannot be asked.
 const NAME: &str = "north-a.north.red.vl3";
 
-/// RFC 8914: no reachable authority.
+/// RFC 8914: an answer from before; no reachable authority.
+const STALE: u16 = 3;
 const NO_REACHABLE_AUTHORITY: u16 = 22;
 
 pub(in crate::demo) async fn run(world: &World, report: &mut Report) -> anyhow::Result<String> {
@@ -47,7 +48,7 @@ pub(in crate::demo) async fn run(world: &World, report: &mut Report) -> anyhow::
     reachability::all_answer("red", &members, BACK_MAX)
         .await
         .context("after the heal")?;
-    await_name(world, "east-a", Rcode::NoError, BACK_MAX)
+    await_name(world, "east-a", Wanted::Fresh, BACK_MAX)
         .await
         .context("names after the heal")?;
     let beside = beside.stop(Duration::from_millis(200)).await;
@@ -83,22 +84,40 @@ fn steady(world: &World, from: &str, to: &str) -> anyhow::Result<Continuous> {
     Continuous::start(&source.host, Some(own.v6.into()), other.v6.into(), INTERVAL)
 }
 
-/// The name is SERVFAIL where its domain cannot be asked, never NXDOMAIN, and answered elsewhere.
+/// Where its domain cannot be asked, the name is what it was before, and said to be old, or
+/// SERVFAIL; never NXDOMAIN. Elsewhere it is answered.
 async fn names_meanwhile(world: &World, cut: Instant) -> anyhow::Result<String> {
     let limit = LASTS.saturating_sub(cut.elapsed());
-    await_name(world, "east-a", Rcode::ServFail, limit).await?;
-    await_name(world, "west-a", Rcode::NoError, limit).await?;
-    Ok(format!(
-        "{NAME} was SERVFAIL (extended error {NO_REACHABLE_AUTHORITY}) in east and answered in west"
-    ))
+    let said = await_name(world, "east-a", Wanted::OldOrMissing, limit).await?;
+    await_name(world, "west-a", Wanted::Fresh, limit).await?;
+    Ok(format!("{NAME} was {said} in east and answered in west"))
+}
+
+/// What an asker is to be told.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    Fresh,
+    OldOrMissing,
+}
+
+impl Wanted {
+    const fn is_met(self, rcode: Rcode, extended: Option<u16>) -> bool {
+        match self {
+            Self::Fresh => matches!((rcode, extended), (Rcode::NoError, None)),
+            Self::OldOrMissing => matches!(
+                (rcode, extended),
+                (Rcode::NoError, Some(STALE)) | (Rcode::ServFail, Some(NO_REACHABLE_AUTHORITY))
+            ),
+        }
+    }
 }
 
 async fn await_name(
     world: &World,
     from: &str,
-    wanted: Rcode,
+    wanted: Wanted,
     limit: Duration,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let workload = world.workload(from)?;
     let server: SocketAddr = workload.resolver(world.network("red")?.pool6)?;
     let started = Instant::now();
@@ -115,10 +134,8 @@ async fn await_name(
         if answer.rcode == Rcode::NxDomain {
             bail!("{from} was told that {NAME} does not exist");
         }
-        let extended =
-            wanted != Rcode::ServFail || answer.extended_error == Some(NO_REACHABLE_AUTHORITY);
-        if answer.rcode == wanted && extended {
-            return Ok(());
+        if wanted.is_met(answer.rcode, answer.extended_error) {
+            return Ok(names::describe(&answer));
         }
         if started.elapsed() > limit {
             bail!(
