@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use vl3_core::Wall;
 use vl3_core::allocator::LeaseRecord;
+use vl3_core::document::Chain;
 use vl3_core::ids::DomainName;
 use vl3_core::registry::{Record, Report, Violation, check};
 use vl3_runtime::clock;
@@ -92,7 +93,7 @@ pub fn report_json(report: &Report) -> Value {
     })
 }
 
-/// Writes what a registry kept; refused when it does not make sense.
+/// Writes what a registry kept, whether it makes sense or not: the report says which.
 pub fn write_backup(kept: Contents, domain: &str, file: &Path) -> anyhow::Result<Report> {
     let report = check_kept(&kept, domain);
     let backup = Backup {
@@ -111,13 +112,15 @@ pub fn load_backup(file: &Path) -> anyhow::Result<Backup> {
 }
 
 /// Puts a backup into the state directory of a stopped registry of that domain (any, where it
-/// is not known), marked: its next start only takes leases back for one renewal period.
+/// is not known), marked: its next start only takes leases back for two renewal periods, in the
+/// networks of the backup and in those that it serves now (`served`).
 /// All or nothing: the store is built beside and renamed, and what stood there keeps its name
 /// until then.
 pub fn restore(
     file: &Path,
     state_dir: &Path,
     domain: Option<&str>,
+    served: &[Chain],
     force: bool,
 ) -> anyhow::Result<Restored> {
     let backup = load_backup(file)?;
@@ -163,7 +166,7 @@ pub fn restore(
     let new = state_dir.join(NEW_FILE);
     // What an earlier restore left that was cut off.
     remove(&new)?;
-    fill(&mut Redb::open_locked(&new, &lock)?, &backup.kept)?;
+    fill(&mut Redb::open_locked(&new, &lock)?, &backup.kept, served)?;
     if let Some((_, aside)) = &replaced {
         remove(aside)?;
         std::fs::hard_link(&path, aside)
@@ -189,8 +192,8 @@ fn remove(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Everything with its times, and the mark, in one step.
-fn fill(store: &mut dyn Store, kept: &Contents) -> anyhow::Result<()> {
+/// Everything with its times, and the mark of every network, in one step.
+fn fill(store: &mut dyn Store, kept: &Contents, served: &[Chain]) -> anyhow::Result<()> {
     let at = clock::wall();
     let mut journal = kept.journal.clone();
     let mut networks = Vec::new();
@@ -199,6 +202,15 @@ fn fill(store: &mut dyn Store, kept: &Contents) -> anyhow::Result<()> {
             && !networks.contains(&chain.uid())
         {
             networks.push(chain.uid());
+        }
+    }
+    // What the domain joined after the backup was taken has leases that it does not know.
+    for chain in served {
+        if !networks.contains(&chain.uid()) {
+            networks.push(chain.uid());
+            let chain = chain.clone();
+            let bytes = encode(&Record::Document { chain });
+            journal.extend(bytes.map(|bytes| Entry { at, bytes }));
         }
     }
     let mark = |uid| {

@@ -9,6 +9,7 @@ use registry_federation::maintenance::{
 };
 use registry_federation::store::StoreConfig;
 use serde_json::{Value, json};
+use vl3_core::document::Chain;
 use vl3_runtime::config::{Flags, load_from};
 
 use super::Shown;
@@ -97,12 +98,13 @@ pub(super) async fn check(args: &Check, out: &Output) -> Result<(), Failure> {
 }
 
 pub(super) fn restored(args: &Restore, out: &Output) -> Result<(), Failure> {
-    let (dir, domain) = match (&args.config, &args.state_dir) {
+    let (dir, domain, served) = match (&args.config, &args.state_dir) {
         (Some(config), _) => configured(config)?,
-        (None, Some(dir)) => (dir.clone(), None),
+        (None, Some(dir)) => (dir.clone(), None, Vec::new()),
         (None, None) => return Err(anyhow!("--config or --state-dir is missing").into()),
     };
-    let done = restore(&args.file, &dir, domain.as_deref(), args.force).map_err(in_use)?;
+    let done = restore(&args.file, &dir, domain.as_deref(), &served, args.force);
+    let done = done.map_err(in_use)?;
     let mut shown = report_json(&done.report);
     shown["taken_unix_seconds"] = json!(done.taken.unix_secs());
     shown["replaced"] = json!(
@@ -119,12 +121,17 @@ pub(super) fn restored(args: &Restore, out: &Output) -> Result<(), Failure> {
         out.line(&format!("what was there is {}", replaced.display()));
     }
     show(&shown, out);
+    if args.config.is_none() {
+        out.line(
+            "of networks that it joined after the backup nothing is known: --config names them",
+        );
+    }
     out.line("for two renewal periods after its start it takes leases back and grants none");
     Ok(())
 }
 
-/// State directory and domain of a registry's configuration.
-fn configured(config: &Path) -> Result<(PathBuf, Option<String>), Failure> {
+/// State directory, domain and networks of a registry's configuration.
+fn configured(config: &Path) -> Result<(PathBuf, Option<String>, Vec<Chain>), Failure> {
     let flags = Flags {
         config: Some(config.to_owned()),
         set: Vec::new(),
@@ -151,7 +158,9 @@ fn configured(config: &Path) -> Result<(PathBuf, Option<String>), Failure> {
     }
     let dir = loaded.common.state_dir;
     let dir = dir.ok_or_else(|| anyhow!("state_dir is \"\": this registry keeps nothing"))?;
-    Ok((dir, Some(loaded.config.domain.to_string())))
+    let networks = loaded.config.networks.iter();
+    let served = networks.map(|network| network.chain.clone()).collect();
+    Ok((dir, Some(loaded.config.domain.to_string()), served))
 }
 
 /// A state that a running registry holds is asked for at the registry.

@@ -58,8 +58,11 @@ impl Redb {
 
     /// As [`Self::open`], for who holds the lock already.
     pub(crate) fn open_locked(path: &Path, _lock: &StateLock) -> Result<Self, StoreError> {
-        let missing = std::fs::metadata(path).map_or(true, |found| found.len() == 0);
-        if missing {
+        // An empty file is none that we left: a new one comes to its place whole.
+        if std::fs::metadata(path).is_ok_and(|found| found.len() == 0) {
+            return Err(opening(path, &"it is empty; remove it to begin anew"));
+        }
+        if !path.exists() {
             // A crash while redb lays a file out leaves one that it does not take for its own.
             let fresh = path.with_extension("redb.new");
             match builder().create(&fresh) {

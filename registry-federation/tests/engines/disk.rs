@@ -277,7 +277,11 @@ fn a_damaged_file_is_an_error_and_stays_as_it_is() {
     assert_eq!(run(&mut store).0, 10);
     drop(store);
     let whole = std::fs::read(&path).expect("a file");
-    let mut damaged = vec![b"no database, whatever it was once".to_vec(), vec![0; 4096]];
+    let mut damaged = vec![
+        b"no database, whatever it was once".to_vec(),
+        vec![0; 4096],
+        Vec::new(),
+    ];
     damaged.extend([1, 100, 512, 4096, whole.len() / 2].map(|length| whole[..length].to_vec()));
     for at in [0, 16, 64] {
         let mut torn = whole.clone();
@@ -305,7 +309,6 @@ fn a_crash_while_the_file_is_made_is_no_damage() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("registry.redb");
     std::fs::write(path.with_extension("redb.new"), b"half of it").expect("a file");
-    std::fs::write(&path, b"").expect("a file");
     let mut store = Redb::open(&path).expect("a fresh store");
     store.append(&[entry(1, "a")]).expect("an append");
     drop(store);

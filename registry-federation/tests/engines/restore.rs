@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use registry_federation::maintenance::{restore, write_backup};
+use registry_federation::maintenance::{check_kept, restore, write_backup};
 use registry_federation::store::{Contents, Journal as _, Redb, StateLock, StoreError, encode};
 use vl3_core::allocator::LeaseRecord;
 use vl3_core::document::{AdminSecret, Chain, Document, Policy};
@@ -71,7 +71,7 @@ fn a_state_that_is_locked_is_opened_by_nobody_whether_it_is_there_or_not() {
         let lock = StateLock::take(&path).expect("the lock");
         let refused = Redb::open(&path).expect_err("locked");
         assert!(is_in_use(&refused), "{refused}");
-        let refused = restore(&file, dir.path(), None, true).expect_err("locked");
+        let refused = restore(&file, dir.path(), None, &[], true).expect_err("locked");
         assert!(
             format!("{refused:#}").contains("already open"),
             "{refused:#}"
@@ -103,7 +103,7 @@ fn what_a_registry_wrote_that_started_during_a_restore_is_not_lost() {
                     std::thread::yield_now();
                 }
             });
-            let done = restore(&file, &state, None, false);
+            let done = restore(&file, &state, None, &[], false);
             registry.join().expect("a registry").expect("an append");
             done
         });
@@ -147,7 +147,7 @@ fn at_no_moment_of_a_restore_is_there_no_state() {
             true
         });
         for _ in 0..40 {
-            let done = restore(&file, dir.path(), Some("east"), true).expect("a restore");
+            let done = restore(&file, dir.path(), Some("east"), &[], true).expect("a restore");
             let aside = done.replaced.expect("what was there");
             assert!(aside.is_file() && path.is_file());
         }
@@ -157,4 +157,17 @@ fn at_no_moment_of_a_restore_is_there_no_state() {
     assert!(looks.load(Ordering::Relaxed) > 1000);
     let mut store = Redb::open(&path).expect("it opens");
     assert_eq!(store.replay().expect("a journal").len(), entries);
+}
+
+/// Its leases are of after the backup: no newcomer may be given what their routers run with.
+#[test]
+fn a_network_that_was_joined_after_the_backup_is_marked_as_well() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("backup");
+    write_backup(Contents::default(), "east", &file).expect("a backup");
+    restore(&file, dir.path(), Some("east"), &[chain()], false).expect("a restore");
+    let mut store = Redb::open(&dir.path().join(STATE)).expect("it opens");
+    let kept = Contents::read(&mut store).expect("what it keeps");
+    let report = check_kept(&kept, "east");
+    assert_eq!((report.networks, report.readopting), (1, 1));
 }

@@ -288,12 +288,12 @@ async fn an_old_backup_takes_nothing_from_a_router_that_came_later() {
     assert_eq!(lease.prefix4, first.prefix4, "the same prefix, later");
     registry.stop().await;
 
-    let refused = restore(&file, &state, Some("west"), true).unwrap_err();
+    let refused = restore(&file, &state, Some("west"), &[], true).unwrap_err();
     assert!(
         refused.to_string().contains("is of domain east"),
         "{refused}"
     );
-    let done = restore(&file, &state, Some("east"), true).unwrap();
+    let done = restore(&file, &state, Some("east"), &[], true).unwrap();
     assert!(done.replaced.unwrap().is_file());
     let registry = world.registry_on_disk("east", &store).await;
     let other = world.client("east", path, &registry).await;
