@@ -282,6 +282,7 @@ fn core_config(config: &Config, ctx: &RoleContext) -> vl3_core::registry::Config
     core.allocator.renew_after = config.renew_after;
     core.allocator.prefix_len4 = config.prefix_len4;
     core.federation.stale_grace = config.stale_grace;
+    core.rewrite_after = config.journal_records;
     config.limits.apply(&mut core);
     core
 }

@@ -16,6 +16,10 @@ use crate::limits::Limits;
 
 /// Port of NSM's reference deployment (nsm-wire 4.6).
 const LISTEN_DEFAULT: &str = "tcp://:5002";
+const JOURNAL_RECORDS: usize = 20_000;
+/// Below, a busy registry would rewrite its journal all the time.
+const JOURNAL_RECORDS_MIN: usize = 100;
+const JOURNAL_RECORDS_MAX: usize = 10_000_000;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -40,6 +44,8 @@ pub struct Config {
     pub prefix_len4: Option<u8>,
     /// How long a domain's entries stay without a stream to its registry.
     pub stale_grace: Duration,
+    /// Journal records after which the journal is replaced by what they come to.
+    pub journal_records: usize,
     pub limits: Limits,
     /// What keeps the state.
     pub store: StoreConfig,
@@ -148,6 +154,7 @@ impl Configure for Config {
             "stale_grace",
             vl3_core::federation::Config::default().stale_grace,
         );
+        let journal_records = section.or("journal_records", JOURNAL_RECORDS);
         let limits = section.table("limits", Limits::read);
         let restored = section.or("restored", false);
         let name = domain.as_ref().map_or("", DomainName::as_str).to_owned();
@@ -166,6 +173,13 @@ impl Configure for Config {
         if renew_after * 2 > lease_lifetime || renew_after < Duration::from_secs(1) {
             let value = format!("{renew_after:?}");
             section.problem("renew_after", Some(value), "1s to half of lease_lifetime");
+        }
+        if !(JOURNAL_RECORDS_MIN..=JOURNAL_RECORDS_MAX).contains(&journal_records) {
+            section.problem(
+                "journal_records",
+                Some(journal_records.to_string()),
+                &format!("{JOURNAL_RECORDS_MIN} to {JOURNAL_RECORDS_MAX}"),
+            );
         }
         if endpoint_lifetime < Duration::from_secs(1) {
             section.problem(
@@ -189,6 +203,7 @@ impl Configure for Config {
             renew_after,
             prefix_len4,
             stale_grace,
+            journal_records,
             limits,
             store: store?,
             restored,

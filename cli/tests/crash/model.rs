@@ -1,6 +1,8 @@
 //! What the clients of the registry were told, and what they asked when it died.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -72,6 +74,8 @@ enum Asked {
 pub(crate) struct Load {
     routers: Vec<(Source, Router)>,
     running: Vec<JoinHandle<Router>>,
+    /// Of the process that is asked now: before, no error is the end.
+    killed: Arc<AtomicBool>,
     rng: StdRng,
 }
 
@@ -96,19 +100,26 @@ impl Load {
         Self {
             routers: (1..=ROUTERS).map(router).collect(),
             running: Vec::new(),
+            killed: Arc::default(),
             rng: StdRng::seed_from_u64(seed),
         }
     }
 
     /// Every router asks one thing after the other; returns at the end of the life.
     pub(crate) async fn run(&mut self, world: &World, life: Duration) {
+        self.killed = Arc::default();
         for (source, router) in &self.routers {
             let connection = world.dial(source).await.expect("a connection");
-            let seed = self.rng.random();
-            self.running
-                .push(tokio::spawn(router.clone().ask_on(connection, seed)));
+            let (seed, killed) = (self.rng.random(), Arc::clone(&self.killed));
+            let asking = router.clone().ask_on(connection, seed, killed);
+            self.running.push(tokio::spawn(asking));
         }
         eventually_over(life).await;
+    }
+
+    /// The kill follows.
+    pub(crate) fn dies_now(&self) {
+        self.killed.store(true, Ordering::SeqCst);
     }
 
     /// After the kill: what each was told last.
@@ -161,12 +172,12 @@ impl Load {
 
 const IN_DOUBT: &str = "cut off by the kill";
 
-async fn eventually_over(life: Duration) {
+pub(crate) async fn eventually_over(life: Duration) {
     tokio::time::sleep(life).await;
 }
 
 impl Router {
-    async fn ask_on(mut self, connection: Connection, seed: u64) -> Self {
+    async fn ask_on(mut self, connection: Connection, seed: u64, killed: Arc<AtomicBool>) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         loop {
             let asked = self.choose(&mut rng);
@@ -174,7 +185,7 @@ impl Router {
             match self.ask(&connection, &asked).await {
                 Ok(()) => self.doubt = None,
                 // The registry died.
-                Err(status) if is_the_end(&status) => {
+                Err(status) if killed.load(Ordering::SeqCst) && is_the_end(&status) => {
                     *self.counts.entry(IN_DOUBT).or_default() += 1;
                     return self;
                 }

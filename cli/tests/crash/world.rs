@@ -62,7 +62,7 @@ impl World {
         let config = format!(
             "domain = \"east\"\nname = \"east\"\nidentity.dir = \"registry-east\"\n\
              listen = [\"tcp://127.0.0.1:{port}\"]\nrun_dir = \"run\"\nstate_dir = \"state\"\n\
-             endpoint_lifetime = \"1h\"\nlog.level = \"warn\"\n[[network]]\ndocument = \"red.vl3net\"\n"
+             endpoint_lifetime = \"1h\"\njournal_records = 100\nlog.level = \"warn\"\n[[network]]\ndocument = \"red.vl3net\"\n"
         );
         std::fs::write(path.join("registry.toml"), config).expect("write");
         Self {
@@ -115,6 +115,27 @@ impl World {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("the registry is not ready within 12 s: {}", self.log());
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Whether it serves at this moment.
+    pub(crate) async fn is_ready(&self) -> bool {
+        vl3_lab::admin::is_ready(&self.run_dir()).await
+    }
+
+    /// How often this process replaced its journal by a snapshot.
+    pub(crate) async fn rewrites(&self) -> u64 {
+        let (_, text) = vl3_lab::admin::get(&self.run_dir(), "/metrics")
+            .await
+            .expect("metrics");
+        let mut lines = text.lines();
+        let count =
+            lines.find_map(|line| line.strip_prefix("vl3_registry_journal_rewrites_total "));
+        let count = count.expect("the metric of rewrites");
+        count.parse().expect("a number")
     }
 
     fn log(&self) -> String {

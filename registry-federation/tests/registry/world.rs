@@ -227,6 +227,7 @@ impl World {
             renew_after: Duration::from_secs(60),
             prefix_len4: None,
             stale_grace: Duration::from_secs(600),
+            journal_records: 20_000,
             limits: Limits::default(),
             store: StoreConfig::default(),
             restored: false,
