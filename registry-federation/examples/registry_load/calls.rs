@@ -98,20 +98,21 @@ impl Caller {
         self.endpoints().unregister(endpoint).await.map(|_| ())
     }
 
-    /// The number of endpoints found.
+    /// The names of the endpoints found, in order.
     pub(crate) async fn find(
         &self,
         wanted: NetworkServiceEndpoint,
-    ) -> Result<usize, tonic::Status> {
+    ) -> Result<Vec<String>, tonic::Status> {
         let query = NetworkServiceEndpointQuery {
             network_service_endpoint: Some(wanted),
             watch: false,
         };
         let mut stream = self.endpoints().find(query).await?.into_inner();
-        let mut found = 0;
-        while let Some(_endpoint) = stream.message().await? {
-            found += 1;
+        let mut found = Vec::new();
+        while let Some(message) = stream.message().await? {
+            found.push(message.network_service_endpoint.unwrap_or_default().name);
         }
+        found.sort_unstable();
         Ok(found)
     }
 
@@ -145,6 +146,17 @@ pub(crate) fn endpoint(number: u32, services: u32) -> NetworkServiceEndpoint {
         network_service_labels: BTreeMap::from([(service, NetworkServiceLabels { labels })]),
         ..NetworkServiceEndpoint::default()
     }
+}
+
+/// The names of so many load endpoints that are one service's, in order.
+pub(crate) fn names_of_service(number: u32, services: u32, endpoints: u32) -> Vec<String> {
+    let numbers = (number..).step_by(services.max(1) as usize);
+    let mut names: Vec<_> = numbers
+        .take(endpoints as usize)
+        .map(|number| format!("load-{number}"))
+        .collect();
+    names.sort_unstable();
+    names
 }
 
 pub(crate) fn service(number: u32) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 /// How long each call took, over how long a time.
@@ -33,25 +34,33 @@ impl Latencies {
         }
     }
 
-    pub(crate) fn summary(mut self, elapsed: Duration) -> Value {
+    /// An error with fewer right answers than `least`, of which there must be one.
+    pub(crate) fn summary(mut self, elapsed: Duration, least: usize) -> anyhow::Result<Value> {
+        let (right, least) = (self.nanos.len(), least.max(1));
+        ensure!(
+            right >= least,
+            "{right} right answers, at least {least} are expected; {} wrong, the first: {}",
+            self.wrong,
+            self.first_wrong.as_deref().unwrap_or("none")
+        );
         self.nanos.sort_unstable();
-        let count = u32::try_from(self.nanos.len()).unwrap_or(u32::MAX);
-        json!({
+        let count = u32::try_from(right).unwrap_or(u32::MAX);
+        Ok(json!({
             "operations": count,
             "elapsed_s": elapsed.as_secs_f64(),
             "per_second": f64::from(count) / elapsed.as_secs_f64().max(1e-9),
-            "p50_ms": self.percentile(50),
-            "p99_ms": self.percentile(99),
-            "max_ms": self.percentile(100),
+            "p50_ms": self.percentile(50)?,
+            "p99_ms": self.percentile(99)?,
+            "max_ms": self.percentile(100)?,
             "wrong": self.wrong,
             "first_wrong": self.first_wrong,
-        })
+        }))
     }
 
     /// Nearest rank, in milliseconds; the times are sorted.
-    fn percentile(&self, percent: usize) -> f64 {
+    fn percentile(&self, percent: usize) -> anyhow::Result<f64> {
         let rank = (self.nanos.len() * percent).div_ceil(100).max(1);
-        let nanos = self.nanos.get(rank - 1).copied().unwrap_or_default();
-        Duration::from_nanos(nanos).as_secs_f64() * 1e3
+        let nanos = self.nanos.get(rank - 1).context("no time was taken")?;
+        Ok(Duration::from_nanos(*nanos).as_secs_f64() * 1e3)
     }
 }

@@ -1,5 +1,6 @@
 //! How long until every other domain's watchers see what one domain's router registered.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ pub(crate) struct Propagate {
 /// What one watcher saw: a name came or went.
 #[derive(Debug)]
 struct Seen {
+    watcher: u16,
     name: String,
     deleted: bool,
     at: Instant,
@@ -35,7 +37,7 @@ impl Propagate {
         let uid = chain(dir)?.uid();
         let home = domain(0);
         let speaker = dial(dir, 0, "speaker").await?;
-        let (sender, mut seen) = mpsc::channel(1024);
+        let (sender, events) = mpsc::channel(1024);
         let mut watching = Vec::new();
         for number in 1..self.domains {
             let caller = dial(dir, number, "watcher").await?;
@@ -44,11 +46,16 @@ impl Propagate {
                 ..NetworkServiceEndpoint::default()
             };
             let events = caller.watch(wanted).await?;
-            watching.push(tokio::spawn(follow(caller, events, sender.clone())));
+            watching.push(tokio::spawn(follow(number, caller, events, sender.clone())));
         }
         drop(sender);
         let mut latencies = Latencies::default();
         let watchers = usize::from(self.domains) - 1;
+        let mut seen = Watchers {
+            events,
+            watchers,
+            told: BTreeSet::new(),
+        };
         let begin = Instant::now();
         for round in 0..=self.rounds {
             let name = format!("{NETWORK}-{home}-{round}");
@@ -60,17 +67,18 @@ impl Propagate {
                 .await
                 .context("register")?;
             // The first round waits until all streams stand; it is not counted.
-            let came = wait(&mut seen, &shown, false, watchers).await?;
+            let came = seen.wait(&shown, false, &mut latencies).await?;
             let gone_at = Instant::now();
             speaker.unregister(endpoint).await.context("unregister")?;
-            let gone = wait(&mut seen, &shown, true, watchers).await?;
+            let gone = seen.wait(&shown, true, &mut latencies).await?;
             if round > 0 {
                 came.iter().for_each(|at| latencies.add(*at - start));
                 gone.iter().for_each(|at| latencies.add(*at - gone_at));
             }
         }
         watching.iter().for_each(tokio::task::JoinHandle::abort);
-        Ok(latencies.summary(begin.elapsed()))
+        let changes = 2 * self.rounds as usize;
+        latencies.summary(begin.elapsed(), changes * watchers)
     }
 }
 
@@ -85,6 +93,7 @@ async fn dial(dir: &Path, number: u16, who: &str) -> anyhow::Result<Caller> {
 
 /// The caller is kept: its connection carries the events.
 async fn follow(
+    watcher: u16,
     _caller: Caller,
     mut events: tonic::Streaming<NetworkServiceEndpointResponse>,
     seen: mpsc::Sender<Seen>,
@@ -94,6 +103,7 @@ async fn follow(
             continue;
         };
         let told = Seen {
+            watcher,
             name: endpoint.name,
             deleted: event.deleted,
             at: Instant::now(),
@@ -104,27 +114,41 @@ async fn follow(
     }
 }
 
-/// When each watcher saw that change.
-async fn wait(
-    seen: &mut mpsc::Receiver<Seen>,
-    name: &str,
-    deleted: bool,
+/// What all watchers say.
+struct Watchers {
+    events: mpsc::Receiver<Seen>,
     watchers: usize,
-) -> anyhow::Result<Vec<Instant>> {
-    let mut times = Vec::new();
-    let end = tokio::time::Instant::now() + LIMIT;
-    while times.len() < watchers {
-        match tokio::time::timeout_at(end, seen.recv()).await {
-            Ok(Some(event)) if event.name == name && event.deleted == deleted => {
-                times.push(event.at);
+    /// Every change that a watcher was told, and by which.
+    told: BTreeSet<(u16, String, bool)>,
+}
+
+impl Watchers {
+    /// When each watcher saw that change; to be told anything twice is wrong.
+    async fn wait(
+        &mut self,
+        name: &str,
+        deleted: bool,
+        latencies: &mut Latencies,
+    ) -> anyhow::Result<Vec<Instant>> {
+        let mut times = BTreeMap::new();
+        let end = tokio::time::Instant::now() + LIMIT;
+        while times.len() < self.watchers {
+            let event = match tokio::time::timeout_at(end, self.events.recv()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => bail!("every watch ended"),
+                Err(_) => bail!(
+                    "{} of {} watchers saw {name} within {LIMIT:?}",
+                    times.len(),
+                    self.watchers
+                ),
+            };
+            let told = (event.watcher, event.name.clone(), event.deleted);
+            if !self.told.insert(told) {
+                latencies.wrong(format!("told twice: {event:?}"));
+            } else if event.name == name && event.deleted == deleted {
+                times.insert(event.watcher, event.at);
             }
-            Ok(Some(_)) => {}
-            Ok(None) => bail!("every watch ended"),
-            Err(_) => bail!(
-                "{} of {watchers} watchers saw {name} within {LIMIT:?}",
-                times.len()
-            ),
         }
+        Ok(times.into_values().collect())
     }
-    Ok(times)
 }

@@ -14,9 +14,12 @@ use vl3_proto::registry::NetworkServiceEndpoint;
 use vl3_proto::vl3::ipam::v1::ReleaseRequest;
 use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
 
-use crate::calls::{Caller, endpoint, service};
+use crate::calls::{Caller, endpoint, names_of_service, service};
 use crate::figures::Latencies;
 use crate::prepare::{NETWORK, chain, domain};
+
+/// Of calls that are repeated for a time: fewer have no 99th percentile.
+const REPEATED_MIN: usize = 100;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Register {
@@ -30,17 +33,21 @@ impl Register {
     pub(crate) async fn run(&self, dir: &Path) -> anyhow::Result<Value> {
         let callers = callers(dir, "workload/load", self.connections, &self.to).await?;
         let (connections, services, endpoints) = (self.connections, self.services, self.endpoints);
-        timed(callers, move |caller, number| async move {
-            let mut latencies = Latencies::default();
-            for number in (number..endpoints).step_by(connections as usize) {
-                let start = Instant::now();
-                match caller.register(endpoint(number, services)).await {
-                    Ok(_) => latencies.add(start.elapsed()),
-                    Err(status) => latencies.wrong(status.to_string()),
+        timed(
+            callers,
+            endpoints as usize,
+            move |caller, number| async move {
+                let mut latencies = Latencies::default();
+                for number in (number..endpoints).step_by(connections as usize) {
+                    let start = Instant::now();
+                    match caller.register(endpoint(number, services)).await {
+                        Ok(_) => latencies.add(start.elapsed()),
+                        Err(status) => latencies.wrong(status.to_string()),
+                    }
                 }
-            }
-            latencies
-        })
+                latencies
+            },
+        )
         .await
     }
 }
@@ -51,7 +58,7 @@ pub(crate) struct Find {
     connections: u32,
     services: u32,
     /// Endpoints that each service has.
-    expected: usize,
+    expected: u32,
     seconds: f64,
     /// Finds one remote endpoint `NAME-I@DOMAIN` by its name instead, of so many.
     remote: Option<Remote>,
@@ -73,7 +80,7 @@ impl Find {
         let (services, expected) = (self.services.max(1), self.expected);
         let remote = self.remote.clone();
         let end = Instant::now() + Duration::from_secs_f64(self.seconds);
-        timed(callers, move |caller, number| {
+        timed(callers, REPEATED_MIN, move |caller, number| {
             let remote = remote.clone();
             async move {
                 let mut latencies = Latencies::default();
@@ -91,10 +98,16 @@ impl Find {
                             ..NetworkServiceEndpoint::default()
                         },
                     };
+                    let names = match &remote {
+                        None => names_of_service(at % services, services, expected),
+                        Some(_) => vec![wanted.name.clone()],
+                    };
                     let start = Instant::now();
-                    match caller.find(wanted).await {
-                        Ok(found) if found == expected => latencies.add(start.elapsed()),
-                        Ok(found) => latencies.wrong(format!("{found} found, not {expected}")),
+                    let found = caller.find(wanted).await;
+                    let took = start.elapsed();
+                    match found {
+                        Ok(found) if found == names => latencies.add(took),
+                        Ok(found) => latencies.wrong(format!("{found:?} found, not {names:?}")),
                         Err(status) => latencies.wrong(status.to_string()),
                     }
                 }
@@ -129,7 +142,7 @@ impl Lease {
         let uid = chain(dir)?.uid();
         let callers = callers(dir, "vl3/router/red-load", self.connections, &self.to).await?;
         let end = Instant::now() + Duration::from_secs_f64(self.seconds);
-        timed(callers, move |caller, number| async move {
+        timed(callers, REPEATED_MIN, move |caller, number| async move {
             let mut latencies = Latencies::default();
             let mut ipam = IpamClient::new(caller.connection.plain());
             let Ok(router) = RouterName::new(&format!("red-load-{number}")) else {
@@ -182,9 +195,11 @@ pub(crate) async fn callers(
     Ok(callers)
 }
 
-/// Runs the work of every caller at once, from a common start.
+/// Runs the work of every caller at once, from a common start; an error with fewer right answers
+/// than `least`.
 async fn timed<F>(
     callers: Vec<Arc<Caller>>,
+    least: usize,
     work: impl Fn(Arc<Caller>, u32) -> F,
 ) -> anyhow::Result<Value>
 where
@@ -199,5 +214,5 @@ where
     for task in running {
         all.merge(task.await.context("a caller failed")?);
     }
-    Ok(all.summary(start.elapsed()))
+    all.summary(start.elapsed(), least)
 }

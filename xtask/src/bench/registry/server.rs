@@ -198,15 +198,15 @@ impl Server {
         Ok(ticks / TICKS_PER_SECOND)
     }
 
-    /// Resident.
+    /// The most that was ever resident.
     pub(super) fn memory_mib(&self) -> anyhow::Result<f64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .with_context(|| format!("{} has ended", self.url))?;
         let line = text
             .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .context("VmRSS")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+            .find(|line| line.starts_with("VmHWM:"))
+            .context("VmHWM")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
         Ok(kib / 1024.0)
     }
 
