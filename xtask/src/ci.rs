@@ -292,14 +292,30 @@ fn simulation_step() -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// The demo as a user runs it, judged by its own document.
+/// The demo as a user runs it, with each store.
 fn demo_step() -> anyhow::Result<Outcome> {
+    let mut all = demo(&[])?;
+    if all.failed == 0 {
+        let etcd = demo(&["--store", "etcd"])?;
+        all = Outcome {
+            passed: all.passed + etcd.passed,
+            note: format!("{}; etcd: {}", all.note, etcd.note),
+            ..etcd
+        };
+    }
+    Ok(all)
+}
+
+/// Judged by its own document.
+fn demo(arguments: &[&str]) -> anyhow::Result<Outcome> {
     let binary = shell::target_dir().join("debug/vl3");
     let mut command = Command::new(&binary);
     command
         .args(["demo", "--json"])
+        .args(arguments)
         .stderr(std::process::Stdio::inherit());
-    let again = "cargo run -p vl3 -- demo --json".to_owned();
+    let words = [&["demo", "--json"], arguments].concat().join(" ");
+    let again = format!("cargo run -p vl3 -- {words}");
     let (ok, text, _) = shell::output(&mut command)?;
     let document: Value = match serde_json::from_str(text.trim()) {
         Ok(document) => document,
