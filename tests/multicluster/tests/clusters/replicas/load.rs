@@ -1,7 +1,7 @@
 //! What registries are asked while their store and they themselves die: registrations and
 //! leases, and what came of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -108,6 +108,8 @@ struct Told {
     accepted: AtomicU64,
     /// What was accepted and not taken back.
     endpoints: Mutex<Seen>,
+    /// What was asked for again after a call without an answer: it may be told again.
+    again: Mutex<BTreeSet<String>>,
 }
 
 impl Told {
@@ -115,6 +117,10 @@ impl Told {
         self.endpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn again(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,6 +202,7 @@ impl Load {
         let held = tokio::time::timeout(ANSWER_MAX, self.told.gate.write()).await;
         let _held = held.context("registrations under way without an answer")?;
         let accepted = self.told.endpoints().clone();
+        let again = self.told.again().clone();
         for at in replicas {
             let shown = eventually("a replica shows what was accepted", SHOWN_MAX, || async {
                 Ok(self.found(*at).await? == accepted)
@@ -214,7 +221,7 @@ impl Load {
                 let wrong = difference(&accepted, &watcher.view());
                 format!("{}: {wrong}", watcher.name)
             });
-            watcher.faultless()?;
+            watcher.faultless(&again)?;
             complete?;
         }
         Ok(accepted.len())
@@ -299,12 +306,12 @@ async fn register(
             break;
         }
         let wanted = endpoint(count);
-        until_accepted(&mut caller, &mut pace, &wanted, false).await?;
+        until_accepted(&mut caller, &mut pace, &wanted, told, false).await?;
         told.accepted.fetch_add(1, Ordering::Relaxed);
         told.endpoints().insert(wanted.name, wanted.url);
         if count % TAKEN_BACK == 1 && count > 4 {
             let old = endpoint(count - 4);
-            until_accepted(&mut caller, &mut pace, &old, true).await?;
+            until_accepted(&mut caller, &mut pace, &old, told, true).await?;
             told.endpoints().remove(&old.name);
         }
         drop(open);
@@ -317,6 +324,7 @@ async fn until_accepted(
     caller: &mut Caller,
     pace: &mut Interval,
     endpoint: &Endpoint,
+    told: &Told,
     back: bool,
 ) -> anyhow::Result<()> {
     loop {
@@ -338,7 +346,10 @@ async fn until_accepted(
                     anyhow::ensure!(name == *wanted, "{wanted}: {what}, {name}");
                     return Ok(());
                 }
-                Err(status) => caller.failed(&status)?,
+                Err(status) => {
+                    caller.failed(&status)?;
+                    told.again().insert(endpoint.name.clone());
+                }
             }
         }
         pace.tick().await;

@@ -12,8 +12,8 @@ use super::load::{Caller, Seen, query};
 
 /// Between two tries to open a watch.
 const PACE: Duration = Duration::from_millis(40);
-/// Wrong events that are kept, for people.
-const WRONG_MAX: usize = 10;
+/// Wrong events that are said, for people.
+const SAID_MAX: usize = 5;
 
 /// One watch of all endpoints of the load's service.
 pub(super) struct Watcher {
@@ -27,6 +27,8 @@ struct Log {
     streams: Vec<Stream>,
     /// Events that a stream must not bring.
     wrong: Vec<String>,
+    /// Names that a stream showed once more, and where.
+    twice: Vec<(String, String)>,
 }
 
 /// What one stream told: a snapshot, then changes. No name is registered again that was taken
@@ -39,9 +41,15 @@ struct Stream {
     deleted: BTreeSet<String>,
 }
 
+enum Wrong {
+    /// This name was shown before.
+    Twice(String),
+    Event(String),
+}
+
 impl Stream {
     /// What is wrong with this event.
-    fn take(&mut self, event: NetworkServiceEndpointResponse) -> Option<String> {
+    fn take(&mut self, event: NetworkServiceEndpointResponse) -> Result<(), Wrong> {
         self.events += 1;
         let endpoint = event.network_service_endpoint.unwrap_or_default();
         let name = endpoint.name;
@@ -49,16 +57,17 @@ impl Stream {
             let known = self.view.remove(&name).is_some();
             let first = self.deleted.insert(name.clone());
             return match (known, first) {
-                (true, true) => None,
-                (false, true) => Some(format!("{name} deleted that was never shown")),
-                (_, false) => Some(format!("{name} deleted twice")),
+                (true, true) => Ok(()),
+                (false, true) => Err(Wrong::Event(format!("{name} deleted that was never shown"))),
+                (_, false) => Err(Wrong::Event(format!("{name} deleted twice"))),
             };
         }
         if self.deleted.contains(&name) {
-            return Some(format!("{name} shown after it was deleted"));
+            let wrong = format!("{name} shown after it was deleted");
+            return Err(Wrong::Event(wrong));
         }
         let before = self.view.insert(name.clone(), endpoint.url);
-        before.map(|_| format!("{name} shown twice"))
+        before.map_or(Ok(()), |_| Err(Wrong::Twice(name)))
     }
 }
 
@@ -86,10 +95,20 @@ impl Watcher {
         log.streams.iter().map(|stream| stream.replica).collect()
     }
 
-    /// No stream brought an event twice or out of turn.
-    pub(super) fn faultless(&self) -> anyhow::Result<()> {
-        let wrong = self.log().wrong.join(", ");
-        anyhow::ensure!(wrong.is_empty(), "{}: {wrong}", self.name);
+    /// No stream brought an event twice or out of turn, but for names that were registered
+    /// again because a call had no answer.
+    pub(super) fn faultless(&self, again: &BTreeSet<String>) -> anyhow::Result<()> {
+        let log = self.log();
+        let twice = log.twice.iter().filter(|(name, _)| !again.contains(name));
+        let twice = twice.map(|(name, place)| format!("{place}: {name} shown twice"));
+        let wrong: Vec<_> = log.wrong.iter().cloned().chain(twice).collect();
+        anyhow::ensure!(
+            wrong.is_empty(),
+            "{}: {} wrong events: {}",
+            self.name,
+            wrong.len(),
+            wrong[..wrong.len().min(SAID_MAX)].join(", ")
+        );
         Ok(())
     }
 
@@ -99,9 +118,10 @@ impl Watcher {
         let streams = log.streams.iter();
         let told = streams.map(|stream| format!("{} at {}", stream.events, stream.replica));
         format!(
-            "{}: events {}",
+            "{}: events {}; {} shown again",
             self.name,
-            told.collect::<Vec<_>>().join(", ")
+            told.collect::<Vec<_>>().join(", "),
+            log.twice.len()
         )
     }
 }
@@ -146,9 +166,11 @@ async fn watch(mut caller: Caller, log: Arc<Mutex<Log>>) {
                     let stream = &mut log.streams[number];
                     (stream.replica, stream.take(event))
                 };
-                if let Some(wrong) = wrong.filter(|_| log.wrong.len() < WRONG_MAX) {
-                    let place = format!("stream {number}, replica {replica}: {wrong}");
-                    log.wrong.push(place);
+                let place = format!("stream {number}, replica {replica}");
+                match wrong {
+                    Ok(()) => {}
+                    Err(Wrong::Twice(name)) => log.twice.push((name, place)),
+                    Err(Wrong::Event(wrong)) => log.wrong.push(format!("{place}: {wrong}")),
                 }
             }
         }
