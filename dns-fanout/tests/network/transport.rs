@@ -7,7 +7,7 @@ use hickory_proto::rr::RecordType as T;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{
-    addresses, ask, connect, exchange, exchange_within, query, read_frame, with_edns, write_frame,
+    addresses, connect, exchange, exchange_within, query, read_frame, with_edns, write_frame,
 };
 use crate::stage::{MEMBER, Stage, eventually};
 use crate::upstream::{Behaviour, Sent, honest, octets, silent, with_addresses};
