@@ -31,6 +31,22 @@ pub(crate) enum Action {
     /// The servers that a running DNS server asks
     #[command(subcommand)]
     Upstream(UpstreamAction),
+    /// Ask one question anew and say who was asked, who said what and when, and which rule decided
+    Explain {
+        /// The whole name; no search suffix is added
+        name: String,
+        /// Record type
+        #[arg(default_value = "A")]
+        rtype: String,
+        /// Which view answers
+        #[arg(long)]
+        view: Option<String>,
+        /// Whose question it would be; a member of the network when absent
+        #[arg(long, value_name = "ADDRESS")]
+        from: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,6 +143,22 @@ pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
         Action::Upstream(UpstreamAction::Remove { name, target }) => {
             upstreams(&target, "upstream-remove", &json!({ "name": name }), out).await
         }
+        Action::Explain {
+            name,
+            rtype,
+            view,
+            from,
+            target,
+        } => {
+            let arguments = json!({ "name": name, "type": rtype, "view": view, "from": from });
+            let server = target.server.as_deref();
+            let answer = status::command(server, "dns", "explain", &arguments).await?;
+            match target.output {
+                Format::Json => out.line(&answer.to_string()),
+                Format::Table => explained(&answer, out),
+            }
+            Ok(())
+        }
     }
 }
 
@@ -160,6 +192,74 @@ async fn upstreams(
     }
     out.line(&shown.to_string());
     Ok(())
+}
+
+fn explained(answer: &Value, out: &Output) {
+    let text = |value: &Value, key: &str| {
+        value
+            .get(key)
+            .filter(|value| !value.is_null())
+            .map(|value| cell(Some(value)))
+            .unwrap_or_default()
+    };
+    out.heading(&format!(
+        "{} {}",
+        text(answer, "name"),
+        text(answer, "type")
+    ));
+    let mut shown = table(&["ms", "step", "who", "what"].map(ToOwned::to_owned));
+    let steps = answer.get("steps").and_then(Value::as_array);
+    for step in steps.into_iter().flatten() {
+        let at = step.get("at_ms").and_then(Value::as_f64).unwrap_or(0.0);
+        let who = match step.get("upstreams") {
+            Some(upstreams) => cell(Some(upstreams)),
+            None => text(step, "upstream"),
+        };
+        let keys = [
+            "rule",
+            "policy",
+            "server",
+            "transport",
+            "vote",
+            "records",
+            "why",
+            "state",
+            "age_s",
+            "rcode",
+            "decision",
+        ];
+        let what: Vec<String> = keys
+            .into_iter()
+            .filter(|key| step.get(*key).is_some())
+            .map(|key| match key {
+                "records" => format!("records {}", text(step, key)),
+                "age_s" => format!("{} s old", text(step, key)),
+                key => text(step, key),
+            })
+            .collect();
+        shown.add_row([format!("{at:.1}"), text(step, "step"), who, what.join(" ")]);
+    }
+    out.line(&shown.to_string());
+    let Some(reply) = answer.get("answer") else {
+        return;
+    };
+    let because = reply.get("because").map(|because| text(because, "text"));
+    out.line(&format!(
+        "{} by {} ({}){}",
+        text(reply, "rcode"),
+        text(reply, "rule"),
+        text(reply, "decision"),
+        because
+            .filter(|because| !because.is_empty())
+            .map_or_else(String::new, |because| format!(": {because}")),
+    ));
+    for section in ["records", "authority"] {
+        let records = reply.get(section).and_then(Value::as_array);
+        for record in records.into_iter().flatten() {
+            let parts = ["name", "ttl", "type", "data"].map(|key| text(record, key));
+            out.line(&parts.join(" "));
+        }
+    }
 }
 
 fn cell(value: Option<&Value>) -> String {

@@ -9,12 +9,11 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use vl3_core::ids::NetworkUid;
-use vl3_core::names::NetworkParts;
 use vl3_proto::document::read_armoured;
 use vl3_runtime::{CancellationToken, ReadyItem, RoleContext, Tasks};
 
 use crate::config::read_cookie_keys;
-use crate::engine::{ClientLimits, Command, CookieKeys, EngineSettings, Running, Sender};
+use crate::engine::{Command, CookieKeys, EngineSettings, Running, Sender};
 use crate::follow::Follower;
 use crate::metrics::{Metrics, Origin};
 use crate::reload::{self, Reload};
@@ -29,8 +28,6 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 /// A server of its own answers so long while it says that it is not ready, so that others are
 /// chosen before it is gone (R7.2). Beside a router nobody chooses by readiness.
 const UNREADY: Duration = Duration::from_secs(5);
-/// Of the octets for answers, the part that keeps them as packets.
-const PACKETS_SHARE: usize = 4;
 
 /// Runs the DNS server until shutdown. With `reload` it reads its configuration again when it is
 /// told to.
@@ -42,7 +39,7 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
     let listening = ctx.readiness.item("listeners");
     let has_view = ctx.readiness.item(match &config.router {
         Some(_) => "state of the router",
-        None => "configured view",
+        None => "an upstream",
     });
 
     let (networks, network) = watch::channel(None);
@@ -72,12 +69,16 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
 
     // Bound first: a server that cannot listen does not start.
     let bound = bind(&config.listen).await?;
-    let Running { engine, ended } = start_engine(&config, &router, &metrics, &tasks)?;
+    let Running {
+        engine,
+        ended,
+        able,
+    } = start_engine(&config, &router, &metrics, &tasks)?;
     let (mut standing, orders) = Standing::new(
         config.clone(),
         own_addresses(&bound)?,
         engine.clone(),
-        network.clone(),
+        network,
     );
     standing.begin().await?;
     tasks.spawn("view", standing.run(ctx.shutdown.clone()));
@@ -118,10 +119,9 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
     }
     if config.router.is_none() {
         listening.set(true);
-        has_view.set(true);
     }
-    let state = ready_with_state(network, has_view, ctx.shutdown.clone());
-    tasks.spawn("readiness", state);
+    let readiness = ready_while_able(able, has_view, ctx.shutdown.clone());
+    tasks.spawn("readiness", readiness);
     server.until_stopped(&ctx, &listening, &tasks).await?;
     tasks.drain(END_LIMIT).await;
     Ok(())
@@ -137,12 +137,9 @@ fn start_engine(
         upstreams: Settings {
             sockets: config.upstream_sockets,
         },
-        limits: ClientLimits {
-            per_second: config.queries_per_second_max,
-            in_flight: config.in_flight_max,
-        },
+        resolver: config.resolver(),
         cookies: cookie_keys(config)?,
-        packets_octets_max: config.cache_octets / PACKETS_SHARE,
+        packets_octets_max: config.packets_octets(),
     };
     let overlay = match router {
         Some((dial, _)) if !config.upstream_direct => dial.clone(),
@@ -184,6 +181,11 @@ fn hooks(ctx: &RoleContext, engine: &Sender, orders: &Orders) {
     ctx.set_command("upstream-list", move |_| {
         let orders = list.clone();
         async move { orders.list().await }
+    });
+    let explain = orders.clone();
+    ctx.set_command("explain", move |arguments| {
+        let orders = explain.clone();
+        async move { orders.explain(arguments).await }
     });
     ctx.set_command("upstream-add", move |arguments| {
         let orders = add.clone();
@@ -332,16 +334,19 @@ fn network_uid(config: &Config) -> anyhow::Result<NetworkUid> {
     }
 }
 
-async fn ready_with_state(
-    mut network: watch::Receiver<Option<NetworkParts>>,
+async fn ready_while_able(
+    mut able: watch::Receiver<bool>,
     item: ReadyItem,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    tokio::select! {
-        known = network.wait_for(Option::is_some) => if known.is_ok() {
-            item.set(true);
-        },
-        () = shutdown.cancelled() => {}
+    loop {
+        item.set(*able.borrow_and_update());
+        tokio::select! {
+            changed = able.changed() => if changed.is_err() {
+                break;
+            },
+            () = shutdown.cancelled() => break,
+        }
     }
     shutdown.cancelled().await;
     Ok(())

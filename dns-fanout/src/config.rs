@@ -9,7 +9,9 @@ use std::time::Duration;
 use crate::engine::CookieKeys;
 use ipnet::IpNet;
 use vl3_core::ids::NetworkUid;
-use vl3_core::names::{MERGED_RECORDS_MAX, Name, PREFER_WAIT, Policy, Upstream};
+use vl3_core::names::{
+    ClientLimits, MERGED_RECORDS_MAX, Name, PREFER_WAIT, Policy, ResolverSettings, Upstream,
+};
 use vl3_runtime::config::Value;
 use vl3_runtime::grpc::DialUrl;
 use vl3_runtime::{Configure, Section};
@@ -223,6 +225,27 @@ impl Config {
             queries_per_second_max: 1_000,
             in_flight_max: 200,
         }
+    }
+}
+
+/// Of the octets for answers, the part that keeps them as packets.
+const PACKETS_SHARE: usize = 4;
+
+impl Config {
+    /// What the resolver is told.
+    pub(crate) fn resolver(&self) -> ResolverSettings {
+        ResolverSettings {
+            cache_octets: self.cache_octets - self.packets_octets(),
+            clients: ClientLimits {
+                per_second: self.queries_per_second_max,
+                in_flight: self.in_flight_max,
+            },
+            ..ResolverSettings::default()
+        }
+    }
+
+    pub(crate) const fn packets_octets(&self) -> usize {
+        self.cache_octets / PACKETS_SHARE
     }
 }
 

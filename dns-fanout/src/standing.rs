@@ -2,16 +2,19 @@
 //! the view in force: whole, or the one before stays (R7.4, R3.9).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
-use vl3_core::names::{ClientClass, NetworkParts, Upstream, UpstreamId, View, ViewParts};
+use vl3_core::names::{
+    ClientClass, Name, NetworkParts, Question, Upstream, UpstreamId, View, ViewParts,
+};
 use vl3_runtime::CancellationToken;
 
 use crate::Config;
 use crate::config::{read_cookie_keys, upstream};
-use crate::engine::{ClientLimits, Command, Sender};
+use crate::engine::{Command, Explain, Sender, type_of};
 
 /// Orders that wait; who gives them waits, too.
 const ORDERS_MAX: usize = 16;
@@ -23,6 +26,11 @@ pub(crate) enum Order {
     Add(Box<Upstream>, oneshot::Sender<Result<(), String>>),
     Remove(UpstreamId, oneshot::Sender<Result<(), String>>),
     List(oneshot::Sender<Value>),
+    Explain(
+        Question,
+        Option<IpAddr>,
+        oneshot::Sender<Result<Value, String>>,
+    ),
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +120,7 @@ impl Standing {
             Order::Add(upstream, done) => drop(done.send(self.add(*upstream).await)),
             Order::Remove(id, done) => drop(done.send(self.remove(&id).await)),
             Order::List(done) => drop(done.send(self.list())),
+            Order::Explain(question, from, reply) => self.explain(question, from, reply).await,
         }
     }
 
@@ -136,16 +145,12 @@ impl Standing {
             .transpose()
             .map_err(|allowed| format!("cookie_keys must be {allowed}"))?;
         self.put(&config, config.upstreams.clone()).await?;
-        let limits = ClientLimits {
-            per_second: config.queries_per_second_max,
-            in_flight: config.in_flight_max,
-        };
         if let Some(keys) = keys {
             // Err: the server stops.
             let _stopped = self.engine.send(Command::Cookies(keys)).await;
         }
         // Err: the server stops.
-        let _stopped = self.engine.send(Command::Limits(limits)).await;
+        let _stopped = self.engine.send(Command::Settings(config.resolver())).await;
         self.upstreams.clone_from(&config.upstreams);
         self.added.clear();
         self.config = config;
@@ -176,6 +181,36 @@ impl Standing {
         self.upstreams = upstreams;
         self.added.remove(id);
         Ok(())
+    }
+
+    /// As a member of the network would ask, or the first client that is served.
+    async fn explain(
+        &self,
+        question: Question,
+        from: Option<IpAddr>,
+        reply: oneshot::Sender<Result<Value, String>>,
+    ) {
+        let members = self
+            .network
+            .iter()
+            .flat_map(|network| &network.state.clients);
+        let member = members
+            .filter(|(_, class)| *class == ClientClass::Member)
+            .map(|(prefix, _)| prefix)
+            .chain(&self.config.clients)
+            .next();
+        let Some(source) = from.or_else(|| member.map(|prefix| prefix.addr())) else {
+            let nobody = "nobody is served here yet; say for whom with --from".to_owned();
+            // Err: who asked left.
+            return drop(reply.send(Err(nobody)));
+        };
+        let explain = Explain {
+            question,
+            source,
+            reply,
+        };
+        // Err: the server stops, and so does the wait for the reply.
+        let _stopped = self.engine.send(Command::Explain(explain)).await;
     }
 
     fn list(&self) -> Value {
@@ -212,6 +247,7 @@ impl Standing {
             services: None,
             prefer_wait: config.prefer_wait,
             records_max: config.records_max,
+            ..ViewParts::default()
         };
         let view = View::assemble(parts).map_err(|errors| {
             let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -249,6 +285,30 @@ impl Orders {
     /// `upstream-list`.
     pub(crate) async fn list(&self) -> Result<Value, String> {
         self.give(Order::List).await
+    }
+
+    /// `explain`: `name`, `type`, `from`, `view`.
+    pub(crate) async fn explain(&self, arguments: Value) -> Result<Value, String> {
+        let text = |key: &str| arguments.get(key).and_then(Value::as_str);
+        let name = text("name").ok_or("name is missing: must be a domain name")?;
+        let name = Name::parse(name)
+            .map_err(|error| format!("name = {name:?}: must be a domain name ({error})"))?;
+        let rtype = text("type").unwrap_or("A");
+        let rtype = type_of(rtype).ok_or_else(|| {
+            format!("type = {rtype:?}: must be a record type, as A, AAAA, SRV or TYPE65")
+        })?;
+        let from = text("from").map(|from| {
+            from.parse::<IpAddr>()
+                .map_err(|_| format!("from = {from:?}: must be an IP address"))
+        });
+        if let Some(view) = text("view").filter(|view| *view != "default") {
+            return Err(format!(
+                "view = {view:?}: must be default, the only view of this server"
+            ));
+        }
+        let (question, from) = (Question::new(name, rtype), from.transpose()?);
+        self.give(|done| Order::Explain(question, from, done))
+            .await?
     }
 
     async fn give<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, String> {

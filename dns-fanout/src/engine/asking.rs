@@ -1,9 +1,10 @@
 //! One question from its octets to its reply.
 
 use vl3_core::Ticket;
-use vl3_core::names::{Answered, Asking, Decision, Rcode, Reading, ResolverInput};
+use vl3_core::names::{
+    Admission, Answered, Asking, CacheStamp, Decision, Rcode, Reading, ResolverInput,
+};
 
-use super::clients::Admission;
 use super::cookies::Verdict;
 use super::packets::{Key, Store};
 use super::{Engine, ReplyTo, Waiting};
@@ -38,30 +39,24 @@ impl Engine {
         let source = reply_to.source();
         self.metrics
             .request(proto, source.is_ipv6(), asked.rtype, asked.length);
-        let now = self.now.mono;
-        let key = match self.resolver.view() {
-            None => None,
-            Some(view) => match self.clients.admit(source, view, now) {
-                Admission::Welcome(class) => Some(Key::of(asked, class)),
-                // The resolver says so, and counts.
-                Admission::Stranger => None,
-                Admission::TooMany => return self.refuse(asked, reply_to),
-            },
-        };
         let own = asked.options.cookie.as_ref();
         let cookie = self.cookies.judge(own, source, self.now.wall);
-        let stamp = self.stamp();
+        let view = self.resolver.view();
+        let class = view.and_then(|view| view.client_class(source));
+        let key = class.map(|class| Key::of(asked, class));
         if let Some(key) = &key
-            && let Some(packet) = self.packets.get(key, stamp, now)
+            && let Some((at, stamp)) = self.packets.find(key)
         {
-            let mut terms = Terms::of(asked, reply_to.is_udp(), cookie.proven, cookie.answer);
-            terms.age = packet.age(now);
-            terms.turn = packet.turn();
-            self.metrics.hit(packet.rcode, packet.decision);
-            // Borrows the packet and the sockets, not the engine.
-            let write = |out: &mut Vec<u8>| packet.body.write(out, &terms, asked.section);
-            let metrics = &self.metrics;
-            return send(&mut self.listening, metrics, reply_to, write);
+            match self.resolver.admit(source, self.now) {
+                Admission::Admitted(_) => {}
+                Admission::Stranger | Admission::Limited | Admission::NotReady => {
+                    return self.refuse(asked, reply_to);
+                }
+            }
+            match self.resolver.reuse(stamp, self.now) {
+                Some(age) => return self.reuse(asked, reply_to, at, age, cookie),
+                None => self.packets.remove(at),
+            }
         }
         if reply_to.is_udp() && !cookie.proven && self.is_loaded() {
             return self.prove_first(asked, reply_to, cookie);
@@ -80,14 +75,12 @@ impl Engine {
             return;
         };
         let source = reply_to.source();
-        if !self.clients.begin(source, self.now.mono) {
-            return self.refuse(asked, reply_to);
-        }
+        let (question, flags) = (request.question.clone(), request.flags);
         if let ReplyTo::Udp { listener, .. } = &reply_to {
             self.listening.hold(*listener);
         }
-        let (question, flags) = (request.question.clone(), request.flags);
-        self.generation = self.generation.wrapping_add(1);
+        // The highest bit of a number tells explanations from questions.
+        self.generation = self.generation.wrapping_add(1) & (u32::MAX >> 1);
         let generation = self.generation;
         let at = self.asking.insert(Waiting {
             generation,
@@ -98,15 +91,41 @@ impl Engine {
             key,
         });
         let asker = Ticket(u64::from(generation) << 32 | u64::from(at));
-        let asking = Asking {
-            mark: asked.options.way.mark(),
-            ..Asking::new(asker, source, question, flags)
-        };
+        let mut asking = Asking::new(asker, source, question, flags);
+        asking.mark = asked.options.way.mark();
         self.input(ResolverInput::Ask(asking));
     }
 
+    /// Answers by a stored packet.
+    fn reuse(
+        &mut self,
+        asked: &wire::Asked<'_>,
+        reply_to: ReplyTo,
+        at: u32,
+        age: u32,
+        cookie: Verdict,
+    ) {
+        let Some((packet, turn)) = self.packets.take_turn(at) else {
+            return;
+        };
+        let mut terms = Terms::of(asked, reply_to.is_udp(), cookie.proven, cookie.answer);
+        (terms.age, terms.turn) = (age, turn);
+        self.metrics.hit(packet.rcode, packet.decision);
+        // Borrows the packet and the sockets, not the engine.
+        let write = |out: &mut Vec<u8>| packet.body.write(out, &terms, asked.section);
+        send(&mut self.listening, &self.metrics, reply_to, write);
+    }
+
     pub(super) fn answer(&mut self, answered: Answered) {
-        let Answered { asker, reading, .. } = answered;
+        if Self::is_explained(answered.asker) {
+            return self.explained(answered);
+        }
+        let Answered {
+            asker,
+            reading,
+            stamp,
+            ..
+        } = answered;
         // The low half is the place, the high half the generation.
         let at = u32::try_from(asker.0 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
         let is_it = |waiting: &Waiting| u64::from(waiting.generation) == asker.0 >> 32;
@@ -116,7 +135,6 @@ impl Engine {
         let Some(waiting) = self.asking.remove(at) else {
             return;
         };
-        self.clients.end(waiting.reply_to.source());
         if let ReplyTo::Udp { listener, .. } = &waiting.reply_to {
             self.listening.release(*listener);
         }
@@ -144,32 +162,23 @@ impl Engine {
         terms.age = reading.age;
         terms.turn = reading.turn;
         self.reply(reply_to, |out| body.write(out, &terms, &request.section));
-        if let Some(key) = key {
-            self.keep(&key, body, &reading);
+        if let (Some(key), Some(stamp)) = (key, stamp) {
+            self.keep(&key, body, &reading, stamp);
         }
     }
 
-    /// What stored packets hang on.
-    fn stamp(&self) -> u64 {
-        self.resolver.view().map_or(0, |view| view.sequence())
-    }
-
     /// Stores an answer that was asked for twice.
-    fn keep(&mut self, key: &Key, body: Body, reading: &Reading) {
-        let (Some(lifetime), true) = (lifetime(reading), body.turns()) else {
-            return;
-        };
-        if self.packets.was_asked(key) {
+    fn keep(&mut self, key: &Key, mut body: Body, reading: &Reading, stamp: CacheStamp) {
+        if body.turns() && self.packets.was_asked(key) {
+            body.shrink();
             let store = Store {
                 body,
                 rcode: reading.rcode,
                 decision: reading.decision,
-                stamp: self.stamp(),
-                age: reading.age,
-                lifetime,
+                stamp,
                 turn: reading.turn,
             };
-            self.packets.store(key, store, self.now.mono);
+            self.packets.store(key, store);
         }
     }
 
@@ -225,9 +234,4 @@ fn send(
             }
         }
     }
-}
-
-/// How long an answer may be used, from when it was new; `None`: not at all.
-fn lifetime(_reading: &Reading) -> Option<std::time::Duration> {
-    None
 }

@@ -9,8 +9,8 @@
 //! Tasks (TCP, the router's state, people) tell it things by the [`Sender`].
 
 mod asking;
-mod clients;
 mod cookies;
+mod explaining;
 mod inbox;
 mod listening;
 mod packets;
@@ -23,10 +23,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::Value;
-use tokio::sync::oneshot;
-use vl3_core::names::{
-    ClientLimits as NoLimits, Resolver, ResolverCounters, ResolverEffect, ResolverSettings, View,
-};
+use tokio::sync::{oneshot, watch};
+use vl3_core::names::{Resolver, ResolverCounters, ResolverEffect, ResolverSettings, View};
 use vl3_core::{Mono, Now, Outbox};
 use vl3_net::datagrams::{ReceiveBatch, SendCall};
 
@@ -35,9 +33,9 @@ use crate::serve::Responder;
 use crate::slab::Slab;
 use crate::upstream::{Completion, Dialled, Settings, Surroundings, Upstreams};
 use crate::wire::{QUERY_OCTETS_MAX, Request};
-pub(crate) use clients::ClientLimits;
-use clients::Clients;
 pub(crate) use cookies::CookieKeys;
+use explaining::Explained;
+pub(crate) use explaining::{Explain, type_of};
 use inbox::Inbox;
 pub(crate) use inbox::Sender;
 use listening::Listening;
@@ -63,7 +61,8 @@ pub(crate) enum Command {
     Listen(Vec<UdpSocket>),
     /// The router's listeners: in place of those it passed before.
     Replace(Vec<UdpSocket>),
-    Limits(ClientLimits),
+    Settings(ResolverSettings),
+    Explain(Explain),
     Cookies(CookieKeys),
     Status(oneshot::Sender<Value>),
     /// Ends when nothing is in flight.
@@ -120,16 +119,10 @@ struct Waiting {
     key: Option<packets::Key>,
 }
 
-/// Clients are held to their limits here, before stored packets are looked at.
-const RESOLVER: ResolverSettings = ResolverSettings {
-    clients: NoLimits::NONE,
-    ..ResolverSettings::DEFAULT
-};
-
 #[derive(Clone, Debug)]
 pub(crate) struct EngineSettings {
     pub(crate) upstreams: Settings,
-    pub(crate) limits: ClientLimits,
+    pub(crate) resolver: ResolverSettings,
     pub(crate) cookies: CookieKeys,
     /// Octets of stored packets.
     pub(crate) packets_octets_max: usize,
@@ -145,10 +138,10 @@ pub(crate) struct Engine {
     passed: Vec<u32>,
     upstreams: Upstreams,
     packets: Packets,
-    clients: Clients,
     cookies: CookieKeys,
     metrics: Metrics,
     asking: Slab<Waiting>,
+    explained: Slab<Explained>,
     generation: u32,
     batch: ReceiveBatch,
     call: SendCall,
@@ -157,6 +150,8 @@ pub(crate) struct Engine {
     now: Now,
     stopping: Option<Mono>,
     seen: ResolverCounters,
+    totals_due: Option<Mono>,
+    able: watch::Sender<bool>,
 }
 
 /// The running thread.
@@ -164,6 +159,8 @@ pub(crate) struct Engine {
 pub(crate) struct Running {
     pub(crate) engine: Sender,
     pub(crate) ended: oneshot::Receiver<anyhow::Result<()>>,
+    /// Whether there is somebody to answer from: own records, or an upstream that is up (R7.2).
+    pub(crate) able: watch::Receiver<bool>,
 }
 
 /// Starts the thread. `around` is made with the sender that the engine is told things by.
@@ -178,9 +175,10 @@ pub(crate) fn start(
         .context("wait for the engine's bell")?;
     let upstreams = Upstreams::new(settings.upstreams, around(engine.clone()));
     let (sender, ended) = oneshot::channel();
+    let (able, is_able) = watch::channel(false);
     let run = move || {
         let mut engine = Engine {
-            resolver: Resolver::with_settings(rand::random(), RESOLVER),
+            resolver: Resolver::with_settings(rand::random(), settings.resolver),
             outbox: Outbox::default(),
             poll,
             inbox,
@@ -188,10 +186,10 @@ pub(crate) fn start(
             passed: Vec::new(),
             upstreams,
             packets: Packets::new(settings.packets_octets_max),
-            clients: Clients::new(settings.limits),
             cookies: settings.cookies,
             metrics,
             asking: Slab::default(),
+            explained: Slab::default(),
             generation: 0,
             batch: ReceiveBatch::new(RECEIVE_BATCH, QUERY_OCTETS_MAX),
             call: SendCall::new(SEND_BATCH),
@@ -199,6 +197,8 @@ pub(crate) fn start(
             now: vl3_runtime::clock::now(),
             stopping: None,
             seen: ResolverCounters::default(),
+            totals_due: None,
+            able,
         };
         // A panic drops the sender, which the role takes for the end that it is.
         let _nobody_waits = sender.send(engine.run());
@@ -207,5 +207,9 @@ pub(crate) fn start(
         .name("dns engine".to_owned())
         .spawn(run)
         .context("start the engine's thread")?;
-    Ok(Running { engine, ended })
+    Ok(Running {
+        engine,
+        ended,
+        able: is_able,
+    })
 }

@@ -5,10 +5,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
 
-use vl3_core::Mono;
-use vl3_core::names::{ClientClass, Decision, NAME_OCTETS_MAX, Rcode};
+use vl3_core::names::{CacheStamp, ClientClass, Decision, NAME_OCTETS_MAX, Rcode};
 
 use crate::slab::Slab;
 use crate::wire::{Asked, Body};
@@ -16,7 +14,7 @@ use crate::wire::{Asked, Body};
 /// Longest key: a name, type and class, flags, the asker's class.
 const KEY_OCTETS_MAX: usize = NAME_OCTETS_MAX + 6;
 /// What an entry costs beside its octets: map, slab, allocations.
-const ENTRY_OCTETS: usize = 256;
+const ENTRY_OCTETS: usize = 512;
 /// Questions remembered to have been asked once: what is asked once is not stored, so a flood of
 /// random names pushes nothing out (R5.4).
 const ONCE: usize = 1 << 14;
@@ -35,10 +33,8 @@ impl Key {
         octets[..section].copy_from_slice(&asked.section[..section]);
         // Lengths of labels are below any letter.
         octets[..asked.name_octets().min(section)].make_ascii_lowercase();
-        let wants_ad = asked.authentic_wanted && !asked.flags.dnssec_ok;
-        octets[section] = u8::from(asked.flags.dnssec_ok)
-            | u8::from(asked.flags.checking_disabled) << 1
-            | u8::from(wants_ad) << 2;
+        octets[section] =
+            u8::from(asked.flags.dnssec_ok) | u8::from(asked.flags.checking_disabled) << 1;
         octets[section + 1] = match class {
             ClientClass::Sibling => 0,
             ClientClass::Remote => 1,
@@ -61,11 +57,8 @@ pub(super) struct Packet {
     pub(super) body: Body,
     pub(super) rcode: Rcode,
     pub(super) decision: Decision,
-    /// What must not have changed since.
-    stamp: u64,
-    /// When the answer was new.
-    origin: Mono,
-    until: Mono,
+    /// Which stored answer of the resolver it was made of.
+    stamp: CacheStamp,
     /// Which order the next reply has.
     turn: u32,
     /// Asked for since the hand went by.
@@ -73,15 +66,6 @@ pub(super) struct Packet {
 }
 
 impl Packet {
-    /// Seconds since the answer was new.
-    pub(super) fn age(&self, now: Mono) -> u32 {
-        u32::try_from(now.saturating_since(self.origin).as_secs()).unwrap_or(u32::MAX)
-    }
-
-    pub(super) const fn turn(&self) -> u32 {
-        self.turn
-    }
-
     fn octets(&self) -> usize {
         self.body.octets() + self.key.len() + ENTRY_OCTETS
     }
@@ -93,10 +77,7 @@ pub(super) struct Store {
     pub(super) body: Body,
     pub(super) rcode: Rcode,
     pub(super) decision: Decision,
-    pub(super) stamp: u64,
-    /// Seconds since the answer was new, and for how long it may be used from then on.
-    pub(super) age: u32,
-    pub(super) lifetime: Duration,
+    pub(super) stamp: CacheStamp,
     pub(super) turn: u32,
 }
 
@@ -130,18 +111,20 @@ impl Packets {
         self.packets.len()
     }
 
-    /// What is known, by the same stamp and not too old.
-    pub(super) fn get(&mut self, key: &Key, stamp: u64, now: Mono) -> Option<&Packet> {
+    /// Where a packet for this key lies, and what it was made of: to be used as long as the
+    /// resolver says that this still holds.
+    pub(super) fn find(&self, key: &Key) -> Option<(u32, CacheStamp)> {
         let at = *self.by_key.get(key.octets())?;
-        let is_old = |packet: &Packet| packet.stamp != stamp || packet.until <= now;
-        if self.packets.get(at).is_some_and(is_old) {
-            self.remove(at);
-            return None;
-        }
+        Some((at, self.packets.get(at)?.stamp))
+    }
+
+    /// The packet, and which order the reply has.
+    pub(super) fn take_turn(&mut self, at: u32) -> Option<(&Packet, u32)> {
         let packet = self.packets.get_mut(at)?;
         packet.used = true;
         packet.turn = packet.turn.wrapping_add(1);
-        Some(packet)
+        let turn = packet.turn;
+        Some((packet, turn))
     }
 
     /// Whether this question was asked before, lately; from now on it was.
@@ -155,12 +138,10 @@ impl Packets {
             .is_some_and(|known| std::mem::replace(known, mark) == mark)
     }
 
-    pub(super) fn store(&mut self, key: &Key, store: Store, now: Mono) {
+    pub(super) fn store(&mut self, key: &Key, store: Store) {
         if let Some(at) = self.by_key.get(key.octets()) {
             self.remove(*at);
         }
-        // The clock began with the machine, before any answer.
-        let origin = Mono(now.0.saturating_sub(u64::from(store.age) * 1_000_000_000));
         let key: Arc<[u8]> = Arc::from(key.octets());
         let packet = Packet {
             key: Arc::clone(&key),
@@ -168,13 +149,11 @@ impl Packets {
             rcode: store.rcode,
             decision: store.decision,
             stamp: store.stamp,
-            origin,
-            until: origin + store.lifetime,
             turn: store.turn,
             used: false,
         };
         let octets = packet.octets();
-        if octets > self.octets_max || packet.until <= now {
+        if octets > self.octets_max {
             return;
         }
         while self.octets + octets > self.octets_max {
@@ -209,10 +188,57 @@ impl Packets {
         self.clear();
     }
 
-    fn remove(&mut self, at: u32) {
+    pub(super) fn remove(&mut self, at: u32) {
         if let Some(packet) = self.packets.remove(at) {
             self.octets -= packet.octets();
             self.by_key.remove(&packet.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Parsed, parse};
+
+    /// `a.B` of type A: header, name, type and class, an OPT with or without DO.
+    fn message(name: &[u8; 5], dnssec_ok: bool, checking_disabled: bool) -> Vec<u8> {
+        let mut octets = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        octets[3] = if checking_disabled { 0x10 } else { 0 };
+        octets.extend(name);
+        octets.extend([0, 1, 0, 1, 0, 0, 41, 4, 0xd0, 0, 0]);
+        octets.extend([if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+        octets
+    }
+
+    fn key(octets: &[u8], class: ClientClass) -> Key {
+        match parse(octets) {
+            Parsed::Ask(asked) => Key::of(&asked, class),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn r5_1_a_key_knows_all_that_an_answer_depends_on_and_nothing_else() {
+        let member = ClientClass::Member;
+        let plain = key(&message(b"\x01a\x01b\0", false, false), member);
+        let upper = key(&message(b"\x01A\x01B\0", false, false), member);
+        assert_eq!(plain.octets(), upper.octets(), "R1.4");
+        for other in [
+            key(&message(b"\x01a\x01c\0", false, false), member),
+            key(&message(b"\x01a\x01b\0", true, false), member),
+            key(&message(b"\x01a\x01b\0", false, true), member),
+            key(&message(b"\x01a\x01b\0", false, false), ClientClass::Remote),
+        ] {
+            assert_ne!(plain.octets(), other.octets());
+        }
+    }
+
+    #[test]
+    fn r5_4_what_is_asked_once_is_not_kept() {
+        let mut packets = Packets::new(1 << 20);
+        let once = key(&message(b"\x01a\x01b\0", false, false), ClientClass::Member);
+        assert!(!packets.was_asked(&once));
+        assert!(packets.was_asked(&once));
     }
 }

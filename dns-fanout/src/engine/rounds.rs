@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vl3_core::Machine;
-use vl3_core::names::{ResolverEffect, ResolverInput, View};
+use vl3_core::names::{Condition, ResolverEffect, ResolverInput, View};
 use vl3_runtime::clock;
 
 use super::{Asked, Command, Engine, ReplyTo, Token};
@@ -18,6 +18,8 @@ use crate::upstream::Completion;
 const COMMANDS_MAX: usize = 64;
 /// What is in flight may end after the stop (R7.2).
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Totals are shown so long after a round that may have changed them.
+const TOTALS_PAUSE: Duration = Duration::from_millis(50);
 /// Receive calls per listener that is read empty before it closes.
 const LAST_READS_MAX: usize = 256;
 
@@ -52,11 +54,16 @@ impl Engine {
             return Some(Duration::ZERO);
         }
         let wake = self.resolver.next_wake().map(|(at, _)| at);
-        [wake, self.upstreams.next_close(), self.stopping]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| at.saturating_since(clock::mono()))
+        [
+            wake,
+            self.upstreams.next_close(),
+            self.stopping,
+            self.totals_due,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|at| at.saturating_since(clock::mono()))
     }
 
     fn take_ready(&mut self) {
@@ -142,7 +149,8 @@ impl Engine {
                 let before = std::mem::replace(&mut self.passed, new);
                 self.stop_listening(&before);
             }
-            Command::Limits(limits) => self.clients.set_limits(limits),
+            Command::Settings(settings) => self.input(ResolverInput::Settings(settings)),
+            Command::Explain(explain) => self.explain(explain),
             Command::Cookies(keys) => self.cookies = keys,
             // Err: the asker of the status left.
             Command::Status(reply) => drop(reply.send(self.status())),
@@ -193,9 +201,9 @@ impl Engine {
             .flat_map(|upstream| upstream.servers.iter().copied())
             .collect();
         self.upstreams.keep_only(&servers, self.now.mono);
-        self.clients.new_view();
         self.warn_of_own_listeners(&view);
         self.input(ResolverInput::View(view));
+        self.tell_able();
     }
 
     fn warn_of_own_listeners(&self, view: &View) {
@@ -250,15 +258,46 @@ impl Engine {
         }
         self.listening.flush(&mut self.call, &self.metrics);
         self.listening.close_retired();
-        self.metrics
-            .packets(self.packets.len(), self.packets.evicted);
-        self.metrics.totals(
-            &self.seen,
-            self.resolver.counters(),
-            self.resolver.in_flight(),
-        );
-        if self.seen != *self.resolver.counters() {
-            self.seen.clone_from(self.resolver.counters());
+        match self.totals_due {
+            None => self.totals_due = Some(self.now.mono + TOTALS_PAUSE),
+            Some(due) if due <= self.now.mono => {
+                self.totals_due = None;
+                self.show_totals();
+            }
+            Some(_) => {}
         }
+    }
+
+    /// What the resolver counts, as metrics: soon after it changed, not with every round.
+    fn show_totals(&mut self) {
+        let counters = self.resolver.counters();
+        self.metrics
+            .totals(&self.seen, counters, self.resolver.in_flight());
+        self.seen.clone_from(counters);
+        self.metrics.cache(
+            self.resolver.cache_counters(),
+            self.resolver.cache_size(),
+            self.packets.evicted,
+        );
+        for status in self.resolver.upstreams() {
+            self.metrics.to(status.upstream.label()).condition(
+                status.condition == Condition::Up,
+                status.rtt,
+                status.timed_out,
+            );
+        }
+        self.tell_able();
+    }
+
+    /// Whether there is somebody to answer from (R7.2).
+    fn tell_able(&self) {
+        let view = self.resolver.view();
+        let able = view.is_some_and(|view| view.network().is_some())
+            || self
+                .resolver
+                .upstreams()
+                .any(|status| status.condition == Condition::Up);
+        self.able
+            .send_if_modified(|known| std::mem::replace(known, able) != able);
     }
 }

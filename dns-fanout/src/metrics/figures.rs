@@ -115,10 +115,18 @@ pub(super) struct Figures {
     pub(super) duration: Buckets,
     pub(super) request_size: Buckets,
     pub(super) response_size: Buckets,
-    /// Answered from stored packets, by whether the answer is positive.
+    pub(super) cache: CacheFigures,
+}
+
+/// Of stored answers; pairs are positive and negative ones.
+#[derive(Debug, Default)]
+pub(super) struct CacheFigures {
     pub(super) hits: [Count; 2],
+    pub(super) entries: [Count; 2],
+    pub(super) misses: Count,
+    pub(super) stale: Count,
     pub(super) evictions: Count,
-    pub(super) packets: Count,
+    pub(super) prefetches: Count,
 }
 
 impl Default for Figures {
@@ -129,9 +137,7 @@ impl Default for Figures {
             duration: Buckets::durations(),
             request_size: Buckets::sizes(),
             response_size: Buckets::sizes(),
-            hits: Default::default(),
-            evictions: Count::default(),
-            packets: Count::default(),
+            cache: CacheFigures::default(),
         }
     }
 }
@@ -153,6 +159,11 @@ pub(crate) struct ToFigures {
     pub(super) queries: [Count; 2],
     pub(super) duration: Buckets,
     pub(super) rcodes: [Count; RCODES.len()],
+    /// 1: asked like any other.
+    pub(super) up: Count,
+    /// Smoothed round trip, microseconds; 0 before the first reply.
+    pub(super) rtt: Count,
+    pub(super) timed_out: Count,
 }
 
 impl ToFigures {
@@ -162,6 +173,9 @@ impl ToFigures {
             queries: Default::default(),
             duration: Buckets::durations(),
             rcodes: Default::default(),
+            up: Count::default(),
+            rtt: Count::default(),
+            timed_out: Count::default(),
         })
     }
 
@@ -171,6 +185,13 @@ impl ToFigures {
             Transport::Tcp => Proto::tcp,
         };
         self.queries[proto as usize].add(1);
+    }
+
+    pub(crate) fn condition(&self, up: bool, rtt: Option<Duration>, timed_out: u64) {
+        self.up.set(u64::from(up));
+        let rtt = rtt.map_or(0, |rtt| rtt.as_micros());
+        self.rtt.set(u64::try_from(rtt).unwrap_or(u64::MAX));
+        self.timed_out.set(timed_out);
     }
 
     pub(crate) fn said(&self, rcode: Rcode, after: Duration) {

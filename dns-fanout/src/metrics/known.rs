@@ -96,7 +96,17 @@ impl Collector for Ours {
             }
         }
         let help = "Queries to other servers";
-        counters(&mut encoder, "dns_queries", help, queries)
+        counters(&mut encoder, "dns_queries", help, queries)?;
+        let of = |to: &Arc<ToFigures>, value: u64| ([("to", to.to.clone())], value);
+        let up = to.iter().map(|to| of(to, to.up.get())).collect();
+        let help = "Whether an upstream is asked like any other";
+        gauges(&mut encoder, "dns_upstream_up", help, up)?;
+        let rtts = to.iter().map(|to| of(to, to.rtt.get())).collect();
+        let help = "Smoothed round trip of an upstream, microseconds";
+        gauges(&mut encoder, "dns_upstream_rtt_microseconds", help, rtts)?;
+        let timed_out = to.iter().map(|to| of(to, to.timed_out.get())).collect();
+        let help = "Queries without a reply in time";
+        counters(&mut encoder, "dns_upstream_timed_out", help, timed_out)
     }
 }
 
@@ -223,18 +233,52 @@ impl Known {
         encoder: &mut DescriptorEncoder<'_>,
         base: [(&str, &str); 3],
     ) -> Result<(), Error> {
-        let figures = &self.0.figures;
-        let hits = ["success", "denial"]
-            .iter()
-            .zip(&figures.hits)
-            .map(|(kind, count)| ([&base[..], &[("type", *kind)]].concat(), count.get()))
-            .collect();
+        let cache = &self.0.figures.cache;
+        let pair = |counts: &[super::figures::Count; 2]| {
+            ["success", "denial"]
+                .iter()
+                .zip(counts)
+                .map(|(kind, count)| ([&base[..], &[("type", *kind)]].concat(), count.get()))
+                .collect::<Vec<_>>()
+        };
+        let hits: u64 = cache.hits.iter().map(super::figures::Count::get).sum();
+        gauges(
+            encoder,
+            "coredns_cache_entries",
+            "Stored answers",
+            pair(&cache.entries),
+        )?;
         counters(
             encoder,
             "coredns_cache_hits",
             "Questions answered from stored answers",
-            hits,
-        )
+            pair(&cache.hits),
+        )?;
+        for (name, help, value) in [
+            (
+                "coredns_cache_requests",
+                "Looks for a stored answer",
+                hits + cache.misses.get(),
+            ),
+            (
+                "coredns_cache_served_stale",
+                "Expired answers served",
+                cache.stale.get(),
+            ),
+            (
+                "coredns_cache_evictions",
+                "Stored answers that made room",
+                cache.evictions.get(),
+            ),
+            (
+                "coredns_cache_prefetch",
+                "Answers fetched anew before they expired",
+                cache.prefetches.get(),
+            ),
+        ] {
+            counters(encoder, name, help, vec![(base, value)])?;
+        }
+        Ok(())
     }
 }
 
@@ -250,6 +294,20 @@ fn counters<L: EncodeLabelSet>(
         family
             .encode_family(&labels)?
             .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: Vec<(L, u64)>,
+) -> Result<(), Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        family.encode_family(&labels)?.encode_gauge(&value)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use vl3_core::names::{Decision, Rcode, RecordType, ResolverCounters};
+use vl3_core::names::{CacheCounters, CacheSize, Decision, Rcode, RecordType, ResolverCounters};
 use vl3_runtime::Metrics as Registries;
 
 use crate::wire::Mismatch;
@@ -162,10 +162,9 @@ impl Metrics {
         figures.duration.observe_duration(waited);
     }
 
-    /// Answered from a stored packet, within the round.
+    /// Answered within the round.
     pub(crate) fn hit(&self, rcode: Rcode, decision: Decision) {
         self.response(rcode, decision, Duration::ZERO);
-        self.shown.figures.hits[usize::from(rcode != Rcode::NO_ERROR)].add(1);
     }
 
     /// The octets of a reply.
@@ -173,9 +172,17 @@ impl Metrics {
         self.shown.figures.response_size.observe(octets as u64);
     }
 
-    pub(crate) fn packets(&self, stored: usize, evicted: u64) {
-        self.shown.figures.packets.set(stored as u64);
-        self.shown.figures.evictions.set(evicted);
+    /// Stored answers; evictions of packets count with those of the resolver's cache.
+    pub(crate) fn cache(&self, counters: CacheCounters, size: CacheSize, packets_evicted: u64) {
+        let cache = &self.shown.figures.cache;
+        cache.hits[0].set(counters.hits_positive);
+        cache.hits[1].set(counters.hits_negative);
+        cache.entries[0].set(size.positive_entries as u64);
+        cache.entries[1].set(size.negative_entries as u64);
+        cache.misses.set(counters.misses);
+        cache.stale.set(counters.served_stale);
+        cache.evictions.set(counters.evictions + packets_evicted);
+        cache.prefetches.set(counters.prefetches);
     }
 
     /// The figures of one upstream, by the name that is shown; several of one name share them.

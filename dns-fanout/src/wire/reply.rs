@@ -179,6 +179,14 @@ impl Body {
         self.turning.is_some()
     }
 
+    /// Gives back what it has room for and does not hold.
+    pub(crate) fn shrink(&mut self) {
+        self.octets.shrink_to_fit();
+        self.ttls.shrink_to_fit();
+        self.sets.shrink_to_fit();
+        self.extended.shrink_to_fit();
+    }
+
     /// Octets held, about.
     pub(crate) fn octets(&self) -> usize {
         self.octets.len()

@@ -1,5 +1,6 @@
 //! The server without a router: configured upstreams, commands, a configuration read again.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use hickory_proto::rr::RecordType as T;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use vl3_core::names::{Name, Upstream as Configured};
+use vl3_core::names::{Name, Policy, Upstream as Configured};
 use vl3_identity::Source;
 use vl3_identity::authority::Authority;
 use vl3_runtime::config::{Flags, Loaded, load_from};
@@ -277,6 +278,97 @@ async fn r3_3_a_server_that_turns_letters_is_asked_all_the_same() {
     for _ in 0..3 {
         let reply = alone.ask("db.a-name-with-many-letters.test.", T::A).await;
         assert_eq!(addresses(&reply), ["192.0.2.1"]);
+    }
+}
+
+/// Questions about `db`, without what health and loop probes ask.
+fn asked_for_db(upstream: &Upstream) -> usize {
+    let all = upstream.all();
+    let name = |message: &Message| message.queries[0].name().to_lowercase().to_string();
+    all.iter()
+        .filter(|asked| name(&asked.message).starts_with("db."))
+        .count()
+}
+
+#[tokio::test]
+async fn r5_1_stored_answers_are_given_to_each_as_it_asked() {
+    let up = Upstream::several(vec![honest(&["192.0.2.1"])]).await;
+    let alone = Alone::new(vec![configured("all", &up[0], &[])], |_| {}).await;
+    for spelled in [
+        "db.corp.test.",
+        "DB.corp.test.",
+        "dB.Corp.Test.",
+        "db.corp.TEST.",
+    ] {
+        let reply = alone.ask(spelled, T::A).await;
+        assert_eq!(reply.queries[0].name().to_ascii(), spelled);
+        assert_eq!(addresses(&reply), ["192.0.2.1"]);
+        assert!(reply.answers[0].ttl <= 60);
+        assert!(reply.edns.is_some());
+    }
+    assert_eq!(asked_for_db(&up[0]), 1);
+    let plain = query("db.corp.test.", T::A).to_vec().unwrap();
+    let reply = exchange_within(alone.address, CLIENT, &plain, PATIENCE).await;
+    assert!(Message::from_vec(&reply.unwrap()).unwrap().edns.is_none());
+    // What the cache knew of an upstream goes with it (R3.9).
+    alone
+        .command("upstream-remove", json!({ "name": "all" }))
+        .await
+        .unwrap();
+    let gone = alone.ask("db.corp.test.", T::A).await;
+    assert_eq!(gone.metadata.response_code, ResponseCode::Refused);
+}
+
+#[tokio::test]
+async fn r2_7_stored_unions_turn_from_reply_to_reply() {
+    let up = Upstream::several(vec![honest(&["192.0.2.1"]), honest(&["192.0.2.2"])]).await;
+    let both = vec![configured("a", &up[0], &[]), configured("b", &up[1], &[])];
+    let alone = Alone::new(both, |config| {
+        config.policies = vec![(Name::root(), Policy::Union)];
+    })
+    .await;
+    let mut first = BTreeSet::new();
+    for _ in 0..8 {
+        let all = addresses(&alone.ask("db.corp.test.", T::A).await);
+        assert_eq!(all.len(), 2);
+        first.insert(all[0].clone());
+    }
+    assert_eq!(first.len(), 2, "each stands first in some replies");
+    assert_eq!((asked_for_db(&up[0]), asked_for_db(&up[1])), (1, 1));
+}
+
+#[tokio::test]
+async fn r7_3_one_question_is_explained_on_demand() {
+    let up = Upstream::several(vec![honest(&["192.0.2.1"])]).await;
+    let alone = Alone::new(vec![configured("all", &up[0], &["corp.test"])], |_| {}).await;
+    let explained = alone
+        .command("explain", json!({ "name": "db.corp.test", "type": "a" }))
+        .await
+        .unwrap();
+    let steps: Vec<&str> = explained["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|step| step["step"].as_str())
+        .collect();
+    for step in ["planned", "asked", "said", "answered"] {
+        assert!(steps.contains(&step), "{step}: {explained}");
+    }
+    assert_eq!(explained["answer"]["rcode"], "NOERROR");
+    assert_eq!(explained["answer"]["records"][0]["data"], "192.0.2.1");
+    let nobody = alone
+        .command("explain", json!({ "name": "db.other.test" }))
+        .await
+        .unwrap();
+    assert_eq!(nobody["answer"]["rcode"], "REFUSED");
+    for (bad, part) in [
+        (json!({ "name": "a..b" }), "name"),
+        (json!({ "name": "a", "type": "nope" }), "type"),
+        (json!({ "name": "a", "from": "here" }), "from"),
+        (json!({ "name": "a", "view": "other" }), "view"),
+    ] {
+        let error = alone.command("explain", bad).await.unwrap_err();
+        assert!(error.contains(part), "{error}");
     }
 }
 
