@@ -137,9 +137,13 @@ impl Allocator {
             }
             LeaseRecord::Restored { floor } => {
                 self.doubted = self.leases.keys().cloned().collect();
+                // Restored again within the period: what the first backup did not know of, and
+                // whose rounds have been heard of since, has not ended for that.
+                let floor = floor.unwrap_or(self.floor);
+                let before = self.readopting.map(|readopting| readopting.floor);
                 self.readopting = Some(Readopting {
                     until: now + self.config.renew_after * 2,
-                    floor: floor.unwrap_or(self.floor),
+                    floor: before.map_or(floor, |before| floor.min(before)),
                 });
             }
             LeaseRecord::Readopted => self.readopting = None,

@@ -287,6 +287,26 @@ fn a_lease_outside_of_the_domains_blocks_is_not_renewed() {
     );
 }
 
+/// Simulation, mixed profile, seed 194.
+#[test]
+fn a_second_restore_within_the_period_ends_no_lease_that_the_first_backup_did_not_know() {
+    let lease = Bench::new().acquire(&acquire(1, 1), 1).unwrap();
+    let mut bench = Bench::new();
+    bench.commit(vec![
+        LeaseRecord::Restored { floor: None },
+        // Its registration has been heard of, its lease has not.
+        LeaseRecord::Floor {
+            generation: lease.generation,
+        },
+        LeaseRecord::Restored { floor: None },
+    ]);
+    let presented = Acquire {
+        held: Some(lease.clone()),
+        ..acquire(1, 1)
+    };
+    assert_eq!(bench.acquire(&presented, 1), Ok(lease));
+}
+
 #[test]
 fn after_a_restore_only_presented_leases_are_given() {
     let mut bench = Bench::new();
