@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::api::{Effect, FoundEndpoint, Peer, Query, WatchEvent, WatcherId};
+use super::api::{Effect, FoundEndpoint, Peer, Place, Query, WatchEvent, WatcherId};
 use super::machine::RegistryMachine;
 use super::matching::EndpointQuery;
 use super::object::{Endpoint, Service};
@@ -162,10 +162,18 @@ impl RegistryMachine {
         }
         let services = endpoint.services.iter().map(String::as_str);
         let watchers = self.watchers.of_endpoint(&endpoint.name, services);
-        self.tell(watchers, expires, deleted, out, |machine, _, peer| {
-            let seen = machine.sees_own(uid, peer, wall);
-            seen.then(|| Shown::own(endpoint.clone()))
-        });
+        let place = Place::Own(endpoint.name.as_str().into());
+        self.tell(
+            &place,
+            watchers,
+            expires,
+            deleted,
+            out,
+            |machine, _, peer| {
+                let seen = machine.sees_own(uid, peer, wall);
+                seen.then(|| Shown::own(endpoint.clone()))
+            },
+        );
     }
 
     fn tell_remote(
@@ -189,16 +197,27 @@ impl RegistryMachine {
         let watchers = self.watchers.of_endpoint(&name, services);
         let views = [View::Router, View::Other].map(|view| Shown::remote(packed, &domain, view));
         let [router, other] = &views;
-        self.tell(watchers, expires, deleted, out, |machine, query, peer| {
-            Some(match machine.view(uid, query, peer)? {
-                View::Router => router.clone(),
-                View::Other => other.clone(),
-            })
-        });
+        let place = Place::Remote(Arc::clone(&domain), packed.name().into());
+        self.tell(
+            &place,
+            watchers,
+            expires,
+            deleted,
+            out,
+            |machine, query, peer| {
+                Some(match machine.view(uid, query, peer)? {
+                    View::Router => router.clone(),
+                    View::Other => other.clone(),
+                })
+            },
+        );
     }
 
+    /// Of what stands on the pages to come of a watch's snapshot nothing is told: they show it
+    /// as it is then.
     fn tell(
         &mut self,
+        place: &Place,
         watchers: BTreeSet<WatcherId>,
         expires: Wall,
         deleted: bool,
@@ -212,6 +231,9 @@ impl RegistryMachine {
             let Query::Endpoints(query) = &watch.query else {
                 continue;
             };
+            if watch.rest.as_ref().is_some_and(|read| place > read) {
+                continue;
+            }
             let Some(shown) = shown(self, query, &watch.peer)
                 .filter(|shown| shown.matches(query, expires.unix_secs()))
             else {

@@ -381,8 +381,8 @@ impl RegistryMachine {
         Ok(())
     }
 
-    /// The next page of a watch's snapshot. What changed since the one before was told already;
-    /// what changes on pages to come is told as well, and shown again there.
+    /// The next page of a watch's snapshot. What changed on those before was told; what stands
+    /// on those to come is shown there as it is then.
     pub(super) fn watch_rest(&mut self, watcher: WatcherId, now: Now, out: Out<'_>) {
         let Some(watch) = self.watchers.get(watcher) else {
             return;
