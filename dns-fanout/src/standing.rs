@@ -247,7 +247,6 @@ impl Standing {
             services: None,
             prefer_wait: config.prefer_wait,
             records_max: config.records_max,
-            ..ViewParts::default()
         };
         let view = View::assemble(parts).map_err(|errors| {
             let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
