@@ -10,7 +10,7 @@ use crate::shell::{self, cargo};
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let Some((name, rest)) = arguments.split_first() else {
-        bail!("interop needs a name: nsm or registry");
+        bail!("interop needs a name: nsm, registry or dns");
     };
     let script = Path::new("tests/interop").join(name).join("run");
     if !script.is_file() {

@@ -1,0 +1,3 @@
+module vl3/interop/resolve
+
+go 1.26
