@@ -3,6 +3,7 @@
 
 mod attach;
 mod dataplane;
+mod dns;
 mod registry;
 pub(crate) mod report;
 
@@ -30,6 +31,7 @@ type Run = fn(&Bench, &mut Report) -> anyhow::Result<()>;
 const BENCHES: &[(&str, Run)] = &[
     ("attach", attach::run),
     ("dataplane", dataplane::run),
+    ("dns", dns::run),
     ("registry", registry::run),
 ];
 

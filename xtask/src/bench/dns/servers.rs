@@ -21,6 +21,8 @@ const HOT_ZONE: &str = "hot.test";
 const HOT_NAMES: usize = 1_000;
 /// Any name below it exists at the first upstream.
 const FILL_ZONE: &str = "fill.test";
+/// Ours; the others count entries.
+const CACHE_BYTES: u32 = 32 << 20;
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// USER_HZ of every Linux this runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -264,12 +266,14 @@ impl Kind {
 
 fn our_config(world: &World, address: SocketAddr, upstreams: &[String]) -> String {
     let mut text = format!(
-        "name = \"bench\"\nlisten = [\"{address}\"]\nrun_dir = \"{}\"\nlog.level = \"warn\"\n",
+        "name = \"bench\"\nlisten = [\"{address}\"]\nrun_dir = \"{}\"\nstate_dir = \"\"\nlog.level = \"warn\"\n\
+         clients = [\"127.0.0.0/8\"]\nlimits.queries_per_second = 0\nlimits.in_flight = 0\n\
+         cache.bytes = {CACHE_BYTES}\n",
         world.scratch.join("run-dns").display()
     );
     for (number, upstream) in upstreams.iter().enumerate() {
         text.push_str(&format!(
-            "[[upstream]]\nname = \"u{number}\"\naddresses = [\"{upstream}\"]\n"
+            "[[upstream]]\nname = \"u{number}\"\naddresses = [\"{upstream}\"]\nallow_private = true\n"
         ));
     }
     text
