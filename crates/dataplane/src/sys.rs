@@ -6,8 +6,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+
+use socket2::{SockAddr, SockAddrStorage};
 
 use crate::limits::{RECEIVE_BATCH, RECEIVE_BUFFER, SEND_BATCH};
 
@@ -273,12 +275,10 @@ pub(crate) struct Outgoing<'a> {
 /// about the first.
 pub(crate) fn send_batch(socket: &impl AsFd, outgoing: &[Outgoing<'_>]) -> io::Result<usize> {
     let count = outgoing.len().min(SEND_BATCH);
-    // SAFETY: all zeroes is an empty message header, iovec and address.
-    let (mut messages, mut pieces, mut addresses): (
-        [libc::mmsghdr; SEND_BATCH],
-        [libc::iovec; SEND_BATCH],
-        [libc::sockaddr_in6; SEND_BATCH],
-    ) = unsafe { std::mem::zeroed() };
+    // SAFETY: all zeroes is an empty message header and iovec.
+    let (mut messages, mut pieces): ([libc::mmsghdr; SEND_BATCH], [libc::iovec; SEND_BATCH]) =
+        unsafe { std::mem::zeroed() };
+    let mut addresses = [const { None::<SockAddr> }; SEND_BATCH];
     let mut controls = [Control([0; CONTROL]); SEND_BATCH];
     for (index, message) in outgoing.iter().enumerate().take(count) {
         pieces[index] = libc::iovec {
@@ -288,8 +288,9 @@ pub(crate) fn send_batch(socket: &impl AsFd, outgoing: &[Outgoing<'_>]) -> io::R
         let header = &mut messages[index].msg_hdr;
         header.msg_iov = &raw mut pieces[index];
         header.msg_iovlen = 1;
-        header.msg_namelen = write_address(&mut addresses[index], message.remote);
-        header.msg_name = (&raw mut addresses[index]).cast();
+        let address = addresses[index].insert(message.remote.into());
+        header.msg_name = address.as_ptr().cast_mut().cast();
+        header.msg_namelen = address.len();
         header.msg_control = controls[index].0.as_mut_ptr().cast();
         header.msg_controllen = CONTROL as _;
         let used = write_control(header, message);
@@ -355,50 +356,10 @@ fn write_control(header: &libc::msghdr, message: &Outgoing<'_>) -> usize {
 }
 
 fn read_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(storage.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that the storage holds a `sockaddr_in`, which is smaller.
-            let address = unsafe { (&raw const *storage).cast::<libc::sockaddr_in>().read() };
-            let ip = Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes());
-            Some(SocketAddr::V4(SocketAddrV4::new(
-                ip,
-                u16::from_be(address.sin_port),
-            )))
-        }
-        libc::AF_INET6 => {
-            // SAFETY: the family says that the storage holds a `sockaddr_in6`, which is smaller.
-            let address = unsafe { (&raw const *storage).cast::<libc::sockaddr_in6>().read() };
-            let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
-            let port = u16::from_be(address.sin6_port);
-            Some(SocketAddr::V6(SocketAddrV6::new(
-                ip,
-                port,
-                0,
-                address.sin6_scope_id,
-            )))
-        }
-        _ => None,
-    }
-}
-
-/// Writes an address of either family; returns its length.
-fn write_address(to: &mut libc::sockaddr_in6, address: SocketAddr) -> libc::socklen_t {
-    match address {
-        SocketAddr::V4(v4) => {
-            // SAFETY: `sockaddr_in` is smaller than `sockaddr_in6` and less aligned; `to` is
-            // exclusively borrowed.
-            let to = unsafe { &mut *(&raw mut *to).cast::<libc::sockaddr_in>() };
-            to.sin_family = libc::AF_INET as _;
-            to.sin_port = v4.port().to_be();
-            to.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
-            size_of::<libc::sockaddr_in>() as _
-        }
-        SocketAddr::V6(v6) => {
-            to.sin6_family = libc::AF_INET6 as _;
-            to.sin6_port = v6.port().to_be();
-            to.sin6_addr.s6_addr = v6.ip().octets();
-            to.sin6_scope_id = v6.scope_id();
-            size_of::<libc::sockaddr_in6>() as _
-        }
+    let mut address = SockAddrStorage::zeroed();
+    // SAFETY: the kernel wrote an address of the family that the storage names, or left zeroes.
+    unsafe {
+        *address.view_as::<libc::sockaddr_storage>() = *storage;
+        SockAddr::new(address, size_of::<libc::sockaddr_storage>() as _).as_socket()
     }
 }

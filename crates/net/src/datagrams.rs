@@ -6,8 +6,10 @@
 )]
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+
+use socket2::{SockAddr, SockAddrStorage};
 
 /// Room for packet info of either family.
 const CONTROL: usize = 64;
@@ -258,7 +260,7 @@ impl Outgoing {
 pub struct SendCall {
     messages: Box<[libc::mmsghdr]>,
     pieces: Box<[libc::iovec]>,
-    addresses: Box<[libc::sockaddr_in6]>,
+    addresses: Box<[Option<SockAddr>]>,
     controls: Box<[Control]>,
 }
 
@@ -274,12 +276,11 @@ impl std::fmt::Debug for SendCall {
 impl SendCall {
     pub fn new(messages: usize) -> Self {
         // SAFETY: all of them are plain old data, for which all zeroes is a value.
-        let (header, piece, address): (libc::mmsghdr, libc::iovec, libc::sockaddr_in6) =
-            unsafe { std::mem::zeroed() };
+        let (header, piece): (libc::mmsghdr, libc::iovec) = unsafe { std::mem::zeroed() };
         Self {
             messages: vec![header; messages].into_boxed_slice(),
             pieces: vec![piece; messages].into_boxed_slice(),
-            addresses: vec![address; messages].into_boxed_slice(),
+            addresses: vec![None; messages].into_boxed_slice(),
             controls: vec![Control([0; CONTROL]); messages].into_boxed_slice(),
         }
     }
@@ -322,16 +323,12 @@ impl SendCall {
             let header = &mut self.messages[index].msg_hdr;
             header.msg_iov = &raw mut self.pieces[index];
             header.msg_iovlen = 1;
-            match item.remote {
-                Some(remote) => {
-                    header.msg_namelen = write_address(&mut self.addresses[index], remote);
-                    header.msg_name = (&raw mut self.addresses[index]).cast();
-                }
-                None => {
-                    header.msg_namelen = 0;
-                    header.msg_name = std::ptr::null_mut();
-                }
-            }
+            let address = &mut self.addresses[index];
+            *address = item.remote.map(SockAddr::from);
+            (header.msg_name, header.msg_namelen) = match address {
+                Some(address) => (address.as_ptr().cast_mut().cast(), address.len()),
+                None => (std::ptr::null_mut(), 0),
+            };
             header.msg_control = std::ptr::null_mut();
             header.msg_controllen = 0;
             if let Some(local) = item.local {
@@ -389,46 +386,11 @@ fn write_control(header: &libc::msghdr, local: IpAddr) -> usize {
 }
 
 fn read_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(storage.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that the storage holds a `sockaddr_in`, which is smaller.
-            let address = unsafe { (&raw const *storage).cast::<libc::sockaddr_in>().read() };
-            let ip = Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes());
-            let port = u16::from_be(address.sin_port);
-            Some(SocketAddr::V4(SocketAddrV4::new(ip, port)))
-        }
-        libc::AF_INET6 => {
-            // SAFETY: the family says that the storage holds a `sockaddr_in6`, which is smaller.
-            let address = unsafe { (&raw const *storage).cast::<libc::sockaddr_in6>().read() };
-            let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
-            let port = u16::from_be(address.sin6_port);
-            let scope = address.sin6_scope_id;
-            Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)))
-        }
-        _ => None,
-    }
-}
-
-/// Writes an address of either family; returns its length.
-fn write_address(to: &mut libc::sockaddr_in6, address: SocketAddr) -> libc::socklen_t {
-    match address {
-        SocketAddr::V4(v4) => {
-            // SAFETY: `sockaddr_in` is smaller than `sockaddr_in6` and less aligned; `to` is
-            // exclusively borrowed.
-            let to = unsafe { &mut *(&raw mut *to).cast::<libc::sockaddr_in>() };
-            to.sin_family = libc::AF_INET as _;
-            to.sin_port = v4.port().to_be();
-            to.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
-            size_of::<libc::sockaddr_in>() as _
-        }
-        SocketAddr::V6(v6) => {
-            to.sin6_family = libc::AF_INET6 as _;
-            to.sin6_port = v6.port().to_be();
-            to.sin6_flowinfo = 0;
-            to.sin6_addr.s6_addr = v6.ip().octets();
-            to.sin6_scope_id = v6.scope_id();
-            size_of::<libc::sockaddr_in6>() as _
-        }
+    let mut address = SockAddrStorage::zeroed();
+    // SAFETY: the kernel wrote an address of the family that the storage names, or left zeroes.
+    unsafe {
+        *address.view_as::<libc::sockaddr_storage>() = *storage;
+        SockAddr::new(address, size_of::<libc::sockaddr_storage>() as _).as_socket()
     }
 }
 
