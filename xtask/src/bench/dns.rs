@@ -64,15 +64,7 @@ impl World {
 }
 
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let chosen =
-        |part: &str| bench.arguments.is_empty() || bench.arguments.iter().any(|a| a == part);
-    for argument in &bench.arguments {
-        ensure!(
-            PARTS.contains(&argument.as_str()),
-            "no part {argument:?} of this bench; known: {}",
-            PARTS.join(", ")
-        );
-    }
+    let parts = bench.parts(&PARTS)?;
     servers::installed()?;
     let (ok, built, errors) =
         shell::output(Command::new("tests/interop/peers/build").arg("coredns"))?;
@@ -90,13 +82,13 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             peers: PathBuf::from(built.trim()),
         };
         let upstreams = Upstreams::start(&world).await?;
-        if chosen("fanout") {
+        if parts.contains(&"fanout") {
             fanout(&world, &upstreams, report).await?;
         }
-        if chosen("cached") {
+        if parts.contains(&"cached") {
             cached(&world, &upstreams, report).await?;
         }
-        if chosen("full") {
+        if parts.contains(&"full") {
             full(&world, &upstreams, report).await?;
         }
         Ok(())

@@ -6,6 +6,7 @@ mod dataplane;
 mod dns;
 mod registry;
 pub(crate) mod report;
+mod usage;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,22 @@ pub(crate) struct Bench {
     pub(crate) arguments: Vec<String>,
     /// A directory of its own, emptied before each run.
     pub(crate) scratch: PathBuf,
+}
+
+impl Bench {
+    /// The parts of a bench that the arguments choose, in the bench's order: all without any.
+    fn parts(&self, known: &[&'static str]) -> anyhow::Result<Vec<&'static str>> {
+        let unknown = |argument: &&String| !known.contains(&argument.as_str());
+        if let Some(unknown) = self.arguments.iter().find(unknown) {
+            bail!(
+                "no part {unknown:?} of this bench; known: {}",
+                known.join(", ")
+            );
+        }
+        let chosen =
+            |part: &&str| self.arguments.is_empty() || self.arguments.iter().any(|a| a == part);
+        Ok(known.iter().copied().filter(chosen).collect())
+    }
 }
 
 type Run = fn(&Bench, &mut Report) -> anyhow::Result<()>;

@@ -52,18 +52,7 @@ const REMOTES_MIB: f64 = 512.0;
 const PARTS: [&str; 4] = ["calls", "find", "propagation", "remotes"];
 
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let chosen =
-        |part: &str| bench.arguments.is_empty() || bench.arguments.iter().any(|a| a == part);
-    if let Some(unknown) = bench
-        .arguments
-        .iter()
-        .find(|a| !PARTS.contains(&a.as_str()))
-    {
-        bail!(
-            "no part {unknown:?} of this bench; known: {}",
-            PARTS.join(", ")
-        );
-    }
+    let parts = bench.parts(&PARTS)?;
     let load = build_load()?;
     let stock = build_stock()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -79,16 +68,16 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             load,
             stock,
         };
-        if chosen("calls") {
+        if parts.contains(&"calls") {
             calls(&world, report).await?;
         }
-        if chosen("find") {
+        if parts.contains(&"find") {
             find(&world, report).await?;
         }
-        if chosen("propagation") {
+        if parts.contains(&"propagation") {
             propagation(&world, report).await?;
         }
-        if chosen("remotes") {
+        if parts.contains(&"remotes") {
             remotes(&world, report).await?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use vl3_lab::tools::{self, QueryType, Rcode};
 use vl3_lab::{Process, ProcessSpec};
 
+use super::super::usage;
 use super::World;
 
 const UPSTREAMS: u8 = 3;
@@ -24,8 +25,6 @@ const FILL_ZONE: &str = "fill.test";
 /// Ours; the others count entries.
 const CACHE_BYTES: u32 = 32 << 20;
 const READY_LIMIT: Duration = Duration::from_secs(20);
-/// USER_HZ of every Linux this runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The programs that the bench needs beside ours.
 pub(super) fn installed() -> anyhow::Result<()> {
@@ -304,29 +303,12 @@ impl Running {
     }
 
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))
-            .with_context(|| format!("{} has ended", self.kind.name()))?;
-        // After the name in parentheses: user and system time are the 12th and 13th fields.
-        let rest = text.rsplit_once(')').context("a stat line")?.1;
-        let ticks: f64 = rest
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|ticks| ticks.parse::<f64>().ok())
-            .sum();
-        Ok(ticks / TICKS_PER_SECOND)
+        usage::cpu_seconds(self.process.id())
     }
 
     /// Resident.
     pub(super) fn memory_mib(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
-            .with_context(|| format!("{} has ended", self.kind.name()))?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .context("VmRSS")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-        Ok(kib / 1024.0)
+        usage::resident_mib(self.process.id())
     }
 
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {

@@ -8,13 +8,12 @@ use serde_json::Value;
 use vl3_lab::etcd::{self, EtcdMember};
 use vl3_lab::{Process, ProcessSpec, admin};
 
+use super::super::usage;
 use super::{POLL, World};
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const PORT: u16 = 5002;
 const ETCD_ADDRESS: &str = "127.2.0.1";
-/// USER_HZ of every Linux this runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
@@ -185,29 +184,12 @@ impl Server {
     }
 
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))
-            .with_context(|| format!("{} has ended", self.url))?;
-        // After the name in parentheses: user and system time are the 12th and 13th fields.
-        let rest = text.rsplit_once(')').context("a stat line")?.1;
-        let ticks: f64 = rest
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|ticks| ticks.parse::<f64>().ok())
-            .sum();
-        Ok(ticks / TICKS_PER_SECOND)
+        usage::cpu_seconds(self.process.id())
     }
 
     /// The most that was ever resident.
     pub(super) fn memory_mib(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
-            .with_context(|| format!("{} has ended", self.url))?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .context("VmHWM")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmHWM")?.parse()?;
-        Ok(kib / 1024.0)
+        usage::peak_mib(self.process.id())
     }
 
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
