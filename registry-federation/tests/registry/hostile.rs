@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::world::{World, eventually, query};
+use crate::world::{World, eventually, icmp, query};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
-use vl3_core::registry::{Claim, Endpoint};
+use vl3_core::registry::Claim;
 use vl3_identity::token;
 use vl3_proto::lease::encode_claim;
 use vl3_proto::objects::encode_endpoint;
@@ -16,15 +16,6 @@ use vl3_proto::registry::{Match, NetworkService, NetworkServiceQuery};
 use vl3_proto::vl3::registry::v1::names_client::NamesClient;
 use vl3_runtime::clock;
 use vl3_runtime::grpc::{Expect, TOKEN, TOKEN_EXPIRES};
-
-fn icmp(name: &str) -> Endpoint {
-    Endpoint {
-        name: name.to_owned(),
-        services: vec!["icmp".to_owned()],
-        url: "tcp://192.0.2.7:5000".to_owned(),
-        ..Endpoint::default()
-    }
-}
 
 fn service(name: &str) -> NetworkService {
     NetworkService {

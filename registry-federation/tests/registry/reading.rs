@@ -6,18 +6,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use registry_federation::store::{Memory, Store};
 use tonic::Code;
-use vl3_core::registry::Endpoint;
 
-use crate::world::{World, event};
-
-fn icmp(name: &str) -> Endpoint {
-    Endpoint {
-        name: name.to_owned(),
-        services: vec!["icmp".to_owned()],
-        url: "tcp://192.0.2.7:5000".to_owned(),
-        ..Endpoint::default()
-    }
-}
+use crate::world::{World, event, icmp};
 
 /// More than two pages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,16 +13,7 @@ use vl3_proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkService
 use vl3_runtime::clock;
 use vl3_runtime::grpc::set_registry_path;
 
-use crate::world::{Client, Registry, World, eventually, query};
-
-fn icmp(name: &str) -> Endpoint {
-    Endpoint {
-        name: name.to_owned(),
-        services: vec!["icmp".to_owned()],
-        url: "tcp://192.0.2.7:5000".to_owned(),
-        ..Endpoint::default()
-    }
-}
+use crate::world::{Client, Registry, World, eventually, icmp, query};
 
 /// A token of one identity, for another one's eyes.
 fn token_of(world: &World, path: &str, audience: &str) -> String {

@@ -49,6 +49,16 @@ pub(crate) struct Registry {
     running: Running,
 }
 
+/// An endpoint of the service `icmp`.
+pub(crate) fn icmp(name: &str) -> Endpoint {
+    Endpoint {
+        name: name.to_owned(),
+        services: vec!["icmp".to_owned()],
+        url: "tcp://192.0.2.7:5000".to_owned(),
+        ..Endpoint::default()
+    }
+}
+
 /// The number of a domain decides its blocks.
 pub(crate) fn member(domain: &str, number: u16, bundle: String) -> Member {
     Member {

@@ -1,6 +1,7 @@
 //! R2.6: the answer depends on what the owners say, not on the order in which they say it.
 //! Every outcome of three owners, in every order of arrival, against a model of R2.4 and R2.5.
 
+use super::orders::{ORDERS, OUTCOMES, Outcome};
 use super::world::*;
 use crate::machine::{Machine, Outbox, Ticket};
 use crate::names::ClientClass::Member;
@@ -9,33 +10,7 @@ use crate::names::{
     Resolution, ResolutionEffect, ResolutionInput, Rtt, Upstream, plan,
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    Positive,
-    NoData,
-    NxDomain,
-    Refused,
-    ServFail,
-    Timeout,
-}
-
-const OUTCOMES: [Outcome; 6] = [
-    Outcome::Positive,
-    Outcome::NoData,
-    Outcome::NxDomain,
-    Outcome::Refused,
-    Outcome::ServFail,
-    Outcome::Timeout,
-];
 const DOMAINS: [&str; 3] = ["north", "south", "west"];
-const ORDERS: [[usize; 3]; 6] = [
-    [0, 1, 2],
-    [0, 2, 1],
-    [1, 0, 2],
-    [1, 2, 0],
-    [2, 0, 1],
-    [2, 1, 0],
-];
 const NAME: &str = "db.red.test";
 
 fn address_of(domain: usize) -> String {

@@ -4,31 +4,12 @@
 use std::sync::Arc;
 
 use super::bench::{Bench, client_parts, resolver};
+use super::orders::Outcome::*;
+use super::orders::{ORDERS, OUTCOMES, Outcome};
 use super::world::*;
 use crate::names::{Answer, Policy, Preference, Rcode, Reply, Upstream, View, ViewParts};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Positive,
-    NoData,
-    NxDomain,
-    Refused,
-    ServFail,
-    Timeout,
-}
-
-use Outcome::*;
-
-const OUTCOMES: [Outcome; 6] = [Positive, NoData, NxDomain, Refused, ServFail, Timeout];
 const LABELS: [&str; 3] = ["one", "two", "three"];
-const ORDERS: [[usize; 3]; 6] = [
-    [0, 1, 2],
-    [0, 2, 1],
-    [1, 0, 2],
-    [1, 2, 0],
-    [2, 0, 1],
-    [2, 1, 0],
-];
 const NAME: &str = "a.example";
 
 fn address_of(at: usize) -> String {
