@@ -18,6 +18,7 @@ use crate::store::{
 
 /// Where a restore puts the store that it replaces.
 const REPLACED_FILE: &str = "registry.redb.before-restore";
+const REPLACED_MAX: usize = 100;
 const NEW_FILE: &str = "registry.redb.restoring";
 
 /// What a restore did.
@@ -29,7 +30,8 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// What a stopped registry kept in its state directory. Nothing is created but its lock.
+/// What a stopped registry kept in its state directory, every page of it verified. Nothing is
+/// created but its lock.
 pub fn read_state(state_dir: &Path) -> anyhow::Result<Contents> {
     let file = state_dir.join(STATE_FILE);
     ensure!(
@@ -37,7 +39,9 @@ pub fn read_state(state_dir: &Path) -> anyhow::Result<Contents> {
         "{} holds no {STATE_FILE}: no registry kept its state there",
         state_dir.display()
     );
-    Ok(Contents::read(&mut Redb::open(&file)?)?)
+    let mut store = Redb::open(&file)?;
+    store.verify()?;
+    Ok(Contents::read(&mut store)?)
 }
 
 /// Decodes and checks: what cannot be decoded is a violation as well. `domain` is whose registry
@@ -151,24 +155,24 @@ pub fn restore(
     // Held until the end: no registry starts meanwhile, also where there is no file yet.
     let lock = StateLock::take(&path)?;
     let held = path.exists().then(|| Redb::open_locked(&path, &lock));
-    let held = held.transpose()?;
-    let replaced = match held {
-        Some(mut held) => {
-            ensure!(
-                force || Contents::read(&mut held)?.is_empty(),
-                "{} is not empty; --force replaces what it holds",
-                path.display()
-            );
-            Some((held, state_dir.join(REPLACED_FILE)))
-        }
+    let replaced = match &held {
         None => None,
+        Some(_) if force => Some(free_name(state_dir)?),
+        Some(Err(error)) => bail!("{error}; --force puts the backup in its place"),
+        Some(Ok(_)) => Some(free_name(state_dir)?),
     };
+    if let (false, Some(Ok(mut held))) = (force, held) {
+        ensure!(
+            Contents::read(&mut held)?.is_empty(),
+            "{} is not empty; --force replaces what it holds",
+            path.display()
+        );
+    }
     let new = state_dir.join(NEW_FILE);
     // What an earlier restore left that was cut off.
     remove(&new)?;
     fill(&mut Redb::open_locked(&new, &lock)?, &backup.kept, served)?;
-    if let Some((_, aside)) = &replaced {
-        remove(aside)?;
+    if let Some(aside) = &replaced {
         std::fs::hard_link(&path, aside)
             .with_context(|| format!("link {} to {}", path.display(), aside.display()))?;
     }
@@ -178,7 +182,20 @@ pub fn restore(
     Ok(Restored {
         report,
         taken: backup.taken,
-        replaced: replaced.map(|(_, aside)| aside),
+        replaced,
+    })
+}
+
+/// Where what is replaced stays; nothing of an earlier restore is overwritten.
+fn free_name(state_dir: &Path) -> anyhow::Result<PathBuf> {
+    let names = std::iter::once(REPLACED_FILE.to_owned())
+        .chain((2..=REPLACED_MAX).map(|number| format!("{REPLACED_FILE}-{number}")));
+    let mut paths = names.map(|name| state_dir.join(name));
+    paths.find(|path| !path.exists()).with_context(|| {
+        format!(
+            "{} holds {REPLACED_MAX} stores of earlier restores ({REPLACED_FILE}-...): remove some",
+            state_dir.display()
+        )
     })
 }
 

@@ -4,7 +4,10 @@
 //! of the first release had none), `history` what rewrites replaced, `objects` values with
 //! their revision, `meta` the format and the counters.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
@@ -82,8 +85,19 @@ impl Redb {
             })?;
         }
         // redb trusts lengths and offsets of a file that was closed well.
-        let opened = std::panic::catch_unwind(|| Self::prepare(path, builder().create(path)));
-        opened.unwrap_or_else(|_| Err(opening(path, &"it is damaged")))
+        undamaged(path, || Self::prepare(path, builder().create(path)))
+    }
+
+    /// Reads every page and compares it with its checksum; repairs what a crash left behind.
+    pub fn verify(&mut self) -> Result<(), StoreError> {
+        let Self { database, path, .. } = self;
+        undamaged(
+            path,
+            AssertUnwindSafe(|| match database.check_integrity() {
+                Ok(_clean_or_repaired) => Ok(()),
+                Err(error) => Err(opening(path, &format!("it is damaged: {error}"))),
+            }),
+        )
     }
 
     /// As [`Self::open`] on something that behaves like a file; `path` is what errors name.
@@ -187,6 +201,32 @@ impl Redb {
         // Err: nobody watches.
         let _unwatched = self.feed.send(change);
     }
+}
+
+thread_local! {
+    /// This thread reads a file that may be damaged: a panic is a finding, which is told as one.
+    static READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// redb panics on lengths and offsets that make no sense. What it would print of that is of no
+/// use to who reads "it is damaged".
+fn undamaged<T>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StoreError> + UnwindSafe,
+) -> Result<T, StoreError> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !READING.get() {
+                others(panic);
+            }
+        }));
+    });
+    READING.set(true);
+    let done = std::panic::catch_unwind(work);
+    READING.set(false);
+    done.unwrap_or_else(|_| Err(opening(path, &"it is damaged")))
 }
 
 fn builder() -> redb::Builder {

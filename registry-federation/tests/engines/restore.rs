@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use registry_federation::maintenance::{check_kept, restore, write_backup};
+use registry_federation::maintenance::{check_kept, read_state, restore, write_backup};
 use registry_federation::store::{Contents, Journal as _, Redb, StateLock, StoreError, encode};
 use vl3_core::allocator::LeaseRecord;
 use vl3_core::document::{AdminSecret, Chain, Document, Policy};
@@ -170,4 +170,40 @@ fn a_network_that_was_joined_after_the_backup_is_marked_as_well() {
     let kept = Contents::read(&mut store).expect("what it keeps");
     let report = check_kept(&kept, "east");
     assert_eq!((report.networks, report.readopting), (1, 1));
+}
+
+/// The moment for which there are backups.
+#[test]
+fn a_damaged_store_is_found_by_its_checksums_and_replaced_by_force_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, entries) = backup(dir.path());
+    let path = dir.path().join(STATE);
+    restore(&file, dir.path(), Some("east"), &[], false).expect("a restore");
+    read_state(dir.path()).expect("as it was written");
+    let mut bytes = std::fs::read(&path).expect("the file");
+    // Inside of what an entry says, where nothing but a checksum can tell.
+    let document = find(&bytes, b"red.vl3").expect("the zone of the document");
+    bytes[document] ^= 0x20;
+    std::fs::write(&path, &bytes).expect("a damaged file");
+    let found = read_state(dir.path()).expect_err("damage");
+    assert!(found.to_string().contains("damaged"), "{found:#}");
+
+    // Not even its header.
+    std::fs::write(&path, vec![7; 9000]).expect("a damaged file");
+    let refused = restore(&file, dir.path(), Some("east"), &[], false).expect_err("damage");
+    assert!(format!("{refused:#}").contains("--force"), "{refused:#}");
+    let done = restore(&file, dir.path(), Some("east"), &[], true).expect("a restore");
+    let aside = done.replaced.expect("what was there");
+    assert_eq!(std::fs::read(&aside).expect("the damaged one"), [7; 9000]);
+    let mut store = Redb::open(&path).expect("it opens");
+    assert_eq!(store.replay().expect("a journal").len(), entries);
+    drop(store);
+
+    let again = restore(&file, dir.path(), Some("east"), &[], true).expect("a restore");
+    assert_ne!(again.replaced, Some(aside.clone()));
+    assert_eq!(std::fs::read(&aside).expect("still there"), [7; 9000]);
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
 }
