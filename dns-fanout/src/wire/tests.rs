@@ -345,6 +345,59 @@ fn r3_3_mixed_case_must_come_back_letter_by_letter() {
     assert_eq!(echoes(&octets, &query), Err(Mismatch::OtherQuestion));
 }
 
+/// `wWw.ReD.tEST`, with data that point into the question, and a part that they spell themselves.
+/// Names that we look into are lower case anyway.
+#[test]
+fn r3_3_the_letters_of_a_question_show_in_no_name_that_points_to_it() {
+    let mixed = b"\x03wWw\x03ReD\x04tEST\x00";
+    let reply = |rtype: u8, data: &[u8]| {
+        let mut octets = vec![0, 1, 0x84, 0, 0, 1, 0, 3, 0, 0, 0, 0];
+        octets.extend(mixed);
+        octets.extend([0, rtype, 0, 1]);
+        // At the question's name, below its last two labels, and in letters of its own.
+        for owner in [
+            &b"\xc0\x0c"[..],
+            b"\x02Ns\xc0\x10",
+            b"\x03WWW\x03RED\x04TEST\x00",
+        ] {
+            octets.extend(owner);
+            octets.extend([0, rtype, 0, 1, 0, 0, 0, 9, 0]);
+            octets.push(u8::try_from(data.len()).unwrap());
+            octets.extend(data);
+        }
+        octets
+    };
+    let cases: [(u8, &[u8], &[u8]); 4] = [
+        (5, b"\x04MaIl\xc0\x10", b"mail.red.test."),
+        (12, b"\xc0\x0c", b"www.red.test."),
+        // Opaque to us: hickory expands what they point to.
+        (2, b"\x04MaIl\xc0\x10", b"\x04MaIl\x03red\x04test\x00"),
+        (
+            15,
+            b"\x00\x05\xc0\x0c",
+            b"\x00\x05\x03www\x03red\x04test\x00",
+        ),
+    ];
+    for (rtype, data, expected) in cases {
+        let name = Name::parse("wWw.ReD.tEST").unwrap();
+        let question = Question::new(name, RecordType(rtype.into()));
+        let read = parse_reply(&reply(rtype, data), &question).unwrap();
+        let owners: Vec<String> = read.answers[1..]
+            .iter()
+            .map(|record| record.owner.to_string())
+            .collect();
+        assert_eq!(owners, ["ns.red.test.", "www.red.test."], "type {rtype}");
+        for record in &read.answers {
+            let seen = match &record.data {
+                Data::Cname(target) | Data::Ptr(target) => target.to_string().into_bytes(),
+                Data::Opaque { data, .. } => data.clone(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(seen, expected, "type {rtype}");
+        }
+    }
+}
+
 #[test]
 fn r6_6_who_did_not_prove_its_address_gets_ten_times_its_query_at_most() {
     let name = Name::parse("a.b").unwrap();

@@ -1,5 +1,7 @@
 //! Replies of upstreams (R3.2): first whether they answer what was asked, then what they say.
 
+use std::borrow::Cow;
+
 use hickory_proto::op::Message;
 use hickory_proto::rr as hickory;
 use vl3_core::names::{
@@ -65,10 +67,11 @@ pub(crate) fn parse_reply(octets: &[u8], question: &Question) -> Result<Reply, F
     let header = octets
         .first_chunk::<HEADER_OCTETS>()
         .ok_or(Failure::Malformed)?;
-    let parsed = match Reader::new(octets, question).read(header) {
+    let octets = plain_question(octets);
+    let parsed = match Reader::new(&octets, question).read(header) {
         Read::Reply(reply) => Some(reply),
         Read::Broken => None,
-        Read::NamesInside => with_hickory(octets),
+        Read::NamesInside => with_hickory(&octets),
     };
     match parsed {
         Some(reply) => Ok(reply),
@@ -76,6 +79,28 @@ pub(crate) fn parse_reply(octets: &[u8], question: &Question) -> Result<Reply, F
         None if header[2] & 0x02 != 0 => Ok(cut()),
         None => Err(Failure::Malformed),
     }
+}
+
+/// The message with its question in lower case. Names of records point into the question, and
+/// would show whoever gets them, from the cache too, the letters that we made up (R3.3) or that
+/// another client chose. What a record spells itself stays.
+fn plain_question(octets: &[u8]) -> Cow<'_, [u8]> {
+    let mut at = HEADER_OCTETS;
+    let mut is_plain = true;
+    while let Some(length @ 1..=63) = octets.get(at).copied() {
+        let end = at + 1 + usize::from(length);
+        let label = octets.get(at + 1..end).unwrap_or_default();
+        is_plain &= !label.iter().any(u8::is_ascii_uppercase);
+        at = end;
+    }
+    if is_plain {
+        return Cow::Borrowed(octets);
+    }
+    let mut plain = octets.to_vec();
+    let end = at.min(plain.len());
+    // Lengths of labels are below any letter.
+    plain[HEADER_OCTETS..end].make_ascii_lowercase();
+    Cow::Owned(plain)
 }
 
 fn cut() -> Reply {
