@@ -280,11 +280,7 @@ impl Engine {
             self.packets.evicted,
         );
         for status in self.resolver.upstreams() {
-            self.metrics.to(status.upstream.label()).condition(
-                status.condition == Condition::Up,
-                status.rtt,
-                status.timed_out,
-            );
+            self.metrics.to(status.upstream.label()).health(&status);
         }
         self.tell_able();
     }

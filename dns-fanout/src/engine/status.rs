@@ -1,7 +1,9 @@
 //! What `vl3 status` shows.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
-use vl3_core::names::{Network, View};
+use vl3_core::names::{Network, UpstreamId, View};
 
 use super::Engine;
 
@@ -33,11 +35,17 @@ impl Engine {
     }
 
     fn view(&self, view: &View) -> Value {
+        let conditions: BTreeMap<UpstreamId, &str> = self
+            .resolver
+            .upstreams()
+            .map(|status| (status.upstream.id.clone(), status.condition.label()))
+            .collect();
         let upstreams: Vec<Value> = view
             .upstreams()
             .map(|upstream| {
                 let rtt = self.resolver.rtt(&upstream.id);
                 json!({
+                    "condition": conditions.get(&upstream.id),
                     "name": upstream.id.as_str(),
                     "domain": upstream.domain().map(|domain| domain.as_str()),
                     "addresses": upstream.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),

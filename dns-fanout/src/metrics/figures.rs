@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use vl3_core::names::{Decision, Rcode, RecordType, Transport};
+use vl3_core::names::{Condition, Decision, Rcode, RecordType, Transport, UpstreamStatus};
 
 use super::Proto;
 
@@ -164,6 +164,7 @@ pub(crate) struct ToFigures {
     /// Smoothed round trip, microseconds; 0 before the first reply.
     pub(super) rtt: Count,
     pub(super) timed_out: Count,
+    pub(super) went_down: Count,
 }
 
 impl ToFigures {
@@ -176,6 +177,7 @@ impl ToFigures {
             up: Count::default(),
             rtt: Count::default(),
             timed_out: Count::default(),
+            went_down: Count::default(),
         })
     }
 
@@ -187,11 +189,12 @@ impl ToFigures {
         self.queries[proto as usize].add(1);
     }
 
-    pub(crate) fn condition(&self, up: bool, rtt: Option<Duration>, timed_out: u64) {
-        self.up.set(u64::from(up));
-        let rtt = rtt.map_or(0, |rtt| rtt.as_micros());
+    pub(crate) fn health(&self, status: &UpstreamStatus) {
+        self.up.set(u64::from(status.condition == Condition::Up));
+        let rtt = status.rtt.map_or(0, |rtt| rtt.as_micros());
         self.rtt.set(u64::try_from(rtt).unwrap_or(u64::MAX));
-        self.timed_out.set(timed_out);
+        self.timed_out.set(status.timed_out);
+        self.went_down.set(status.went_down);
     }
 
     pub(crate) fn said(&self, rcode: Rcode, after: Duration) {

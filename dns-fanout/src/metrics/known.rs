@@ -106,7 +106,10 @@ impl Collector for Ours {
         gauges(&mut encoder, "dns_upstream_rtt_microseconds", help, rtts)?;
         let timed_out = to.iter().map(|to| of(to, to.timed_out.get())).collect();
         let help = "Queries without a reply in time";
-        counters(&mut encoder, "dns_upstream_timed_out", help, timed_out)
+        counters(&mut encoder, "dns_upstream_timed_out", help, timed_out)?;
+        let went_down = to.iter().map(|to| of(to, to.went_down.get())).collect();
+        let help = "How often an upstream was taken down";
+        counters(&mut encoder, "dns_upstream_went_down", help, went_down)
     }
 }
 

@@ -9,6 +9,10 @@
 //!
 //! A suspect and a down upstream is probed every [`PROBE_PAUSE`]. A failure counts only when
 //! nothing was heard since its query left: loss of one message in ten takes nobody down.
+//!
+//! Questions that others answered first tell nothing of who was asked beside them. One that was
+//! asked and not heard for [`QUIET_LIMIT`] is probed, so that it is known to be down before a
+//! question needs it; one that is merely slower answers the probe and stays up.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -25,6 +29,8 @@ use crate::time::{Mono, Now};
 pub const FAILURES_MAX: u8 = 3;
 /// Time between two probes.
 pub const PROBE_PAUSE: Duration = Duration::from_millis(500);
+/// An upstream that is asked and not heard for so long is probed.
+const QUIET_LIMIT: Duration = PROBE_PAUSE;
 /// A probe is waited for so long, so that a slow upstream is not taken for a dead one.
 const PROBE_LIMIT: Duration = Duration::from_millis(1_500);
 /// Fan-outs that may wait for one upstream (R3.10).
@@ -94,6 +100,8 @@ struct State {
     /// The network said no; a failed probe makes it final.
     refused: bool,
     heard: Option<Mono>,
+    /// When a query left whose reply nobody waits for.
+    quiet_since: Option<Mono>,
     probes: Vec<(Ticket, Mono)>,
     probes_sent: usize,
     next_probe: Option<Mono>,
@@ -128,7 +136,7 @@ impl Health {
                 .remove(&upstream.id)
                 .unwrap_or_else(|| State::new(Arc::clone(upstream)));
             state.upstream = Arc::clone(upstream);
-            self.outside += usize::from(upstream.owner.is_none());
+            self.outside += usize::from(!upstream.is_owner());
             self.states.insert(upstream.id.clone(), state);
         }
         for (id, state) in before {
@@ -207,6 +215,24 @@ impl Health {
     pub(super) fn case_kept(&mut self, id: &UpstreamId) {
         if let Some(state) = self.states.get_mut(id) {
             state.case_failures = 0;
+        }
+    }
+
+    /// Nobody waits any more for a query that left at `sent`: whether it would have been answered
+    /// is not known.
+    pub(super) fn left(&mut self, id: &UpstreamId, sent: Mono, now: Now) {
+        let Some(state) = self.states.get_mut(id) else {
+            return;
+        };
+        if state.condition != Condition::Up || state.is_quiet() || !state.is_silent_since(sent) {
+            return;
+        }
+        state.quiet_since = Some(sent);
+        // One that is set looks at what is quiet when it is due.
+        if state.next_probe.is_none() {
+            let due = (sent + QUIET_LIMIT).max(now.mono);
+            self.due.set(id, None, Some(due));
+            state.next_probe = Some(due);
         }
     }
 
@@ -354,6 +380,16 @@ impl Health {
             if silent {
                 state.failures = state.failures.saturating_add(1);
                 state.probe_failed();
+                if state.condition == Condition::Up {
+                    state.condition = Condition::Suspect;
+                }
+            } else if state.condition == Condition::Up {
+                let due = state.quiet_until().filter(|due| *due > now.mono);
+                if due.is_some() || !state.is_quiet() {
+                    self.due.set(&id, state.next_probe, due);
+                    state.next_probe = due;
+                    continue;
+                }
             }
             let old = state
                 .probes
@@ -368,7 +404,9 @@ impl Health {
             let query = state.probe(tickets, now);
             self.probes.insert(query.ticket, id.clone());
             out.push(HealthEffect::Probe(query));
-            self.judge(&id, now);
+            if silent {
+                self.judge(&id, now);
+            }
         }
         released
     }
@@ -393,8 +431,7 @@ impl Health {
     }
 
     fn count_down(&mut self) {
-        let is_down =
-            |state: &&State| state.upstream.owner.is_none() && !state.condition.is_asked();
+        let is_down = |state: &&State| !state.upstream.is_owner() && !state.condition.is_asked();
         self.outside_down = self.states.values().filter(is_down).count();
     }
 }
@@ -408,6 +445,7 @@ impl State {
             failures: 0,
             refused: false,
             heard: None,
+            quiet_since: None,
             probes: Vec::new(),
             probes_sent: 0,
             next_probe: None,
@@ -422,6 +460,18 @@ impl State {
     /// Whether nothing was heard since then.
     fn is_silent_since(&self, sent: Mono) -> bool {
         self.heard.is_none_or(|heard| heard <= sent)
+    }
+
+    /// Whether it was asked, and nothing was heard since.
+    fn is_quiet(&self) -> bool {
+        self.quiet_since
+            .is_some_and(|since| self.is_silent_since(since))
+    }
+
+    /// When one that stays quiet is probed.
+    fn quiet_until(&self) -> Option<Mono> {
+        let since = self.quiet_since.filter(|_| self.is_quiet())?;
+        Some(since + QUIET_LIMIT)
     }
 
     /// With a refusal before it, one failed probe is enough.

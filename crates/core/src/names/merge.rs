@@ -95,19 +95,14 @@ pub fn merge(about: Merge<'_>, votes: &[Ballot]) -> Merged {
         Vote::NoData(negative) => Some((voter, negative)),
         _ => None,
     });
+    // With votes missing "no" has only a short life (R2.5).
+    let ttl = if missing.is_empty() {
+        NEGATIVE_TTL
+    } else {
+        UNSURE_TTL
+    };
     if let Some((voter, negative)) = nodata {
-        // The name exists; with votes missing only a short life (R2.5).
-        let ttl = if missing.is_empty() {
-            NEGATIVE_TTL
-        } else {
-            UNSURE_TTL
-        };
         deny(about, voter, negative, ttl, &mut answer);
-        if !missing.is_empty() {
-            for record in &mut answer.authority {
-                record.ttl = record.ttl.min(UNSURE_TTL);
-            }
-        }
         return Merged::one(answer);
     }
     let nxdomain = votes.iter().find_map(|(voter, vote)| match vote {
@@ -121,8 +116,7 @@ pub fn merge(about: Merge<'_>, votes: &[Ballot]) -> Merged {
         && is_denied
     {
         answer.rcode = Rcode::NX_DOMAIN;
-        answer.decision = Decision::Merged;
-        deny(about, voter, negative, NEGATIVE_TTL, &mut answer);
+        deny(about, voter, negative, ttl, &mut answer);
         return Merged::one(answer);
     }
     answer.authoritative = false;
@@ -189,6 +183,11 @@ fn deny(about: Merge<'_>, voter: &Voter, negative: &Negative, ttl: u32, answer: 
         answer.authority = vec![about.view.soa_above(&about.question.name, ttl)];
     } else {
         answer.authority.clone_from(&negative.authority);
+    }
+    if answer.decision == Decision::VotesMissing {
+        for record in &mut answer.authority {
+            record.ttl = record.ttl.min(UNSURE_TTL);
+        }
     }
 }
 

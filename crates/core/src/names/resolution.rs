@@ -113,6 +113,12 @@ pub enum ResolutionEffect {
         failure: Failure,
         sent: Mono,
     },
+    /// The question was answered by others while a query that left at `sent` was outstanding:
+    /// its reply will not be heard.
+    Left {
+        upstream: Arc<Upstream>,
+        sent: Mono,
+    },
     /// A reply is overdue: the question was repeated.
     Overdue {
         upstream: Arc<Upstream>,
@@ -352,10 +358,15 @@ impl Resolution {
             return;
         }
         self.answered = true;
-        for pending in &self.pending {
+        for pending in core::mem::take(&mut self.pending) {
             pending.forget(out);
+            if let Some(sent) = pending.waiting_since() {
+                out.push(ResolutionEffect::Left {
+                    upstream: pending.upstream,
+                    sent,
+                });
+            }
         }
-        self.pending.clear();
         self.deadline = None;
         self.prefer_until = None;
         let about = Merge {

@@ -56,7 +56,7 @@ impl fmt::Debug for UpstreamId {
 pub enum Preference {
     /// A server of this site.
     Local,
-    /// A server of the network: asked without RD.
+    /// A server of the network: asked without RD, and nobody else has its names.
     Overlay,
     /// Any other resolver: its private addresses are removed (R6.7), its names are asked in mixed
     /// case (R3.3).
@@ -186,6 +186,13 @@ impl Upstream {
         }
     }
 
+    /// Whether it may be the only one that has a name: a router of the network, and what is
+    /// configured as one. Without its word nobody denies (R2.5); of resolvers those that live
+    /// speak for all (R2.4).
+    pub const fn is_owner(&self) -> bool {
+        self.owner.is_some() || matches!(self.class, Preference::Overlay)
+    }
+
     /// RD=0 within the network, so that nobody asks on for us (R4.1); RD=1 to resolvers.
     pub const fn recursion_desired(&self) -> bool {
         self.owner.is_none() && !matches!(self.class, Preference::Overlay)
@@ -217,11 +224,11 @@ impl Voter {
         }
     }
 
-    /// Whether this one speaks for a domain of the network.
+    /// Whether this one speaks for names that nobody else has.
     pub fn is_owner(&self) -> bool {
         match self {
             Self::Local => true,
-            Self::Upstream(upstream) => upstream.owner.is_some(),
+            Self::Upstream(upstream) => upstream.is_owner(),
         }
     }
 

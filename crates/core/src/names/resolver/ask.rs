@@ -251,7 +251,7 @@ impl Resolver {
             let failure = match condition {
                 Condition::Looping { .. } => Some(Failure::Down),
                 // Better than nothing; an owner that is down is a missing vote at once (R2.5).
-                Condition::Down if !(all_down && upstream.owner.is_none()) => Some(Failure::Down),
+                Condition::Down if !all_down || upstream.is_owner() => Some(Failure::Down),
                 _ if self.health.is_full(&upstream.id) => Some(Failure::Overloaded),
                 _ => self.memory.recall(&upstream.id, &start.about.question, now),
             };

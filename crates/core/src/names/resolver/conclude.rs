@@ -88,10 +88,15 @@ impl Resolver {
             }
             return Told::one(first.clone());
         }
-        // What is not sure does not take the place of what once was.
+        // What is not sure does not take the place of what once was, and that a name is gone
+        // without the word of one who may have it is not sure.
         let is_unsure = !first.is_positive() && first.decision == Decision::VotesMissing;
-        if is_unsure && about.stale.is_some() {
+        if is_unsure && let Some(stale) = &about.stale {
             self.cache.not_confirmed(key, now);
+            if first.rcode == Rcode::NX_DOMAIN {
+                self.cache.count_stale();
+                return Told::one(stale_of(stale));
+            }
             return Told::one(first.clone());
         }
         let life = self.life(about, choices.iter().map(|(_, answer)| answer));
@@ -139,7 +144,7 @@ impl Resolver {
                 | Failure::CaseChanged => continue,
             };
             if was_asked && *vote != Vote::NoOpinion {
-                let is_owner = upstream.owner.is_some();
+                let is_owner = upstream.is_owner();
                 let (id, question) = (&upstream.id, &*about.question);
                 self.memory
                     .remember(id, is_owner, question, failure, is_sure, now);

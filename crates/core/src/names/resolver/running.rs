@@ -172,6 +172,9 @@ impl Resolver {
                 failure,
                 sent,
             } => self.health.failed(&upstream.id, failure, sent, now),
+            ResolutionEffect::Left { upstream, sent } => {
+                self.health.left(&upstream.id, sent, now);
+            }
             ResolutionEffect::Overdue { upstream, sent } => {
                 self.health.overdue(&upstream.id, sent, now);
             }

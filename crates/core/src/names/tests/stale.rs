@@ -92,6 +92,28 @@ fn r2_5_with_votes_missing_an_expired_answer_comes_before_a_failure() {
     assert_eq!(bench.answers[&asked].decision, Decision::Stale);
 }
 
+/// Who had the name is down: the others may deny, but what is known is better.
+#[test]
+fn r5_3_an_expired_answer_stands_while_one_resolver_is_down() {
+    let mut bench = Bench::configured(three());
+    bench.ask("a.example");
+    bench.reply_from("one", public("a.example"));
+    bench.now = at(60_000);
+    // Only "one" is silent from here on.
+    for _ in 0..3 {
+        let before = bench.queries.len();
+        let asked = bench.ask("a.example");
+        for at in before..bench.queries.len() {
+            if bench.to(at).0 != "one" {
+                bench.reply(at, code(Rcode::NX_DOMAIN));
+            }
+        }
+        bench.settle();
+        assert_eq!(bench.answers[&asked].decision, Decision::Stale);
+        bench.pass(Duration::from_secs(6));
+    }
+}
+
 #[test]
 fn r3_8_a_question_that_failed_is_not_asked_again_at_once() {
     let mut bench = Bench::configured(three());

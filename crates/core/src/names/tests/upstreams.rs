@@ -6,8 +6,8 @@ use super::bench::{Bench, PLAIN, configured, found, public, resolver, three};
 use super::world::*;
 use crate::machine::Machine;
 use crate::names::{
-    ClientLimits, Condition, Decision, ExtendedError, Failure, Hop, IN_FLIGHT_MAX, LoopMark,
-    Policy, Rcode, RecordType, ResolverInput, ResolverSettings,
+    ClientLimits, Condition, Data, Decision, ExtendedError, Failure, Hop, IN_FLIGHT_MAX, LoopMark,
+    Policy, Preference, Rcode, RecordType, Reply, ResolverInput, ResolverSettings, Soa,
 };
 
 use RecordType as T;
@@ -22,6 +22,18 @@ fn condition(bench: &Bench, label: &str) -> Condition {
 
 const fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
+}
+
+fn soa_of(minimum: u32) -> Data {
+    Data::Soa(Soa {
+        mname: name("example"),
+        rname: name("example"),
+        serial: 1,
+        refresh: 1,
+        retry: 1,
+        expire: 1,
+        minimum,
+    })
 }
 
 /// "one" is silent, the others say that they have no opinion.
@@ -76,6 +88,125 @@ fn r3_7_an_upstream_that_stays_silent_is_down_within_three_seconds() {
     let probes = bench.probes.len();
     bench.pass(millis(200));
     assert_eq!(bench.probes.len(), probes, "no probes while it is up");
+}
+
+/// "one" is silent, and each question is answered by "two" before anybody could miss it.
+#[test]
+fn r3_7_who_is_never_needed_is_known_to_be_down_all_the_same() {
+    let mut bench = Bench::configured(three());
+    let mut number = 0;
+    let mut ask_two = |bench: &mut Bench, answers: &[&str]| {
+        number += 1;
+        let text = format!("n{number}.example");
+        let asked = bench.ask(&text);
+        for upstream in answers {
+            bench.reply_from(upstream, public(&text));
+        }
+        assert!(bench.answers[&asked].is_positive());
+    };
+    let probes = bench.probes.len();
+    ask_two(&mut bench, &["two"]);
+    bench.pass(millis(499));
+    assert_eq!(bench.probes.len(), probes, "it may just be slower");
+    bench.pass(millis(1));
+    let probed: Vec<&str> = bench.probes[probes..]
+        .iter()
+        .map(|probe| probe.upstream.label())
+        .collect();
+    assert_eq!(probed, ["one", "three"], "both were outrun");
+    assert_eq!(condition(&bench, "one"), Condition::Up);
+    let ticket = bench.probes.last().unwrap().ticket;
+    bench.input(ResolverInput::Reply {
+        ticket,
+        reply: code(Rcode::NO_ERROR),
+    });
+    bench.pass(millis(500));
+    assert_eq!(condition(&bench, "one"), Condition::Suspect);
+    assert_eq!(condition(&bench, "three"), Condition::Up);
+    for _ in 0..10 {
+        ask_two(&mut bench, &["two"]);
+        bench.pass(millis(100));
+        let ticket = bench.probes.last().unwrap().ticket;
+        if bench.probes.last().unwrap().upstream.label() == "three" {
+            bench.input(ResolverInput::Reply {
+                ticket,
+                reply: code(Rcode::NO_ERROR),
+            });
+        }
+    }
+    assert_eq!(
+        condition(&bench, "one"),
+        Condition::Down,
+        "within two seconds"
+    );
+    assert_eq!(condition(&bench, "three"), Condition::Up);
+    assert_eq!(condition(&bench, "two"), Condition::Up);
+}
+
+#[test]
+fn r3_7_whoever_is_not_asked_is_not_probed() {
+    let mut bench = Bench::configured(three());
+    bench.ask("a.example");
+    for upstream in ["one", "two", "three"] {
+        if let Some(at) = bench
+            .queries
+            .iter()
+            .rposition(|query| query.upstream.label() == upstream)
+        {
+            bench.reply(at, code(Rcode::NX_DOMAIN));
+        }
+    }
+    bench.pass(millis(10_000));
+    assert_eq!(bench.resolver.next_wake(), None);
+}
+
+#[test]
+fn r2_5_without_the_word_of_an_overlay_server_nobody_denies() {
+    let mut upstreams = three();
+    for upstream in &mut upstreams {
+        upstream.class = Preference::Overlay;
+    }
+    let mut bench = Bench::configured(upstreams);
+    one_is_silent(&mut bench, "a.example");
+    bench.pass(millis(3_000));
+    assert_eq!(condition(&bench, "one"), Condition::Down);
+    let asked = bench.ask("b.example");
+    bench.reply_from("two", code(Rcode::NX_DOMAIN));
+    bench.reply_from("three", code(Rcode::NX_DOMAIN));
+    let answer = &bench.answers[&asked];
+    assert_eq!(answer.rcode, Rcode::SERV_FAIL, "at once");
+    let extended = answer.extended.as_ref().unwrap();
+    assert_eq!(extended.text, "no answer from one");
+    let sent = bench.queries.len();
+    let found = bench.ask("c.example");
+    bench.reply_from("two", public("c.example"));
+    assert!(bench.answers[&found].is_positive());
+    assert_eq!(bench.queries.len(), sent + 2, "one is not asked");
+}
+
+/// A resolver that is down may have had the name: the denial is short.
+#[test]
+fn r2_5_a_denial_without_all_resolvers_lives_five_seconds() {
+    let mut bench = Bench::configured(three());
+    one_is_silent(&mut bench, "a.example");
+    bench.pass(millis(3_000));
+    let soa = Reply {
+        authority: vec![record("example", soa_of(600))],
+        ..code(Rcode::NX_DOMAIN)
+    };
+    let asked = bench.ask("b.example");
+    bench.reply_from("two", soa.clone());
+    bench.reply_from("three", soa);
+    let answer = &bench.answers[&asked];
+    assert_eq!(
+        (answer.rcode, answer.authority[0].ttl, answer.decision),
+        (Rcode::NX_DOMAIN, 5, Decision::VotesMissing)
+    );
+    let sent = bench.queries.len();
+    bench.told("b.example");
+    bench.pass(millis(5_001));
+    bench.ask("b.example");
+    assert_eq!(bench.queries.len(), sent + 2);
 }
 
 #[test]
