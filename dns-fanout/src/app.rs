@@ -21,7 +21,7 @@ use crate::serve::{Connections, Front};
 use crate::sockets::{Dial, Dials, Listeners, OwnAddress, RouterSockets, bind, own_addresses};
 use crate::standing::{Orders, Standing};
 use crate::upstream::{Settings, Surroundings};
-use crate::{Config, engine};
+use crate::{Config, descriptors, engine};
 
 /// Tasks may take so long to end after the engine did.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -36,6 +36,10 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
     let metrics = Metrics::default();
     metrics.register(&ctx.metrics);
     metrics.set_origin(origin(&config));
+    match descriptors::raise() {
+        Ok(count) => tracing::debug!(count, "descriptors that may be open"),
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors stays as it is"),
+    }
     let listening = ctx.readiness.item("listeners");
     let has_view = ctx.readiness.item(match &config.router {
         Some(_) => "state of the router",

@@ -10,6 +10,7 @@
 
 mod app;
 mod config;
+mod descriptors;
 mod engine;
 mod follow;
 mod metrics;

@@ -45,6 +45,8 @@ pub(crate) enum Drop {
     Accept,
     /// A connection beyond the limits.
     Connections,
+    /// A silent connection of whoever holds most, which made room for another client's.
+    CrowdedOut,
     /// A connection whose client does not read.
     SlowReader,
     /// A connection that was silent for too long.
@@ -62,6 +64,7 @@ impl Drop {
             Self::ReplyBlocked => "reply_blocked",
             Self::Accept => "accept",
             Self::Connections => "connections",
+            Self::CrowdedOut => "crowded_out",
             Self::SlowReader => "slow_reader",
             Self::Idle => "idle",
             Self::Unproven => "unproven",

@@ -1,5 +1,6 @@
 //! Clients over TCP: questions in, replies out. UDP is the engine's own.
 
+mod connections;
 mod tcp;
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use vl3_runtime::{CancellationToken, Tasks};
 use crate::engine::Sender;
 use crate::metrics::{Drop, Metrics};
 
-pub(crate) use tcp::Connections;
+pub(crate) use connections::Connections;
 
 /// Where a reply over TCP goes: the connection's writer. The permit bounds its questions in
 /// flight.

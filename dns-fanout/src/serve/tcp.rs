@@ -1,18 +1,19 @@
 //! One TCP listener and its connections: questions of one connection run side by side and are
 //! answered as they come (RFC 7766).
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use vl3_core::{Backoff, Rng};
 use vl3_runtime::CancellationToken;
 
+use super::connections::{Connection, QUESTIONS_MAX};
 use super::{Front, Responder};
 use crate::engine::{Asked, Command};
 use crate::metrics::{Drop, Metrics};
@@ -22,69 +23,8 @@ use crate::wire::{HEADER_OCTETS, QUERY_OCTETS_MAX, tcp_frame};
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// A client that takes no reply for so long is cut.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// Questions of one connection in flight; then it is read no further.
-const QUESTIONS_MAX: usize = 64;
-
-/// Open connections, in all and per client.
-#[derive(Debug)]
-pub(crate) struct Connections {
-    open: Mutex<HashMap<IpAddr, usize>>,
-    all_max: usize,
-    per_client_max: usize,
-    metrics: Metrics,
-}
-
-/// One open connection.
-#[derive(Debug)]
-struct Open {
-    of: Arc<Connections>,
-    client: IpAddr,
-}
-
-impl Connections {
-    pub(crate) fn new(all_max: usize, per_client_max: usize, metrics: Metrics) -> Self {
-        Self {
-            open: Mutex::default(),
-            all_max,
-            per_client_max,
-            metrics,
-        }
-    }
-
-    fn open(self: &Arc<Self>, client: IpAddr) -> Option<Open> {
-        let mut open = self.lock();
-        let all: usize = open.values().sum();
-        let own = open.get(&client).copied().unwrap_or(0);
-        if all >= self.all_max || own >= self.per_client_max {
-            return None;
-        }
-        open.insert(client, own + 1);
-        self.metrics.connection_opened();
-        Some(Open {
-            of: Arc::clone(self),
-            client,
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl core::ops::Drop for Open {
-    fn drop(&mut self) {
-        let mut open = self.of.lock();
-        let left = open
-            .get(&self.client)
-            .map_or(0, |own| own.saturating_sub(1));
-        if left == 0 {
-            open.remove(&self.client);
-        } else {
-            open.insert(self.client, left);
-        }
-        self.of.metrics.connection_closed();
-    }
-}
+/// What the kernel keeps of replies that a client does not read: two of the largest.
+const UNREAD_OCTETS: usize = 128 << 10;
 
 /// Runs until `stop` and until what waits then is accepted.
 pub(super) async fn serve(listener: TcpListener, front: Front, stop: CancellationToken) {
@@ -108,36 +48,43 @@ pub(super) async fn serve(listener: TcpListener, front: Front, stop: Cancellatio
         };
         backoff.reset();
         let Some(open) = front.connections.open(client.ip()) else {
-            front.metrics.dropped(Drop::Connections);
             continue;
         };
         let of = front.clone();
         front.tasks.spawn_detached("dns connection", async move {
-            connection(stream, client, of).await;
-            drop(open);
+            connection(stream, client, &open, of).await;
         });
     }
 }
 
-async fn connection(stream: TcpStream, client: SocketAddr, front: Front) {
+async fn connection(stream: TcpStream, client: SocketAddr, open: &Connection, front: Front) {
     // A reply is one write; waiting for more only delays it.
     let _without = stream.set_nodelay(true);
+    // Else the kernel keeps megabytes for each client that does not read.
+    let _without = setsockopt(&stream, sockopt::SndBuf, &UNREAD_OCTETS);
     let (reader, writer) = stream.into_split();
     let (replies, queue) = mpsc::channel(QUESTIONS_MAX + 1);
-    tokio::join!(
-        read(reader, client, replies, &front),
-        write(writer, queue, &front.metrics)
-    );
+    let both = async {
+        tokio::join!(
+            read(reader, client, open, replies, &front),
+            write(writer, queue, &front.metrics)
+        )
+    };
+    tokio::select! {
+        _ = both => {}
+        () = open.crowded_out() => {}
+    }
 }
 
 /// Ends with the client's end, its silence, or a message that is none.
 async fn read(
     mut stream: OwnedReadHalf,
     client: SocketAddr,
+    open: &Connection,
     replies: mpsc::Sender<Vec<u8>>,
     front: &Front,
 ) {
-    let in_flight = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    let in_flight = open.in_flight();
     let mut message = Vec::new();
     loop {
         let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else {
@@ -157,6 +104,7 @@ async fn read(
         if message[2] & 0x80 != 0 {
             return front.metrics.dropped(Drop::IsReply);
         }
+        open.spoke();
         let asked = Command::Ask(Asked {
             source: client.ip(),
             message: std::mem::take(&mut message),

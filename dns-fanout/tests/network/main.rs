@@ -6,6 +6,7 @@
 )]
 
 mod client;
+mod crowds;
 mod hostile;
 mod lifecycle;
 mod load;

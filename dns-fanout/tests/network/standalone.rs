@@ -23,12 +23,12 @@ use crate::client::{addresses, exchange_within, query, with_edns};
 use crate::stage::{eventually, eventually_true};
 use crate::upstream::{Behaviour, Sent, Upstream, honest, octets, silent, with_addresses};
 
-const CLIENT: &str = "127.0.9.1";
+pub(crate) const CLIENT: &str = "127.0.9.1";
 const PATIENCE: Duration = Duration::from_secs(5);
 
-struct Alone {
-    address: SocketAddr,
-    ctx: RoleContext,
+pub(crate) struct Alone {
+    pub(crate) address: SocketAddr,
+    pub(crate) ctx: RoleContext,
     server: JoinHandle<anyhow::Result<()>>,
     _dir: TempDir,
 }
@@ -41,15 +41,16 @@ impl Drop for Alone {
 }
 
 impl Alone {
-    async fn new(upstreams: Vec<Configured>, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn new(upstreams: Vec<Configured>, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::standalone(Vec::new(), upstreams);
         change(&mut config);
         Self::start(config, None).await
     }
 
-    async fn start(mut config: Config, reload: Option<Reload>) -> Self {
+    pub(crate) async fn start(mut config: Config, reload: Option<Reload>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let address = free_address();
+        let listen = config.listen.first().copied();
+        let address = listen.unwrap_or_else(free_address);
         config.listen = vec![address];
         let ctx = context(dir.path());
         let server = tokio::spawn(dns_fanout::run(config, ctx.clone(), reload));
@@ -66,10 +67,19 @@ impl Alone {
         }
     }
 
-    async fn ask(&self, name: &str, rtype: T) -> Message {
+    pub(crate) async fn ask(&self, name: &str, rtype: T) -> Message {
         let octets = with_edns(query(name, rtype), 1232).to_vec().unwrap();
         let reply = exchange_within(self.address, CLIENT, &octets, PATIENCE).await;
         Message::from_vec(&reply.expect("a reply")).unwrap()
+    }
+
+    /// The value of one line of the metrics text; 0 when it is not there.
+    pub(crate) fn figure(&self, line: &str) -> u64 {
+        let text = self.ctx.metrics.encode();
+        let mut values = text.lines().filter_map(|text| text.strip_prefix(line));
+        values
+            .find_map(|value| value.trim().parse().ok())
+            .unwrap_or(0)
     }
 
     async fn command(&self, name: &str, arguments: Value) -> Result<Value, String> {
@@ -87,7 +97,7 @@ fn context(dir: &Path) -> RoleContext {
 }
 
 /// Free for both transports a moment ago.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     let host: IpAddr = "127.0.9.53".parse().unwrap();
     for _ in 0..50 {
         let tcp = std::net::TcpListener::bind((host, 0)).unwrap();
@@ -103,7 +113,7 @@ fn is_bound(address: SocketAddr) -> bool {
     std::net::UdpSocket::bind(address).is_err()
 }
 
-fn configured(name: &str, upstream: &Upstream, suffixes: &[&str]) -> Configured {
+pub(crate) fn configured(name: &str, upstream: &Upstream, suffixes: &[&str]) -> Configured {
     let mut configured = Configured::outside(name, vec![upstream.address]);
     configured.allow_private = true;
     configured.suffixes = suffixes
