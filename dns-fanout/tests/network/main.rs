@@ -7,6 +7,7 @@
 
 mod client;
 mod crowds;
+mod faults;
 mod hostile;
 mod lifecycle;
 mod load;

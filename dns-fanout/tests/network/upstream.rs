@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
@@ -25,6 +26,8 @@ pub(crate) enum Sent {
     Reply(Vec<u8>),
     /// From another port than was asked.
     Elsewhere(Vec<u8>),
+    /// As by a long way; over UDP only.
+    Later(Duration, Vec<u8>),
 }
 
 pub(crate) struct Upstream {
@@ -99,6 +102,7 @@ async fn over_udp(
     behaviour: Arc<Behaviour>,
     asked: Arc<Mutex<Vec<Asked>>>,
 ) {
+    let socket = Arc::new(socket);
     let mut buffer = [0; 4096];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
@@ -120,9 +124,19 @@ async fn over_udp(
             let _gone = match sent {
                 Sent::Reply(octets) => socket.send_to(&octets, from).await,
                 Sent::Elsewhere(octets) => elsewhere.send_to(&octets, from).await,
+                Sent::Later(after, octets) => {
+                    tokio::spawn(eventually_sent(Arc::clone(&socket), after, octets, from));
+                    Ok(0)
+                }
             };
         }
     }
+}
+
+/// What a long way does to a datagram.
+async fn eventually_sent(socket: Arc<UdpSocket>, after: Duration, octets: Vec<u8>, to: SocketAddr) {
+    tokio::time::sleep(after).await;
+    let _gone = socket.send_to(&octets, to).await;
 }
 
 async fn over_tcp(listener: TcpListener, behaviour: Arc<Behaviour>, asked: Arc<Mutex<Vec<Asked>>>) {
