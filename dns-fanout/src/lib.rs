@@ -13,6 +13,8 @@ mod config;
 mod descriptors;
 mod engine;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod metrics;
 mod reload;
 mod serve;

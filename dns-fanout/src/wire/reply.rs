@@ -317,10 +317,13 @@ fn turning(answer: &Answer, starts: &[usize]) -> Option<[Turning; 2]> {
         let same = starts[from..=to]
             .windows(2)
             .all(|pair| pair[1] - pair[0] == each);
-        let addresses = answer.answers[from..to]
-            .iter()
-            .all(|record| record.data.address().is_some());
-        (same && addresses).then_some(Turning {
+        let records = &answer.answers[from..to];
+        let addresses = records.iter().all(|record| record.data.address().is_some());
+        // All of them point to one name that stands before.
+        let one_owner = records
+            .windows(2)
+            .all(|pair| pair[0].owner == pair[1].owner);
+        (same && addresses && one_owner).then_some(Turning {
             start: starts[from],
             end: starts[to],
             each,
