@@ -1,10 +1,13 @@
 //! `cargo xtask bench dns`: fan-out to three upstreams and cached answers, beside CoreDNS with
-//! the NSM fanout plugin and dnsdist, each in turn under the same load.
+//! the NSM fanout plugin and dnsdist, each in turn under the same load; then ours alone, with an
+//! upstream that stops and with a client that floods.
 //!
 //! Real servers on loopback: three `nsd` with the records of one domain each, `dnsperf` as the
 //! load, and questions of our own between them that look at every answer.
 
 mod check;
+mod faults;
+mod flood;
 mod load;
 mod servers;
 
@@ -34,7 +37,10 @@ const MEMORY_MIB: f64 = 100.0;
 const FILL_NAMES: usize = 200_000;
 
 /// The parts, in the order in which they run; arguments choose some.
-const PARTS: [&str; 3] = ["fanout", "cached", "full"];
+const PARTS: [&str; 5] = ["fanout", "cached", "full", "faults", "flood"];
+
+/// Those beside stock servers.
+const COMPARING: [&str; 2] = ["fanout", "cached"];
 
 /// One host that holds every process.
 struct World {
@@ -66,9 +72,15 @@ impl World {
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let parts = bench.parts(&PARTS)?;
     servers::installed()?;
-    let (ok, built, errors) =
-        shell::output(Command::new("tests/interop/peers/build").arg("coredns"))?;
-    ensure!(ok, "build the stock peers: {errors}");
+    let compares = parts.iter().any(|part| COMPARING.contains(part));
+    let peers = if compares {
+        let (ok, built, errors) =
+            shell::output(Command::new("tests/interop/peers/build").arg("coredns"))?;
+        ensure!(ok, "build the stock peers: {errors}");
+        PathBuf::from(built.trim())
+    } else {
+        PathBuf::new()
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -79,7 +91,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             host: lab.add_host("bench")?,
             scratch: bench.scratch.clone(),
             vl3: bench.binary.clone(),
-            peers: PathBuf::from(built.trim()),
+            peers,
         };
         let upstreams = Upstreams::start(&world).await?;
         if parts.contains(&"fanout") {
@@ -90,6 +102,12 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         }
         if parts.contains(&"full") {
             full(&world, &upstreams, report).await?;
+        }
+        if parts.contains(&"faults") {
+            faults::run(&world, &upstreams, report).await?;
+        }
+        if parts.contains(&"flood") {
+            flood::run(&world, &upstreams, report).await?;
         }
         Ok(())
     })

@@ -4,6 +4,11 @@ use crate::process::memory_kib;
 
 /// Proportional set size in KiB of a process and everything that it started.
 pub fn memory_kib_of_tree(root: u32) -> u64 {
+    tree_of(root).into_iter().filter_map(memory_kib).sum()
+}
+
+/// A process and everything that it started, itself first.
+pub fn tree_of(root: u32) -> Vec<u32> {
     let parents = parents();
     let mut tree = vec![root];
     let mut next = 0;
@@ -16,7 +21,7 @@ pub fn memory_kib_of_tree(root: u32) -> u64 {
         );
         next += 1;
     }
-    tree.into_iter().filter_map(memory_kib).sum()
+    tree
 }
 
 /// Parent of every process of the machine.

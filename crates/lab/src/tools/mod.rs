@@ -11,5 +11,5 @@ mod stream;
 pub use dns::{Answer, QueryType, Rcode, ask, reverse_name};
 pub use echo::{Answered, Continuous, EchoReport, echo, echo_until};
 pub use forge::inject;
-pub use memory::memory_kib_of_tree;
+pub use memory::{memory_kib_of_tree, tree_of};
 pub use stream::{LongConnection, Throughput, throughput};

@@ -61,21 +61,56 @@ pub(super) async fn measure(
     let (saturated, checked) = beside_checks(world, server, questions, &arguments).await?;
     let cpu = server.cpu_seconds()? - before;
 
-    let (limit, rate) = (STEADY_S.to_string(), STEADY_QPS.to_string());
-    let arguments = ["-l", &limit, "-n", "1000000", "-Q", &rate, "-v"];
-    let (steady, steadily) = beside_checks(world, server, questions, &arguments).await?;
-    let mut times = latencies(&steady);
-    times.sort_by(f64::total_cmp);
-
+    let steady = steady(world, server, questions, STEADY_S).await?;
     let answered = field(&saturated, "Queries completed:")? + checked.asked;
     Ok(Figures {
         answered,
         qps: field(&saturated, "Queries per second:")?,
         cpu_us: cpu * 1e6 / answered.max(1.0),
+        lost: field(&saturated, "Queries lost:")? + steady.lost,
+        wrong: other_codes(&saturated)? + checked.wrong + steady.wrong,
+        ..steady
+    })
+}
+
+/// Asks at a steady rate for so many seconds.
+pub(super) async fn steady(
+    world: &World,
+    server: &Running,
+    questions: &Path,
+    seconds: u32,
+) -> anyhow::Result<Figures> {
+    let (limit, rate) = (seconds.to_string(), STEADY_QPS.to_string());
+    let arguments = ["-l", &limit, "-n", "1000000", "-Q", &rate, "-v"];
+    let (text, checked) = beside_checks(world, server, questions, &arguments).await?;
+    let mut figures = from_each_reply(&text)?;
+    figures.wrong += checked.wrong;
+    Ok(figures)
+}
+
+/// A client with an address of its own, as it asks in its own way.
+pub(super) async fn client(
+    world: &World,
+    server: &Running,
+    questions: &Path,
+    address: &str,
+    arguments: &[&str],
+) -> anyhow::Result<String> {
+    let all = [&["-a", address][..], arguments].concat();
+    dnsperf(world, server, questions, &all).await
+}
+
+/// Of a verbose load.
+pub(super) fn from_each_reply(text: &str) -> anyhow::Result<Figures> {
+    let mut times = latencies(text);
+    times.sort_by(f64::total_cmp);
+    Ok(Figures {
+        answered: field(text, "Queries completed:")?,
         p50_ms: percentile(&times, 50) * 1e3,
         p99_ms: percentile(&times, 99) * 1e3,
-        lost: field(&saturated, "Queries lost:")? + field(&steady, "Queries lost:")?,
-        wrong: other_codes(&saturated)? + other_codes(&steady)? + checked.wrong + steadily.wrong,
+        lost: field(text, "Queries lost:")?,
+        wrong: other_codes(text)?,
+        ..Figures::default()
     })
 }
 
@@ -139,7 +174,7 @@ fn latencies(text: &str) -> Vec<f64> {
 }
 
 /// The first number after a label.
-fn field(text: &str, label: &str) -> anyhow::Result<f64> {
+pub(super) fn field(text: &str, label: &str) -> anyhow::Result<f64> {
     let line = text
         .lines()
         .find_map(|line| line.trim().strip_prefix(label))

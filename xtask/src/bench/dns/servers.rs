@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vl3_lab::tools::{self, QueryType, Rcode};
 use vl3_lab::{Process, ProcessSpec};
 
@@ -21,7 +23,7 @@ const FAN_NAMES: usize = 30_000;
 const HOT_ZONE: &str = "hot.test";
 const HOT_NAMES: usize = 1_000;
 /// Any name below it exists at the first upstream.
-const FILL_ZONE: &str = "fill.test";
+pub(super) const FILL_ZONE: &str = "fill.test";
 /// Ours; the others count entries.
 const CACHE_BYTES: u32 = 32 << 20;
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -65,7 +67,7 @@ pub(super) fn address_of(name: &str) -> anyhow::Result<IpAddr> {
 
 /// Three `nsd`, each with a third of the names.
 pub(super) struct Upstreams {
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 impl Upstreams {
@@ -93,9 +95,33 @@ impl Upstreams {
             answers(world, &mut process, address, &name).await?;
             processes.push(process);
         }
-        Ok(Self {
-            _processes: processes,
-        })
+        Ok(Self { processes })
+    }
+
+    /// To one of them with all its processes: SIGSTOP, SIGCONT.
+    pub(super) fn signal(&self, number: usize, signal: Signal) -> anyhow::Result<()> {
+        let process = self.processes.get(number).context("one of three")?;
+        for pid in tools::tree_of(process.id()) {
+            let pid = Pid::from_raw(i32::try_from(pid).context("a process number")?);
+            kill(pid, signal).with_context(|| format!("{signal} to {}", process.name()))?;
+        }
+        Ok(())
+    }
+
+    /// A file of those questions whose names only these upstreams have, each once.
+    pub(super) fn questions_of(
+        &self,
+        scratch: &Path,
+        file: &str,
+        owners: &[usize],
+    ) -> anyhow::Result<PathBuf> {
+        let mut text = String::new();
+        for number in names_of(owners) {
+            writeln!(text, "{} A", fan_name(number))?;
+        }
+        let path = scratch.join(file);
+        std::fs::write(&path, text)?;
+        Ok(path)
     }
 
     /// A file of questions in no order; those that only the first upstream has, for a server
@@ -143,6 +169,15 @@ impl Upstreams {
     }
 }
 
+/// Names that no cache may keep and that only these upstreams have.
+pub(super) fn names_of(owners: &[usize]) -> impl Iterator<Item = usize> + '_ {
+    (0..FAN_NAMES).filter(|number| owners.contains(&(number % usize::from(UPSTREAMS))))
+}
+
+pub(super) fn fan_name(number: usize) -> String {
+    format!("w{number}.{FAN_ZONE}")
+}
+
 fn upstream(number: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 1, number + 1).into()
 }
@@ -181,6 +216,10 @@ fn nsd_config(dir: &Path, number: u8) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Ours,
+    /// Each name is at one upstream alone: without its word nobody denies.
+    OursApart,
+    /// With the limits that every client has by default.
+    OursLimited,
     CoreDnsFanout,
     /// With its cache plugin before the fan-out.
     CoreDnsCache,
@@ -194,6 +233,8 @@ impl Kind {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ours => "vl3 dns",
+            Self::OursApart => "vl3 dns apart",
+            Self::OursLimited => "vl3 dns limited",
             Self::CoreDnsFanout => "CoreDNS fanout",
             Self::CoreDnsCache => "CoreDNS cache",
             Self::DnsdistOne => "dnsdist one upstream",
@@ -212,6 +253,8 @@ impl Kind {
             Self::CoreDnsCache => 3,
             Self::DnsdistOne => 4,
             Self::DnsdistCache => 5,
+            Self::OursApart => 6,
+            Self::OursLimited => 7,
         };
         SocketAddr::new(Ipv4Addr::new(127, 0, 2, last).into(), 5310)
     }
@@ -224,10 +267,10 @@ impl Kind {
             .map(|number| SocketAddr::new(upstream(number), UPSTREAM_PORT).to_string())
             .collect();
         let (program, first, text) = match self {
-            Self::Ours => (
+            Self::Ours | Self::OursApart | Self::OursLimited => (
                 world.vl3.clone(),
                 &["dns", "--config"][..],
-                our_config(world, address, &all),
+                self.our_config(world, address, &all),
             ),
             Self::CoreDnsFanout | Self::CoreDnsCache => {
                 let cache = if self == Self::CoreDnsCache {
@@ -263,25 +306,40 @@ impl Kind {
     }
 }
 
-fn our_config(world: &World, address: SocketAddr, upstreams: &[String]) -> String {
-    let mut text = format!(
-        "name = \"bench\"\nlisten = [\"{address}\"]\nrun_dir = \"{}\"\nstate_dir = \"\"\nlog.level = \"warn\"\n\
-         clients = [\"127.0.0.0/8\"]\nlimits.queries_per_second = 0\nlimits.in_flight = 0\n\
-         cache.bytes = {CACHE_BYTES}\n",
-        world.scratch.join("run-dns").display()
-    );
-    for (number, upstream) in upstreams.iter().enumerate() {
-        text.push_str(&format!(
-            "[[upstream]]\nname = \"u{number}\"\naddresses = [\"{upstream}\"]\nallow_private = true\n"
-        ));
+impl Kind {
+    /// Where ours says how it is.
+    fn run_dir(self, world: &World) -> PathBuf {
+        world.scratch.join(self.name().replace(' ', "-"))
     }
-    text
+
+    fn our_config(self, world: &World, address: SocketAddr, upstreams: &[String]) -> String {
+        let mut text = format!(
+            "name = \"bench\"\nlisten = [\"{address}\"]\nrun_dir = \"{}\"\nstate_dir = \"\"\nlog.level = \"warn\"\n\
+             clients = [\"127.0.0.0/8\"]\ncache.bytes = {CACHE_BYTES}\n",
+            self.run_dir(world).display()
+        );
+        if self != Self::OursLimited {
+            text.push_str("limits.queries_per_second = 0\nlimits.in_flight = 0\n");
+        }
+        let class = match self {
+            Self::OursApart => "overlay",
+            _ => "outside",
+        };
+        for (number, upstream) in upstreams.iter().enumerate() {
+            text.push_str(&format!(
+                "[[upstream]]\nname = \"u{number}\"\naddresses = [\"{upstream}\"]\n\
+                 allow_private = true\nclass = \"{class}\"\n"
+            ));
+        }
+        text
+    }
 }
 
 /// Killed when dropped.
 pub(super) struct Running {
     pub(super) kind: Kind,
     pub(super) address: SocketAddr,
+    run_dir: PathBuf,
     process: Process,
 }
 
@@ -298,8 +356,19 @@ impl Running {
         Ok(Self {
             kind,
             address,
+            run_dir: kind.run_dir(world),
             process,
         })
+    }
+
+    /// The sum of the figures of ours whose lines begin like this.
+    pub(super) async fn figure(&self, line: &str) -> anyhow::Result<f64> {
+        let (_, text) = vl3_lab::admin::get(&self.run_dir, "/metrics").await?;
+        let figures = text
+            .lines()
+            .filter(|text| text.starts_with(line))
+            .filter_map(|text| text.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(figures.sum())
     }
 
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
