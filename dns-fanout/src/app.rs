@@ -32,6 +32,7 @@ const UNREADY: Duration = Duration::from_secs(5);
 /// Runs the DNS server until shutdown. With `reload` it reads its configuration again when it is
 /// told to.
 pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> anyhow::Result<()> {
+    let reload = reload.map(|reload| (reload.seen(), reload));
     let tasks = Arc::new(Tasks::new("dns"));
     let metrics = Metrics::default();
     metrics.register(&ctx.metrics);
@@ -118,8 +119,9 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
     };
     server.listen(bound).await;
     hooks(&ctx, &server.engine, &orders);
-    if let Some(reload) = reload {
-        tasks.spawn("reload", reload::run(reload, orders, ctx.shutdown.clone()));
+    if let Some((seen, reload)) = reload {
+        let watching = reload::run(reload, seen, orders, ctx.shutdown.clone());
+        tasks.spawn("reload", watching);
     }
     if config.router.is_none() {
         listening.set(true);

@@ -35,19 +35,27 @@ impl std::fmt::Debug for Reload {
 
 /// What tells one content of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
+pub(crate) struct Seen {
     modified: Option<SystemTime>,
     octets: u64,
 }
 
+impl Reload {
+    /// The file as it is at the start: what changes from here on is read again.
+    pub(crate) fn seen(&self) -> Option<Seen> {
+        Some(seen(&std::fs::metadata(self.file.as_deref()?).ok()?))
+    }
+}
+
+/// Runs until shutdown; `seen` is the file that is in force.
 pub(crate) async fn run(
     reload: Reload,
+    mut seen: Option<Seen>,
     orders: Orders,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup()).context("handle SIGHUP")?;
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
-    let mut seen = look(reload.file.as_deref()).await;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -80,9 +88,12 @@ pub(crate) async fn run(
 }
 
 async fn look(file: Option<&Path>) -> Option<Seen> {
-    let metadata = tokio::fs::metadata(file?).await.ok()?;
-    Some(Seen {
+    Some(seen(&tokio::fs::metadata(file?).await.ok()?))
+}
+
+fn seen(metadata: &std::fs::Metadata) -> Seen {
+    Seen {
         modified: metadata.modified().ok(),
         octets: metadata.len(),
-    })
+    }
 }
