@@ -118,7 +118,7 @@ impl Stage {
             reply.is_some_and(|octets| octets[3] & 0x0f == 0)
         })
         .await;
-        assert!(stage.ctx.readiness.is_ready());
+        eventually("it says so", || stage.ctx.readiness.is_ready()).await;
         stage
     }
 
