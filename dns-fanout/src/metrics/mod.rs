@@ -232,6 +232,7 @@ impl Metrics {
         let reason = match why {
             Mismatch::NoReply => "no_reply",
             Mismatch::UnknownId => "unknown_id",
+            Mismatch::Late => "late",
             Mismatch::OtherQuestion => "other_question",
         };
         self.mismatched.get_or_create(&Reason { reason }).inc();

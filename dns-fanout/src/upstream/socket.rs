@@ -1,6 +1,6 @@
 //! One connected UDP socket to one server: its message IDs and who waits for them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -21,6 +21,8 @@ const QUERIES_MAX: u32 = 10_000;
 const AGE_MAX: Duration = Duration::from_secs(60);
 /// Queries outstanding on one socket: IDs stay sparse, guesses stay hard.
 const OUTSTANDING_MAX: usize = 1_024;
+/// IDs of queries that were given up, whose replies may still come; of more the oldest is forgotten.
+const LATE_MAX: usize = 128;
 /// Queries that wait while the socket is being opened; more fail.
 const HELD_MAX: usize = 256;
 
@@ -54,6 +56,7 @@ pub(super) struct Socket {
     queries: u32,
     held: Vec<Waiting>,
     outstanding: HashMap<u16, Waiting, BuildHasherDefault<OwnNumbers>>,
+    late: VecDeque<u16>,
     outgoing: Outgoing,
     /// Of what is in `outgoing`.
     outgoing_ids: Vec<u16>,
@@ -76,6 +79,7 @@ impl Socket {
             queries: 0,
             held: Vec::new(),
             outstanding: HashMap::default(),
+            late: VecDeque::new(),
             outgoing: Outgoing::default(),
             outgoing_ids: Vec::new(),
         }
@@ -187,7 +191,11 @@ impl Socket {
             return metrics.mismatch(Mismatch::NoReply);
         };
         let Some(waiting) = self.outstanding.get(&id) else {
-            return metrics.mismatch(Mismatch::UnknownId);
+            let late = self.late.iter().position(|late| *late == id);
+            return metrics.mismatch(match late.and_then(|at| self.late.remove(at)) {
+                Some(_) => Mismatch::Late,
+                None => Mismatch::UnknownId,
+            });
         };
         let spelling = match echoes(octets, &waiting.encoded) {
             Ok(spelling) => spelling,
@@ -224,6 +232,10 @@ impl Socket {
             .is_some_and(|waiting| waiting.ticket == ticket)
         {
             self.outstanding.remove(&id);
+            if self.late.len() >= LATE_MAX {
+                self.late.pop_front();
+            }
+            self.late.push_back(id);
         }
     }
 

@@ -20,6 +20,8 @@ pub(crate) enum Mismatch {
     NoReply,
     /// An ID that is not outstanding on this socket.
     UnknownId,
+    /// To a query that was given up: others answered first.
+    Late,
     OtherQuestion,
 }
 

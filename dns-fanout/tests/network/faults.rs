@@ -141,9 +141,9 @@ async fn r3_7_a_server_that_is_closed_is_found_out_by_its_refusal() {
         .collect();
     list[0].servers = vec![closed().await];
     let alone = Alone::new(list, |_| {}).await;
-    others_are_right(&alone, "c").await;
     let answer = alone.ask("one-a.test.", T::A).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    others_are_right(&alone, "c").await;
     eventually("it is down", || down(&alone) == [1, 0, 0]).await;
     let answer = alone.ask("one-b.test.", T::A).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
@@ -221,6 +221,14 @@ async fn r3_6_a_server_that_is_slow_is_waited_for_and_delays_nobody_else() {
     });
     let queries = own.count();
     assert!(queries <= 5, "{queries} queries for four questions");
+    // Its replies to what others answered are no forgeries.
+    let mismatched = |reason: &str| {
+        alone.figure(&format!(
+            "vl3_dns_mismatched_replies_total{{reason=\"{reason}\"}}"
+        ))
+    };
+    eventually("late replies are counted", || mismatched("late") >= 20).await;
+    assert_eq!(mismatched("unknown_id"), 0);
     assert_eq!(down(&alone), [0, 0, 0], "slow is not dead");
     nothing_stays_behind(&alone).await;
 }
