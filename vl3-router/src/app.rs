@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use nsm_chain::{Limits, Server, SvidTokens};
 use tokio::sync::watch;
+use vl3_core::allocator::StockHolder;
 use vl3_core::document::Chain;
 use vl3_core::forward::PortClass;
 use vl3_core::ids::RouterName;
@@ -26,7 +27,7 @@ use crate::dial::Dials;
 use crate::documents::Followed;
 use crate::own::Own;
 use crate::plane::Plane;
-use crate::registry::{About, Registry};
+use crate::registry::{About, Prefixes, Registry};
 use crate::resolver::Resolvers;
 use crate::service::{Closer, Service};
 use crate::store::Store;
@@ -95,8 +96,25 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
 
     let tokens = SvidTokens::new(ctx.identity.clone(), config.token_lifetime, clock::wall);
     let dialer = ctx.dialer().token_lifetime(config.token_lifetime);
+    let prefixes = (!config.prefix_servers.is_empty()).then(|| {
+        Prefixes::start(
+            &config.prefix_servers,
+            StockHolder {
+                uid: config.uid,
+                router: router.name.clone(),
+                instance: own_state.instance,
+            },
+            config.domain.clone(),
+            config.exclusions.clone(),
+            documents.clone(),
+            dialer.clone(),
+            &ctx.tasks,
+        )
+    });
+    let stock = prefixes.is_some();
     let about = About {
         url: config.registry.clone(),
+        prefixes,
         domain: config.domain.clone(),
         router: router.name.clone(),
         instance: own_state.instance,
@@ -185,7 +203,14 @@ pub async fn run(config: Config, ctx: RoleContext) -> anyhow::Result<()> {
             .keep_registered(port, config.advertise, config.udp_listen.port()),
     );
     ctx.tasks.spawn("watch", registry.clone().keep_watching());
-    ctx.tasks.spawn("document", registry.keep_document());
+    if stock {
+        tracing::info!(
+            "prefixes come from stock servers and the registry is taken for a stock one: \
+             newer versions of the network document are read at the next start"
+        );
+    } else {
+        ctx.tasks.spawn("document", registry.keep_document());
+    }
     let fd_sock = fd::Socket {
         path: ctx.run_path("fd.sock"),
         handle: handle.clone(),

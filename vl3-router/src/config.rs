@@ -12,6 +12,7 @@ use vl3_runtime::{Configure, Section};
 
 /// Inner packets over an underlay of 1500 bytes, by IPv6 (80 bytes of overhead).
 const MTU: u16 = 1420;
+const PREFIX_SERVERS_MAX: usize = 2;
 /// NSM's default (nsm-wire 6).
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
@@ -23,6 +24,9 @@ pub struct Config {
     pub document: PathBuf,
     pub uid: NetworkUid,
     pub registry: DialUrl,
+    /// Stock IPAMs, one per family, to lease from by `ManagePrefixes`; then `registry` is a stock
+    /// registry (or manager) too.
+    pub prefix_servers: Vec<DialUrl>,
     pub listen: Vec<Listen>,
     pub udp_listen: SocketAddr,
     /// Underlay address told to peers and in the registered URL.
@@ -44,6 +48,7 @@ impl Configure for Config {
     const ENVIRONMENT: &'static [(&'static str, &'static str)] = &[
         ("NSM_REGISTRY_URL", "registry"),
         ("NSM_CONNECT_TO", "registry"),
+        ("NSM_PREFIX_SERVER_URL", "prefix_servers"),
         ("NSM_LISTEN_ON", "listen"),
         ("NSM_TUNNEL_IP", "advertise"),
         ("NSM_MAX_TOKEN_LIFETIME", "token_lifetime"),
@@ -63,6 +68,14 @@ impl Configure for Config {
             (document, uid)
         });
         let registry = section.required("registry");
+        let prefix_servers = section.list("prefix_servers");
+        if prefix_servers.len() > PREFIX_SERVERS_MAX {
+            section.problem(
+                "prefix_servers",
+                Some(format!("{} of them", prefix_servers.len())),
+                "at most one per family of addresses",
+            );
+        }
         let any = Listen::Tcp(SocketAddr::from(([0; 16], 5010)));
         let listen = section.list_or("listen", vec![any]);
         let udp_listen = section.or("udp_listen", SocketAddr::from(([0; 16], 51820)));
@@ -107,6 +120,7 @@ impl Configure for Config {
             document: document?,
             uid: uid?,
             registry: registry?,
+            prefix_servers,
             listen,
             udp_listen,
             advertise,
@@ -175,6 +189,7 @@ mod tests {
             advertise = "224.0.0.1"
             exclusions = ["10.0.0.0/40"]
             prefix_len4 = 31
+            prefix_servers = ["tcp://a:1", "tcp://b:1", "tcp://c:1"]
             mtu = 500
             workers = 0
             token_lifetime = "1ms"
@@ -199,6 +214,7 @@ mod tests {
             "advertise",
             "exclusions",
             "prefix_len4",
+            "prefix_servers",
             "mtu",
             "workers",
             "token_lifetime",

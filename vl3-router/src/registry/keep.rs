@@ -97,7 +97,7 @@ impl Registry {
             payload: "IP".to_owned(),
             ..NetworkService::default()
         };
-        let mut services = NetworkServiceRegistryClient::new(connection.nsm());
+        let mut services = NetworkServiceRegistryClient::new(self.nsm(&connection));
         if let Err(status) = services.register(limited(service)).await {
             // Another router of the domain owns the name: it exists, which is enough.
             tracing::debug!(status = %status.message(), "registering the network service");
@@ -125,7 +125,7 @@ impl Registry {
             url: format!("tcp://{}", SocketAddr::new(host, port)),
             ..NetworkServiceEndpoint::default()
         };
-        let mut endpoints = NetworkServiceEndpointRegistryClient::new(connection.nsm());
+        let mut endpoints = NetworkServiceEndpointRegistryClient::new(self.nsm(&connection));
         let stored = endpoints
             .register(limited(endpoint))
             .await
@@ -165,7 +165,7 @@ impl Registry {
             }),
             watch,
         };
-        let mut registry = NetworkServiceEndpointRegistryClient::new(connection.nsm());
+        let mut registry = NetworkServiceEndpointRegistryClient::new(self.nsm(&connection));
         let watched = registry.find(query(true)).await?.into_inner();
         retry.reset();
         said.reset();

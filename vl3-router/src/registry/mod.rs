@@ -1,13 +1,18 @@
 //! This router as a client of its domain's registry: lease, names, registration, watch,
 //! document. Everything is tried for ever; nothing here stops a packet.
+//!
+//! With prefix servers the registry is a stock one: it registers and finds, knows neither names
+//! nor documents, and prefixes come from stock IPAMs.
 
 mod keep;
+mod prefixes;
 
 use core::time::Duration;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use nsm_chain::registry_path::RegistryPath;
 use tokio::sync::{Mutex, watch};
 use tonic::{Code, Request, Status};
 use vl3_core::allocator::Lease;
@@ -22,10 +27,11 @@ use vl3_proto::vl3::ipam::v1 as ipam;
 use vl3_proto::vl3::ipam::v1::ipam_client::IpamClient;
 use vl3_proto::vl3::registry::v1 as names;
 use vl3_proto::vl3::registry::v1::names_client::NamesClient;
-use vl3_runtime::grpc::{Connection, DialError, DialUrl, Dialer};
+use vl3_runtime::grpc::{Connection, DialError, DialUrl, Dialer, NsmChannel};
 use vl3_runtime::{Documents, Tasks};
 
 use crate::actor::Handle;
+pub(crate) use prefixes::Prefixes;
 
 const VERSION: u32 = 1;
 const CALL_WITHIN: Duration = Duration::from_secs(5);
@@ -34,6 +40,8 @@ const CALL_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     url: DialUrl,
+    /// Where the prefixes come from, where the registry is a stock one.
+    prefixes: Option<Prefixes>,
     dialer: Dialer,
     documents: Documents,
     domain: DomainName,
@@ -48,6 +56,7 @@ pub(crate) struct Registry {
 /// What a registry client needs to know of its router.
 pub(crate) struct About {
     pub(crate) url: DialUrl,
+    pub(crate) prefixes: Option<Prefixes>,
     pub(crate) domain: DomainName,
     pub(crate) router: RouterName,
     pub(crate) instance: InstanceId,
@@ -57,13 +66,19 @@ impl Registry {
     pub(crate) fn new(about: About, dialer: Dialer, documents: Documents, handle: Handle) -> Self {
         let About {
             url,
+            prefixes,
             domain,
             router,
             instance,
         } = about;
         Self {
             url,
-            dialer,
+            // Stock servers end connections that ping them.
+            dialer: match &prefixes {
+                Some(_) => dialer.without_keepalive(),
+                None => dialer,
+            },
+            prefixes,
             documents,
             domain,
             router,
@@ -86,6 +101,14 @@ impl Registry {
         let expect = self.documents.expect_of(&self.domain, Role::Registry);
         let connection = self.dialer.dial(&self.url, expect).await?;
         Ok(held.insert(connection).clone())
+    }
+
+    /// For NSM's calls; a stock registry asks for a path where ours takes the token alone.
+    fn nsm(&self, connection: &Connection) -> NsmChannel {
+        match &self.prefixes {
+            Some(_) => connection.registry(|token| RegistryPath::start(token).to_header()),
+            None => connection.nsm(),
+        }
     }
 
     fn is_registry(&self, id: &SpiffeId) -> bool {
@@ -117,6 +140,11 @@ impl Registry {
     ) {
         let registry = self.clone();
         tasks.spawn_detached("acquire", async move {
+            if let Some(prefixes) = &registry.prefixes {
+                let result = prefixes.lease(held).await;
+                registry.handle.tell(Input::Lease { ticket, result }).await;
+                return;
+            }
             let message = ipam::AcquireRequest {
                 version: VERSION,
                 uid: registry.documents.uid().0.to_vec(),
@@ -136,6 +164,11 @@ impl Registry {
     pub(crate) fn renew(&self, tasks: &Tasks, ticket: Ticket, lease: Lease) {
         let registry = self.clone();
         tasks.spawn_detached("renew", async move {
+            if let Some(prefixes) = &registry.prefixes {
+                let result = prefixes.lease(Some(lease)).await;
+                registry.handle.tell(Input::Lease { ticket, result }).await;
+                return;
+            }
             let message = ipam::RenewRequest {
                 version: VERSION,
                 lease: Some(lease_message(&lease)),
@@ -150,6 +183,10 @@ impl Registry {
     pub(crate) fn release(&self, tasks: &Tasks, lease: Lease) {
         let registry = self.clone();
         tasks.spawn_detached("release", async move {
+            if let Some(prefixes) = &registry.prefixes {
+                prefixes.release().await;
+                return;
+            }
             let message = ipam::ReleaseRequest { version: VERSION, lease: Some(lease_message(&lease)) };
             let released = match registry.connection().await {
                 Ok(connection) => {
@@ -173,6 +210,12 @@ impl Registry {
     ) {
         let registry = self.clone();
         tasks.spawn_detached("claim", async move {
+            // A stock registry knows no names: who attached here with one has it.
+            if registry.prefixes.is_some() {
+                let answer = NameAnswer::Granted;
+                registry.handle.tell(Input::Name { ticket, answer }).await;
+                return;
+            }
             let message = names::ClaimRequest {
                 version: VERSION,
                 uid: registry.documents.uid().0.to_vec(),
@@ -202,6 +245,9 @@ impl Registry {
     }
 
     pub(crate) fn release_name(&self, tasks: &Tasks, name: WorkloadName, workload: SpiffeId) {
+        if self.prefixes.is_some() {
+            return;
+        }
         let registry = self.clone();
         tasks.spawn_detached("release name", async move {
             let message = names::ReleaseRequest {
@@ -234,7 +280,7 @@ impl Registry {
             let Ok(connection) = registry.connection().await else {
                 return;
             };
-            let mut endpoints = NetworkServiceEndpointRegistryClient::new(connection.nsm());
+            let mut endpoints = NetworkServiceEndpointRegistryClient::new(registry.nsm(&connection));
             if let Err(status) = endpoints.unregister(limited(endpoint)).await {
                 tracing::debug!(status = %status.message(), "unregistering; the registration ends by itself");
             }

@@ -71,6 +71,7 @@ impl Stage {
         let first = chain(&self.authority, 1, "registry/*");
         std::fs::write(&file, write_armoured(&first)).unwrap();
         let config = vl3_router::Config {
+            prefix_servers: Vec::new(),
             domain: DomainName::new("east").unwrap(),
             router: None,
             document: file,

@@ -9,6 +9,7 @@
 mod decide;
 mod scope;
 mod space;
+mod stock_lease;
 mod types;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod stock_restore_tests;
 mod tests;
 
 pub use space::first_free;
+pub use stock_lease::{StockHolder, StockRefusal, stock_lease};
 pub use types::{Acquire, Config, Granted, Lease, LeaseRecord, Refusal};
 
 use std::collections::{BTreeMap, BTreeSet};

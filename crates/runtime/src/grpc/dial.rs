@@ -18,7 +18,7 @@ use vl3_identity::{Identity, PeerIdentity, Scope, Source, Trust, Verified, tls, 
 
 use super::DialUrl;
 use super::accept::{Live, Secured, Socket};
-use super::metadata::{TOKEN, TOKEN_EXPIRES};
+use super::metadata::{TOKEN, TOKEN_EXPIRES, set_registry_path};
 
 /// TCP and TLS together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -88,6 +88,7 @@ pub type NsmChannel = InterceptedService<Channel, NsmTokens>;
 pub struct NsmTokens {
     ends: Arc<ArcSwap<Ends>>,
     lifetime: Duration,
+    path: Option<fn(&str) -> String>,
 }
 
 impl Expect {
@@ -267,9 +268,20 @@ impl Connection {
 
     /// For NSM calls: every call carries a fresh token.
     pub fn nsm(&self) -> NsmChannel {
+        self.with_tokens(None)
+    }
+
+    /// For calls to a registry as their first caller: `path` makes the registry path that
+    /// begins with the call's token. Stock registries register and unregister with it alone.
+    pub fn registry(&self, path: fn(&str) -> String) -> NsmChannel {
+        self.with_tokens(Some(path))
+    }
+
+    fn with_tokens(&self, path: Option<fn(&str) -> String>) -> NsmChannel {
         let tokens = NsmTokens {
             ends: Arc::clone(&self.ends),
             lifetime: self.token_lifetime,
+            path,
         };
         InterceptedService::new(self.channel.clone(), tokens)
     }
@@ -294,6 +306,9 @@ impl Interceptor for NsmTokens {
         // Beside the token its expiry is also capped by the peer's certificate (NSM).
         let expires = token::format_rfc3339(expires.min(peer.not_after));
         let metadata = request.metadata_mut();
+        if let Some(path) = self.path {
+            set_registry_path(metadata, &path(&token));
+        }
         metadata.insert(
             TOKEN,
             MetadataValue::try_from(token).map_err(|error| internal(&error))?,

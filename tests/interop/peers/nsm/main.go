@@ -47,7 +47,7 @@ type peer struct {
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) < 2 {
-		log.Fatal("usage: nsm-peer find|service|register|prefixes|attach|registry|manager|proxydns [flags]")
+		log.Fatal("usage: nsm-peer find|service|register|prefixes|attach|registry|ipam|manager|proxydns [flags]")
 	}
 	verb := os.Args[1]
 	_ = flag.CommandLine.Parse(os.Args[2:])
@@ -76,7 +76,7 @@ func main() {
 
 	run, ok := map[string]func(*peer) error{
 		"find": findMain, "register": registerMain, "attach": attachMain, "registry": registryMain,
-		"service": serviceMain, "prefixes": prefixesMain, "manager": managerMain, "proxydns": proxydnsMain,
+		"service": serviceMain, "prefixes": prefixesMain, "ipam": ipamMain, "manager": managerMain, "proxydns": proxydnsMain,
 	}[verb]
 	if !ok {
 		log.Fatalf("unknown verb %q", verb)

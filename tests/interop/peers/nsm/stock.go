@@ -9,6 +9,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/ipam"
 	"github.com/networkservicemesh/api/pkg/api/registry"
+	"github.com/networkservicemesh/sdk/pkg/ipam/vl3ipam"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/chains/nsmgr"
 	"github.com/networkservicemesh/sdk/pkg/registry/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/registry/chains/proxydns"
@@ -21,6 +22,8 @@ import (
 var (
 	prefix  = flag.String("prefix", "", "prefix of an earlier life")
 	exclude = flag.String("exclude", "", "range that the prefix must not touch")
+	pool    = flag.String("pool", "", "prefix that an IPAM serves from")
+	length  = flag.Uint("length", 24, "prefix length that an IPAM gives")
 	release = flag.Bool("release", false, "give the prefix back at the end")
 )
 
@@ -35,6 +38,14 @@ func managerMain(p *peer) error {
 			authorize.WithPolicies(clientPolicies...))))
 	server := grpc.NewServer(grpc.Creds(p.server))
 	manager.Register(server)
+	fmt.Println("serving", *listen)
+	return <-grpcutils.ListenAndServe(p.ctx, parse(*listen), server)
+}
+
+// ipamMain serves one stock prefix pool until it is told to stop.
+func ipamMain(p *peer) error {
+	server := grpc.NewServer(grpc.Creds(p.server))
+	ipam.RegisterIPAMServer(server, vl3ipam.NewIPAMServer(*pool, uint8(*length)))
 	fmt.Println("serving", *listen)
 	return <-grpcutils.ListenAndServe(p.ctx, parse(*listen), server)
 }
