@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(back.generation, Generation(201));
         let earlier = Lease {
             instance: InstanceId([3; 16]),
-            ..first.clone()
+            ..first
         };
         let life = ask(Some(&earlier), &["10.80.4.0/24"], 100).unwrap();
         assert_eq!(life.generation, Generation(101));
