@@ -97,7 +97,7 @@ pub(super) async fn client(
     arguments: &[&str],
 ) -> anyhow::Result<String> {
     let all = [&["-a", address][..], arguments].concat();
-    dnsperf(world, server, questions, &all).await
+    dnsperf(world, server, questions, address, &all).await
 }
 
 /// Of a verbose load.
@@ -120,7 +120,7 @@ pub(super) async fn once(
     server: &Running,
     questions: &Path,
 ) -> anyhow::Result<Figures> {
-    let text = dnsperf(world, server, questions, &["-n", "1"]).await?;
+    let text = dnsperf(world, server, questions, "once", &["-n", "1"]).await?;
     Ok(Figures {
         answered: field(&text, "Queries completed:")?,
         ..Figures::default()
@@ -134,14 +134,16 @@ async fn beside_checks(
     arguments: &[&str],
 ) -> anyhow::Result<(String, Checked)> {
     let checks = check::start(world, server, questions)?;
-    let text = dnsperf(world, server, questions, arguments).await?;
+    let text = dnsperf(world, server, questions, "load", arguments).await?;
     Ok((text, checks.finish().await?))
 }
 
+/// `name` tells apart those that run at one time.
 async fn dnsperf(
     world: &World,
     server: &Running,
     questions: &Path,
+    name: &str,
     arguments: &[&str],
 ) -> anyhow::Result<String> {
     let (address, port) = (
@@ -149,7 +151,7 @@ async fn dnsperf(
         server.address.port().to_string(),
     );
     let (clients, outstanding) = (CLIENTS.to_string(), OUTSTANDING.to_string());
-    let spec = ProcessSpec::new("dnsperf", program("dnsperf")?)
+    let spec = ProcessSpec::new(format!("dnsperf-{name}"), program("dnsperf")?)
         .args([
             "-s",
             &address,
