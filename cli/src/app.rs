@@ -54,7 +54,7 @@ enum Verb {
     /// Run the DNS server, beside a router or alone, or ask a running one
     Dns(DnsArgs),
     /// Attach this workload or site to its networks
-    Client(RoleArgs),
+    Client(ClientArgs),
     /// Identities without SPIRE: make a CA, issue certificates
     #[command(subcommand)]
     Identity(identity::Verb),
@@ -95,6 +95,38 @@ pub(crate) struct RoleArgs {
     /// Set any key, as --set network.uid=0123...
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+    /// Keys that a role's own flags set: key, flag, value.
+    #[arg(skip)]
+    named: Vec<(&'static str, &'static str, String)>,
+}
+
+#[derive(Debug, Args)]
+struct ClientArgs {
+    #[command(flatten)]
+    role: RoleArgs,
+    /// Add the networks' resolvers and suffixes to this file, and take them out at the end
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/resolv.conf")]
+    resolv_conf: Option<String>,
+    /// Tell systemd-resolved the networks' resolvers and suffixes
+    #[arg(long, conflicts_with = "resolv_conf")]
+    resolved: bool,
+}
+
+impl ClientArgs {
+    /// Of the two ways one is chosen, whatever the file says.
+    fn into_role(self) -> RoleArgs {
+        let mut role = self.role;
+        let chosen = match (self.resolv_conf, self.resolved) {
+            (Some(file), _) => Some(("--resolv-conf", file, "false")),
+            (None, true) => Some(("--resolved", "none".to_owned(), "true")),
+            (None, false) => None,
+        };
+        if let Some((flag, file, resolved)) = chosen {
+            role.named.push(("resolv_conf", flag, file));
+            role.named.push(("resolved", flag, resolved.to_owned()));
+        }
+        role
+    }
 }
 
 #[derive(Debug, Args)]
@@ -175,7 +207,7 @@ pub(crate) fn main() -> ExitCode {
             let run = |config, ctx| dns_fanout::run(config, ctx, Some(reload));
             role(&args, &out, dns::keeps, run)
         }
-        Verb::Client(args) => role(&args, &out, |_| CLIENT_KEEPS, vl3_client::run),
+        Verb::Client(args) => role(&args.into_role(), &out, |_| CLIENT_KEEPS, vl3_client::run),
         Verb::Identity(verb) => identity::run(verb, &out),
         Verb::Network(verb) => block_on(network::run(verb, &out)),
         Verb::Status(args) => block_on(status::run(args, &out)),
@@ -268,6 +300,9 @@ impl RoleArgs {
             .iter()
             .map(|(key, value)| (key.clone(), value.clone(), format!("--set {key}")))
             .collect();
+        for (key, flag, value) in &self.named {
+            set.push(((*key).to_owned(), value.clone(), (*flag).to_owned()));
+        }
         for (key, flag, value) in named {
             if let Some(value) = value {
                 set.push((key.to_owned(), value.clone(), flag.to_owned()));
@@ -283,4 +318,37 @@ impl RoleArgs {
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set_by(words: &[&str]) -> Vec<(String, String)> {
+        let words = ["vl3", "client"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().verb {
+            Verb::Client(args) => {
+                let set = args.into_role().flags().set;
+                set.into_iter()
+                    .map(|(key, value, _)| (key, value))
+                    .collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_flag_says_what_a_client_does_about_names() {
+        let pairs = |file: &str, resolved: &str| {
+            [("resolv_conf", file), ("resolved", resolved)]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        };
+        assert!(set_by(&[]).is_empty());
+        let default = pairs("/etc/resolv.conf", "false");
+        assert_eq!(set_by(&["--resolv-conf"]), default);
+        assert_eq!(set_by(&["--resolv-conf", "--config", "a"]), default);
+        assert_eq!(set_by(&["--resolv-conf", "/a"]), pairs("/a", "false"));
+        assert_eq!(set_by(&["--resolved"]), pairs("none", "true"));
+        assert!(Cli::try_parse_from(["vl3", "client", "--resolved", "--resolv-conf"]).is_err());
+    }
 }

@@ -168,7 +168,7 @@ fn workload(task: &Task, authority: &Authority, number: u32) -> anyhow::Result<W
     let config = Config {
         registry: None,
         token_lifetime: Duration::from_secs(600),
-        resolv_conf: None,
+        names: vl3_client::Names::Told,
         exclude: Vec::new(),
         attach: vec![attach],
     };

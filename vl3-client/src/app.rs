@@ -20,6 +20,7 @@ use crate::control::Control;
 use crate::document::Documents;
 use crate::host::{self, HostHandle};
 use crate::name::interface_name;
+use crate::names::{Entries, Keeper, ResolvConf};
 use crate::request::Template;
 use crate::status::{Counters, Status};
 
@@ -37,6 +38,7 @@ pub struct Client {
     ctx: RoleContext,
     tasks: Arc<Tasks>,
     statuses: Vec<watch::Receiver<Status>>,
+    resolv_conf: Option<ResolvConf>,
 }
 
 impl Client {
@@ -45,7 +47,9 @@ impl Client {
     pub fn start(config: Config, ctx: &RoleContext) -> anyhow::Result<Self> {
         let tasks = Arc::new(Tasks::new("client"));
         let netlink = Netlink::open()?;
-        let (host, owner) = host::start(netlink.clone(), config.resolv_conf.clone());
+        let names = Keeper::new(&config.names, ctx.name()).context("look at the own process")?;
+        let (names_shown, resolv_conf) = (names.shown(), names.file());
+        let (host, owner) = host::start(netlink.clone(), names);
         tasks.spawn_detached("host network", owner);
         let shared = Shared {
             ctx,
@@ -70,12 +74,14 @@ impl Client {
                 .iter()
                 .map(|status| status.borrow().to_json())
                 .collect();
-            async move { json!({ "role": "client", "attachments": attachments }) }
+            let names = names_shown.borrow().clone();
+            async move { json!({ "role": "client", "attachments": attachments, "names": names }) }
         });
         Ok(Self {
             ctx: ctx.clone(),
             tasks,
             statuses,
+            resolv_conf,
         })
     }
 
@@ -103,6 +109,16 @@ impl Client {
             tracing::warn!(limit = ?STOP_LIMIT, "an attachment did not stop in time");
         }
         self.tasks.drain(Duration::from_millis(500)).await;
+        // Also where its owner was stopped before it could.
+        if let Some(file) = self.resolv_conf
+            && let Err(error) = file.set(&Entries::default()).await
+        {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(
+                error,
+                "resolv.conf could not be put back; the next start tries again"
+            );
+        }
         outcome
     }
 }

@@ -12,6 +12,7 @@ use vl3_runtime::config::Value;
 use vl3_runtime::grpc::DialUrl;
 use vl3_runtime::{Configure, Section};
 
+use crate::names::Names;
 use crate::services;
 
 /// Networks that one client joins at most.
@@ -30,8 +31,8 @@ pub struct Config {
     pub registry: Option<DialUrl>,
     /// Path tokens live this long; their expiry drives the refresh.
     pub token_lifetime: Duration,
-    /// The file that gets the networks' resolvers; unset = none is touched.
-    pub resolv_conf: Option<PathBuf>,
+    /// What is done about the networks' names on this host.
+    pub names: Names,
     /// Ranges that the host uses: no overlay address may come from them.
     pub exclude: Vec<IpNet>,
     /// In order (a top-level `connect_to` serves entries without their own): of two networks with the same IPv4 the earlier one has the main table.
@@ -124,9 +125,7 @@ impl Configure for Config {
                 "2s or longer",
             );
         }
-        let resolv_conf = section
-            .optional::<PathBuf>("resolv_conf")
-            .filter(|path| path.as_os_str() != "none");
+        let names = names(section);
         let exclude = section.list("exclude");
         let connect_to = section.list::<ConnectTo>("connect_to");
         let table_base = section.or("table_base", TABLE_BASE);
@@ -168,10 +167,37 @@ impl Configure for Config {
         Some(Self {
             registry,
             token_lifetime,
-            resolv_conf,
+            names,
             exclude,
             attach,
         })
+    }
+}
+
+fn names(section: &mut Section<'_>) -> Names {
+    let resolv_conf = section
+        .optional::<PathBuf>("resolv_conf")
+        .filter(|path| path.as_os_str() != "none");
+    if let Some(path) = resolv_conf.as_ref().filter(|path| !path.is_absolute()) {
+        section.problem(
+            "resolv_conf",
+            Some(format!("{path:?}")),
+            "an absolute path, or none",
+        );
+    }
+    let resolved = section.or("resolved", false);
+    match (resolv_conf, resolved) {
+        (None, false) => Names::Told,
+        (None, true) => Names::Resolved,
+        (Some(path), false) => Names::ResolvConf(path),
+        (Some(path), true) => {
+            section.problem(
+                "resolved",
+                Some("true".to_owned()),
+                "false where resolv_conf names a file",
+            );
+            Names::ResolvConf(path)
+        }
     }
 }
 
@@ -303,6 +329,26 @@ mod tests {
             let text = std::fs::read_to_string(dir.join(file)).unwrap();
             let config = read(&text.replace("NETWORK_UID", UID)).unwrap().config;
             assert_eq!(config.attach[0].mechanism, mechanism, "{file}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_about_names_unless_it_is_said() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        let text = std::fs::read_to_string(dir.join("client-wireguard.toml")).unwrap();
+        let text = text.replace("NETWORK_UID", UID);
+        let names = |keys: &str| read(&format!("{keys}\n{text}")).map(|read| read.config.names);
+        assert_eq!(names("").unwrap(), Names::Told);
+        assert_eq!(names("resolv_conf = \"none\"").unwrap(), Names::Told);
+        assert_eq!(names("resolved = true").unwrap(), Names::Resolved);
+        let file = Names::ResolvConf("/etc/resolv.conf".into());
+        assert_eq!(names("resolv_conf = \"/etc/resolv.conf\"").unwrap(), file);
+        for (keys, wrong) in [
+            ("resolved = true\nresolv_conf = \"/a\"", "resolved"),
+            ("resolv_conf = \"resolv.conf\"", "resolv_conf"),
+        ] {
+            let problems = names(keys).unwrap_err().problems;
+            assert_eq!(problems[0].key, wrong, "{problems:?}");
         }
     }
 

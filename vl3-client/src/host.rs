@@ -1,8 +1,7 @@
-//! The host's network and resolv.conf: one task owns them for all attachments.
+//! The host's network and names: one task owns them for all attachments.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +9,8 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use vl3_net::Netlink;
 
+use crate::names::{Keeper, Network};
 use crate::plan::{Joined, Plan, plan, reachable_by_default};
-use crate::resolv;
 
 /// Commands that wait; there are a few per attachment at most.
 const QUEUE: usize = 64;
@@ -29,11 +28,6 @@ pub(crate) struct Wanted {
 pub(crate) enum HostError {
     #[error(transparent)]
     Net(#[from] vl3_net::Error),
-    #[error("write {}", path.display())]
-    ResolvConf {
-        path: PathBuf,
-        source: std::io::Error,
-    },
     #[error("the client is stopping")]
     Stopped,
 }
@@ -112,15 +106,12 @@ impl HostHandle {
 }
 
 /// Starts the owner; it ends when every handle is gone.
-pub(crate) fn start(
-    netlink: Netlink,
-    resolv_conf: Option<PathBuf>,
-) -> (HostHandle, impl Future<Output = ()>) {
+pub(crate) fn start(netlink: Netlink, names: Keeper) -> (HostHandle, impl Future<Output = ()>) {
     let (commands, queue) = mpsc::channel(QUEUE);
     let held = Arc::new(watch::Sender::new(Held::new()));
     let host = Host {
         netlink,
-        resolv_conf,
+        names,
         wanted: BTreeMap::new(),
         applied: Plan::default(),
         held: Arc::clone(&held),
@@ -130,7 +121,7 @@ pub(crate) fn start(
 
 struct Host {
     netlink: Netlink,
-    resolv_conf: Option<PathBuf>,
+    names: Keeper,
     wanted: BTreeMap<usize, Wanted>,
     applied: Plan,
     held: Arc<watch::Sender<Held>>,
@@ -138,20 +129,29 @@ struct Host {
 
 impl Host {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
-        while let Some(Command {
-            position,
-            wanted,
-            done,
-        }) = queue.recv().await
-        {
+        // What a killed client left goes before anything is joined.
+        self.names.set(Vec::new()).await;
+        loop {
+            let command = tokio::select! {
+                command = queue.recv() => command,
+                () = self.names.due() => {
+                    self.names.look().await;
+                    continue;
+                }
+            };
+            let Some(Command {
+                position,
+                wanted,
+                done,
+            }) = command
+            else {
+                break;
+            };
             let outcome = self.set(position, wanted).await;
             // The attachment may have been stopped meanwhile.
             let _gone = done.send(outcome);
         }
-        self.wanted.clear();
-        if let Err(error) = self.write_resolv_conf(&Plan::default()) {
-            tracing::warn!(%error, "resolv.conf could not be restored");
-        }
+        self.names.set(Vec::new()).await;
     }
 
     async fn set(&mut self, position: usize, wanted: Option<Wanted>) -> Result<(), HostError> {
@@ -168,7 +168,10 @@ impl Host {
         let target = plan(self.wanted.values().map(|wanted| &wanted.joined));
         self.take_away(&target).await?;
         self.bring(&target).await?;
-        self.write_resolv_conf(&target)
+        let wanted = self.wanted.values();
+        let names = wanted.map(|wanted| network(wanted, &target)).collect();
+        self.names.set(names).await;
+        Ok(())
     }
 
     /// Removes what is no longer wanted. An interface that went took its addresses and routes
@@ -211,52 +214,24 @@ impl Host {
         }
         Ok(())
     }
-
-    fn write_resolv_conf(&self, target: &Plan) -> Result<(), HostError> {
-        let Some(path) = &self.resolv_conf else {
-            return Ok(());
-        };
-        let servers: Vec<IpAddr> = self
-            .wanted
-            .values()
-            .flat_map(|wanted| resolvers(wanted, target))
-            .collect();
-        let search: Vec<String> = self
-            .wanted
-            .values()
-            .flat_map(|wanted| wanted.search.clone())
-            .collect();
-        let failed = |source| HostError::ResolvConf {
-            path: path.clone(),
-            source,
-        };
-        let current = read_or_empty(path).map_err(failed)?;
-        let text = resolv::edited(&current, &servers, &search);
-        if text == current {
-            return Ok(());
-        }
-        // In place: the file may be a bind mount, over which nothing can be renamed.
-        std::fs::write(path, text).map_err(failed)
-    }
 }
 
-/// One server per network, at an address that packets reach without a bound source: its IPv6
-/// address where its IPv4 collides with an earlier network's.
-fn resolvers(wanted: &Wanted, plan: &Plan) -> Option<IpAddr> {
+/// Servers at addresses that packets reach without a bound source, IPv4 first: an IPv6 address
+/// alone where the IPv4 one collides with an earlier network's.
+fn network(wanted: &Wanted, plan: &Plan) -> Network {
     let reachable = |address: &&IpAddr| reachable_by_default(&wanted.joined, **address, plan);
-    let servers = &wanted.dns_servers;
-    servers
+    let mut servers: Vec<IpAddr> = wanted
+        .dns_servers
         .iter()
         .filter(reachable)
-        .find(|address| address.is_ipv4())
-        .or_else(|| servers.iter().find(reachable))
         .copied()
-}
-
-fn read_or_empty(path: &Path) -> std::io::Result<String> {
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        other => other,
+        .collect();
+    servers.sort_by_key(IpAddr::is_ipv6);
+    Network {
+        interface: wanted.joined.interface.clone(),
+        servers,
+        suffixes: wanted.search.clone(),
+        prefixes: wanted.joined.routes.clone(),
     }
 }
 
@@ -290,7 +265,8 @@ mod tests {
         let red = wanted("vl3-red", "10.60.0.5", "fd01::5", 1);
         let blue = wanted("vl3-blue", "10.60.0.6", "fd02::5", 2);
         let plan = plan([&red.joined, &blue.joined]);
-        assert_eq!(resolvers(&red, &plan), Some("10.60.0.1".parse().unwrap()));
-        assert_eq!(resolvers(&blue, &plan), Some("fd02::1".parse().unwrap()));
+        let first = |wanted| network(wanted, &plan).servers.first().copied();
+        assert_eq!(first(&red), Some("10.60.0.1".parse().unwrap()));
+        assert_eq!(first(&blue), Some("fd02::1".parse().unwrap()));
     }
 }

@@ -169,7 +169,8 @@ impl Domain {
             .ok_or_else(|| anyhow::anyhow!("{} has no router of {network}", self.name))
     }
 
-    /// A pod whose client is configured, identified and not started.
+    /// A pod whose client is configured, identified and not started. Names go to its own
+    /// /etc/resolv.conf unless `keys` say something else about them.
     pub async fn add_workload(
         &self,
         country: &Country,
@@ -191,7 +192,13 @@ impl Domain {
         keys: &str,
     ) -> anyhow::Result<Workload> {
         country.issue(self.name, "client", name, LONG)?;
-        let mut text = format!("resolv_conf = \"/etc/resolv.conf\"\n{keys}");
+        let mut text = keys.to_owned();
+        if !["resolv_conf", "resolved"]
+            .iter()
+            .any(|key| keys.contains(key))
+        {
+            text.push_str("resolv_conf = \"/etc/resolv.conf\"\n");
+        }
         for (network, mechanism) in attach {
             let file = country.network(network)?;
             let router = format!("{network}-{}", self.name);

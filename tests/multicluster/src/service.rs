@@ -21,6 +21,8 @@ pub struct Service {
     host: Host,
     config: PathBuf,
     run_dir: PathBuf,
+    /// Variables of its environment, which is empty else.
+    pub environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -47,6 +49,7 @@ impl Service {
             host: host.clone(),
             config,
             run_dir,
+            environment: Vec::new(),
             process: None,
         })
     }
@@ -65,12 +68,15 @@ impl Service {
 
     /// Starts it, or starts it again with the same files.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        let spec =
-            ProcessSpec::new(format!("{}-{}", self.role, self.name), binary::path()?).args([
+        let mut spec = ProcessSpec::new(format!("{}-{}", self.role, self.name), binary::path()?)
+            .args([
                 self.role.as_ref(),
                 "--config".as_ref(),
                 self.config.as_os_str(),
             ]);
+        for (key, value) in &self.environment {
+            spec = spec.env(key, value);
+        }
         self.process = Some(self.host.spawn(spec)?);
         Ok(())
     }

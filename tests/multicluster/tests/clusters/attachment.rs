@@ -46,6 +46,11 @@ async fn both_mechanisms_attach_reach_each_other_and_detach_without_a_trace() ->
         !world.east_a.is_attached("red").await,
         "its interface is still there"
     );
+    let left = world.east_a.host.namespace().resolv_conf()?;
+    assert_eq!(
+        left, "",
+        "its resolv.conf, a mounted file, is not as it was"
+    );
     serves_nobody(world.east.router("red")?, Duration::from_secs(10)).await
 }
 

@@ -5,6 +5,7 @@ mod attachment;
 mod expiry;
 mod faults;
 mod garbage;
+mod hosts;
 mod networks;
 mod replicas;
 mod restore;
