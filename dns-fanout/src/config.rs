@@ -1,5 +1,6 @@
 //! Configuration of the DNS server.
 
+pub(crate) mod service;
 pub(crate) mod upstream;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -58,6 +59,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// `[[policy]]`: how answers for names below a suffix are made.
     pub policies: Vec<(Name, Policy)>,
+    /// `[[service]]`: what this domain has of services under `clusterset.local`.
+    pub services: Vec<service::Export>,
     /// `prefer_wait`: how long the policy `prefer` waits for a better class.
     pub prefer_wait: Duration,
     /// `records_max`: largest merged set.
@@ -126,6 +129,7 @@ impl Configure for Config {
             );
         }
         let policies = section.tables("policy", upstream::policy);
+        let services = service::read(section, given);
         let cookie_keys = section.optional::<PathBuf>("cookie_keys");
         if let Some(file) = cookie_keys.clone() {
             let shown = format!("{file:?}");
@@ -182,6 +186,7 @@ impl Configure for Config {
             clients,
             upstreams: upstreams.into_iter().flatten().collect(),
             policies: policies.into_iter().flatten().collect(),
+            services,
             prefer_wait,
             records_max,
             shared_names,
@@ -212,6 +217,7 @@ impl Config {
             ],
             upstreams,
             policies: Vec::new(),
+            services: Vec::new(),
             prefer_wait: PREFER_WAIT,
             records_max: MERGED_RECORDS_MAX,
             shared_names: Policy::FirstPositive,

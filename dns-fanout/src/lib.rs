@@ -27,4 +27,5 @@ mod wire;
 
 pub use app::run;
 pub use config::Config;
+pub use config::service::Export;
 pub use reload::Reload;

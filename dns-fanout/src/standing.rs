@@ -13,6 +13,7 @@ use vl3_core::names::{
 use vl3_runtime::CancellationToken;
 
 use crate::Config;
+use crate::config::service::services;
 use crate::config::{read_cookie_keys, upstream};
 use crate::engine::{Command, Explain, Sender, type_of};
 
@@ -237,6 +238,8 @@ impl Standing {
             // Without the router nothing is known; with it the rest comes along.
             return Ok(());
         }
+        let known = network.as_ref();
+        let services = known.map(|known| Arc::new(services(&config.services, &known.state)));
         let parts = ViewParts {
             sequence: self.sequence + 1,
             network,
@@ -244,7 +247,7 @@ impl Standing {
             policies: config.policies.clone(),
             clients,
             listeners: self.listeners.clone(),
-            services: None,
+            services,
             prefer_wait: config.prefer_wait,
             records_max: config.records_max,
         };

@@ -163,6 +163,23 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         [[policy]]
         suffix = "x"
         policy = "best"
+        [[service]]
+        name = "a.b"
+        namespace = "demo"
+        ports = ["http=0"]
+        workloads = []
+        [[service]]
+        name = "shop"
+        namespace = "demo"
+        workloads = ["web"]
+        [[service]]
+        name = "Shop"
+        namespace = "demo"
+        workloads = ["web"]
+        [[service]]
+        name = "bank"
+        namespace = "demo"
+        workloads = ["a b"]
         [cache]
         bytes = 1
         [limits]
@@ -191,6 +208,11 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         "upstream[0].class",
         "upstream[0].suffixes[0]",
         "policy[0].policy",
+        "service[0].name",
+        "service[0].ports[0]",
+        "service[0].workloads",
+        "service[2].name",
+        "service[3].workloads[0]",
         "cache.bytes",
         "limits.connections",
         "limits.connections_per_client",
@@ -201,5 +223,5 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
             "{key}:\n{invalid}"
         );
     }
-    assert!(invalid.starts_with("16 mistakes"), "{invalid}");
+    assert!(invalid.starts_with("21 mistakes"), "{invalid}");
 }

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod load;
 mod rules;
+mod services;
 mod stage;
 mod standalone;
 mod transport;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::services::{Speakers, speakers};
 use super::upstream::{Owner, Upstream};
 use super::{Data, Name, NameError, Policy, Record, RecordType};
 use crate::document::{Document, Member};
@@ -172,11 +173,13 @@ impl Network {
         self.zone.child(domain.as_str())?.child(name.as_str())
     }
 
-    /// Whether a name lies in the tree that belongs to `domain` alone.
+    /// Whether a name lies in a tree that belongs to `domain` alone: below its label in the zone,
+    /// or in that of a service (R1.7).
     pub fn belongs_to(&self, name: &Name, domain: &DomainName) -> bool {
-        name.below(&self.zone).is_some_and(|labels| {
+        let in_zone = name.below(&self.zone).is_some_and(|labels| {
             labels.len() >= 2 && labels.last() == Some(&domain.as_str().as_bytes())
-        })
+        });
+        in_zone || speakers(name) == Some(Speakers::One(domain.to_string()))
     }
 
     /// Live members that may answer shared names, the own domain included (R1.8).

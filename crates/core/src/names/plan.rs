@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::merge::{Ballot, Merge, merge};
 use super::overlay::{LOCAL_TTL, local_ttl};
+use super::services::{self, Speakers};
 use super::special::{Kind, LOCALHOST, special};
 use super::view::NEGATIVE_TTL;
 use super::{
@@ -40,15 +41,24 @@ pub fn plan(view: &View, question: &Question, asker: ClientClass, now: Now) -> P
     if let Some(refusal) = unsupported(question) {
         return Plan::Answer(refusal);
     }
-    let service = view
-        .services()
-        .and_then(|services| services.answer(view, question));
-    if let Some(answer) = service {
-        return Plan::Answer(if asker == ClientClass::Member {
-            answer
-        } else {
-            not_for_asker("another router's services")
-        });
+    let service = view.services().and_then(|services| services.vote(question));
+    if let Some(local) = service {
+        return match view.network() {
+            Some(network) => {
+                let context = Context {
+                    view,
+                    network,
+                    question,
+                    asker,
+                    now,
+                };
+                service_of(context, local, view.configured_for(&question.name))
+            }
+            None if asker == ClientClass::Member => {
+                Plan::Answer(services::answer(view, question, local))
+            }
+            None => Plan::Answer(not_for_asker("another router's services")),
+        };
     }
     let configured = view.configured_for(&question.name);
     if let Some(network) = view.network() {
@@ -313,6 +323,54 @@ fn shared(context: Context<'_>, label: &[u8], is_domain: bool, also: &[Arc<Upstr
     asked_or_answered(context, ask)
 }
 
+/// A name under `clusterset.local`: asked of the domains that a shared name is asked of, or of the
+/// cluster in it alone; `local` is what this router knows. Resolvers that were configured for a part
+/// of the zone have a say as well.
+fn service_of(context: Context<'_>, local: Vote, configured: Configured<'_>) -> Plan {
+    let Context {
+        view,
+        network,
+        question,
+        asker,
+        now,
+    } = context;
+    let speakers = services::speakers(&question.name);
+    let speaks = |domain: &DomainName| match &speakers {
+        Some(Speakers::All) => true,
+        Some(Speakers::One(cluster)) => domain.as_str() == cluster,
+        Some(Speakers::Nobody) | None => false,
+    };
+    let mut ask = Ask {
+        upstreams: Vec::new(),
+        votes: vec![(Voter::Local, local.clone())],
+        policy: view.policy_for(&question.name).unwrap_or(Policy::Union),
+        rule: "R1.7",
+    };
+    if asker != ClientClass::Sibling {
+        for member in network.contributors(now) {
+            if !speaks(&member.domain) {
+                continue;
+            }
+            if member.domain == *network.domain() {
+                ask_siblings(network, &mut ask);
+            } else if asker == ClientClass::Member {
+                ask_domain(network, &mut ask, &member.domain);
+            }
+        }
+    }
+    let also = configured.filter(|(labels, _)| *labels >= services::ZONE_LABELS);
+    if asker == ClientClass::Member
+        && let Some((_, upstreams)) = also
+    {
+        ask.upstreams.extend(upstreams.iter().cloned());
+    }
+    // Domains without a live router are votes as well.
+    if ask.upstreams.is_empty() && ask.votes.len() == 1 {
+        return Plan::Answer(services::answer(view, question, local));
+    }
+    asked_or_answered(context, ask)
+}
+
 /// An overlay address: only the domain whose block holds it (R1.3).
 fn reverse(context: Context<'_>, address: std::net::IpAddr) -> Plan {
     let Context {
@@ -355,7 +413,14 @@ fn reverse(context: Context<'_>, address: std::net::IpAddr) -> Plan {
         Some(_) => Vote::no_data(),
         None => Vote::nx_domain(),
     };
-    owned(context, &holder.domain, local, &[])
+    match owned(context, &holder.domain, local, &[]) {
+        // The block chose it, not a label.
+        Plan::Ask(ask) => Plan::Ask(Ask {
+            rule: "R1.3",
+            ..ask
+        }),
+        answer @ Plan::Answer(_) => answer,
+    }
 }
 
 fn local_vote(context: Context<'_>, label: &[u8]) -> Vote {

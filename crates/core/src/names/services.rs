@@ -1,15 +1,16 @@
 //! Services of several clusters under `clusterset.local` (R1.7), as KEP-1645 names them. Answers
-//! from what the view knows; where it comes from is not this module's matter.
+//! from what the view knows of its own domain; the planner asks the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::answer::Turns;
-use super::view::NEGATIVE_TTL;
+use super::vote::{Positive, Vote};
 use super::{Answer, Data, Decision, Name, Question, Rcode, Record, RecordType, View};
 
 /// The zone's name.
 pub const CLUSTERSET_ZONE: &str = "clusterset.local";
+pub(super) const ZONE_LABELS: usize = 2;
 /// Version of the specification of these names.
 const DNS_VERSION: &str = "1.0.0";
 /// TTL of services, seconds: what Kubernetes uses for its own.
@@ -85,33 +86,25 @@ impl Services {
         }
     }
 
-    /// `None`: not a name of this zone.
-    pub(super) fn answer(&self, view: &View, question: &Question) -> Option<Answer> {
-        let zone = Name::parse(CLUSTERSET_ZONE).ok()?;
-        let labels = question.name.below(&zone)?;
-        let labels: Vec<&str> = labels
-            .iter()
+    /// What is known of a name of this zone; `None`: it is not one.
+    pub(super) fn vote(&self, question: &Question) -> Option<Vote> {
+        let labels: Vec<&str> = below_zone(&question.name)?
+            .into_iter()
             .map(|label| core::str::from_utf8(label).unwrap_or("?"))
             .collect();
-        let found = self.find(&zone, &labels, question);
-        let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Service);
-        answer.authoritative = true;
-        match found {
+        let zone = Name::parse(CLUSTERSET_ZONE).ok()?;
+        Some(match self.find(&zone, &labels, question) {
             Found::Records {
                 records,
                 additional,
-            } => {
-                answer.turns = Turns::of_one(&records);
-                answer.answers = records;
-                answer.additional = additional;
-            }
-            Found::Exists => {}
-            Found::Nothing => answer.rcode = Rcode::NX_DOMAIN,
-        }
-        if answer.answers.is_empty() {
-            answer.authority = vec![view.soa(zone, NEGATIVE_TTL.min(SERVICE_TTL))];
-        }
-        Some(answer)
+            } => Vote::Positive(Positive {
+                records,
+                additional,
+                ..Positive::default()
+            }),
+            Found::Exists => Vote::no_data(),
+            Found::Nothing => Vote::nx_domain(),
+        })
     }
 
     fn find(&self, zone: &Name, labels: &[&str], question: &Question) -> Found {
@@ -155,6 +148,59 @@ impl Services {
             _ => Found::Nothing,
         }
     }
+}
+
+/// An answer from what is known here alone.
+pub(super) fn answer(view: &View, question: &Question, vote: Vote) -> Answer {
+    let mut answer = Answer::code(Rcode::NO_ERROR, Decision::Service);
+    answer.authoritative = true;
+    if let Vote::Positive(found) = vote {
+        answer.turns = Turns::of_one(&found.records);
+        answer.answers = found.records;
+        answer.additional = found.additional;
+        return answer;
+    }
+    if vote.is_nx_domain() {
+        answer.rcode = Rcode::NX_DOMAIN;
+    }
+    answer.authority = vec![view.soa_above(&question.name, SERVICE_TTL)];
+    answer
+}
+
+/// The labels of a name before those of the zone; `None`: it is not a name of the zone.
+pub(super) fn below_zone(name: &Name) -> Option<Vec<&[u8]>> {
+    const ZONE: [&[u8]; ZONE_LABELS] = [b"clusterset", b"local"];
+    // Every question comes by here, and few go on.
+    if !name.octets().ends_with(ZONE[1]) {
+        return None;
+    }
+    let labels: Vec<&[u8]> = name.labels().collect();
+    labels.strip_suffix(&ZONE).map(<[&[u8]]>::to_vec)
+}
+
+/// Who has a say about a name of the zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Speakers {
+    /// The zone's own structure, the same everywhere.
+    Nobody,
+    /// A service's name: every domain may have endpoints of it.
+    All,
+    /// The name of one cluster's endpoint: that cluster alone.
+    One(String),
+}
+
+pub(super) fn speakers(name: &Name) -> Option<Speakers> {
+    let labels = below_zone(name)?;
+    Some(match labels.as_slice() {
+        [_, svc] if *svc == b"svc" => Speakers::All,
+        [left @ .., _, _, svc] if *svc == b"svc" => match left.last() {
+            Some(cluster) if !cluster.starts_with(b"_") => {
+                Speakers::One(String::from_utf8_lossy(cluster).into_owned())
+            }
+            _ => Speakers::All,
+        },
+        _ => Speakers::Nobody,
+    })
 }
 
 enum Found {

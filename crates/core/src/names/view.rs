@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::clients::ClientTable;
+use super::services;
 use super::suffix::Suffixes;
 use super::upstream::source_of;
 use super::{
@@ -260,14 +261,19 @@ impl View {
         self.clients.lookup(source.to_canonical())
     }
 
-    /// Whether a name belongs to the network: its zone, or an overlay address.
+    /// Whether a name belongs to the network: its zone, services, or an overlay address.
     pub(super) fn is_network_name(&self, name: &Name) -> bool {
         self.network.as_ref().is_some_and(|network| {
             name.is_at_or_below(&network.zone)
+                || self.is_service_name(name)
                 || name
                     .reverse_prefix()
                     .is_some_and(|prefix| network.pools().any(|pool| pool.contains(&prefix)))
         })
+    }
+
+    fn is_service_name(&self, name: &Name) -> bool {
+        self.services.is_some() && services::below_zone(name).is_some()
     }
 
     /// The configured upstreams whose longest suffix matches longest, and its labels (R1.3).
@@ -289,6 +295,11 @@ impl View {
             && name.is_at_or_below(&network.zone)
         {
             return self.soa(network.zone.clone(), ttl);
+        }
+        if self.is_service_name(name)
+            && let Ok(zone) = Name::parse(services::CLUSTERSET_ZONE)
+        {
+            return self.soa(zone, ttl.min(services::SERVICE_TTL));
         }
         // One octet below in-addr.arpa, two nibbles below ip6.arpa, else the last label.
         let labels: Vec<&[u8]> = name.labels().collect();
