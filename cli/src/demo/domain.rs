@@ -11,7 +11,10 @@ use vl3_lab::{Host, RelayedHost, Site};
 use vl3_runtime::clock;
 
 use super::documents::Network;
-use super::plan::{EXCLUDED, Mechanism, REGISTRY_PORT, WorkloadPlan, trust_domain};
+use super::plan::{
+    EXCLUDED, Mechanism, NAMESPACE, REGISTRY_PORT, SERVICE, SERVICE_PORT, SERVICE_WORKLOADS,
+    WorkloadPlan, trust_domain,
+};
 use super::service::{Service, identity_dir, run_dir};
 use super::store::Etcd;
 use super::workload::Workload;
@@ -107,7 +110,9 @@ impl Domain {
             issue(&authority, base, "dns", &router)?;
             let keys = format!("router = {:?}\n", run_dir(base, "router", &router));
             let keys = format!(
-                "{keys}[network]\ndocument = {:?}\nuid = {:?}\n",
+                "{keys}[network]\ndocument = {:?}\nuid = {:?}\n\
+                 [[service]]\nname = {SERVICE:?}\nnamespace = {NAMESPACE:?}\n\
+                 ports = [{SERVICE_PORT:?}]\nworkloads = {SERVICE_WORKLOADS:?}\n",
                 network.document(),
                 network.uid
             );

@@ -21,6 +21,12 @@ pub(super) const EXCLUDED: &str = "10.244.0.0/16";
 /// What a cluster's domain gets of the IPv4 pool.
 pub(super) const BLOCK_V4: &str = "/22";
 
+/// A service that every domain has: workloads by their names, wherever they are attached.
+pub(super) const SERVICE: &str = "shop";
+pub(super) const NAMESPACE: &str = "demo";
+pub(super) const SERVICE_PORT: &str = "http=8080/tcp";
+pub(super) const SERVICE_WORKLOADS: [&str; 3] = ["east-a", "west-a", "north-a"];
+
 pub(super) const REGISTRY_PORT: u16 = 5002;
 
 /// West has one block in both networks, so that workloads of red and blue hold equal addresses.

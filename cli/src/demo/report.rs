@@ -14,6 +14,7 @@ pub(super) struct Report {
     pub(super) checks: Vec<Check>,
     pub(super) reachability: Vec<Reachability>,
     pub(super) names: Vec<Name>,
+    pub(super) explained: Vec<Explained>,
     pub(super) throughput: Vec<Throughput>,
     pub(super) faults: Vec<Fault>,
     #[serde(skip)]
@@ -49,6 +50,23 @@ pub(super) struct Name {
     pub(super) ok: bool,
 }
 
+/// One name as `vl3 dns explain` tells its way.
+#[derive(Debug, Serialize)]
+pub(super) struct Explained {
+    pub(super) kind: String,
+    pub(super) question: String,
+    /// Domains.
+    pub(super) asked: Vec<String>,
+    /// The rule that chose them; `-` where nobody was asked.
+    pub(super) chosen_by: String,
+    /// Who said what, and when.
+    pub(super) said: Vec<String>,
+    pub(super) answer: String,
+    /// The rule that decided.
+    pub(super) decided_by: String,
+    pub(super) ok: bool,
+}
+
 #[derive(Debug, Serialize)]
 pub(super) struct Throughput {
     pub(super) path: String,
@@ -74,6 +92,7 @@ impl Report {
             checks: Vec::new(),
             reachability: Vec::new(),
             names: Vec::new(),
+            explained: Vec::new(),
             throughput: Vec::new(),
             faults: Vec::new(),
             started: Instant::now(),
@@ -182,6 +201,32 @@ impl Report {
                     .map(|row| shorten(&row.question))
                     .unwrap_or_default(),
                 example.map(|row| shorten(&row.answer)).unwrap_or_default(),
+            ]);
+        }
+        out.line(&grid.to_string());
+    }
+
+    pub(super) fn print_explained(&self, out: &Output) {
+        if self.explained.is_empty() {
+            return;
+        }
+        out.heading("\nOne name of each kind, explained by the DNS server of east");
+        let header = ["kind", "question", "asked", "said", "answer", "rule", ""];
+        let mut grid = table(&header.map(str::to_owned));
+        for row in &self.explained {
+            let asked = if row.asked.is_empty() {
+                "nobody".to_owned()
+            } else {
+                format!("{} by {}", row.asked.join(", "), row.chosen_by)
+            };
+            grid.add_row(vec![
+                row.kind.clone(),
+                shorten(&row.question),
+                asked,
+                row.said.join(", "),
+                shorten(&row.answer),
+                row.decided_by.clone(),
+                verdict(row.ok).to_owned(),
             ]);
         }
         out.line(&grid.to_string());

@@ -7,8 +7,9 @@ use anyhow::{Context, ensure};
 
 use super::args::RunArgs;
 use super::checks::{
-    addresses, connect_time, documents, foreign_route, forged_source, isolation, late_domain,
-    memory, names, partition, reachability, router_crash, servers_down, throughput, underlay,
+    addresses, connect_time, documents, explained, foreign_route, forged_source, isolation,
+    late_domain, memory, names, partition, reachability, router_crash, servers_down, throughput,
+    underlay,
 };
 use super::control;
 use super::progress::Progress;
@@ -139,6 +140,8 @@ async fn check(world: &World, progress: &Progress, report: &mut Report) {
     note(progress, report, "names resolve everywhere", result);
     let result = names::absent(world, report).await;
     note(progress, report, "absent names are NXDOMAIN", result);
+    let result = explained::run(world, report).await;
+    note(progress, report, "names are explained", result);
     note(
         progress,
         report,
@@ -172,6 +175,7 @@ fn print_first(report: &Report, out: &Output) {
         report.print_reachability(out, network);
     }
     report.print_names(out);
+    report.print_explained(out);
     report.print_throughput(out);
 }
 

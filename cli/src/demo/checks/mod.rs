@@ -3,6 +3,7 @@
 pub(super) mod addresses;
 pub(super) mod connect_time;
 pub(super) mod documents;
+pub(super) mod explained;
 pub(super) mod foreign_route;
 pub(super) mod forged_source;
 pub(super) mod isolation;
