@@ -10,11 +10,25 @@ use anyhow::Context;
 use crate::shell::{self, cargo};
 
 const DEFAULT_SEEDS: &str = "2000";
+/// From here on a run takes longer than an optimised build.
+const LONG_SEEDS: u64 = 5_000;
 
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
-    shell::run(cargo().args(["build", "--quiet", "--package", "vl3-sim", "--locked"]))
-        .context("build the simulation")?;
-    let mut command = Command::new(shell::target_dir().join("debug/vl3-sim"));
+    let seeds = value(arguments, "--seeds").and_then(|seeds| seeds.parse::<u64>().ok());
+    let is_long = value(arguments, "--profile") == Some("scale")
+        || seeds.is_some_and(|seeds| seeds >= LONG_SEEDS);
+    let (profile, directory) = if is_long {
+        ("sim", "sim")
+    } else {
+        ("dev", "debug")
+    };
+    shell::run(
+        cargo()
+            .args(["build", "--quiet", "--package", "vl3-sim", "--locked"])
+            .args(["--profile", profile]),
+    )
+    .context("build the simulation")?;
+    let mut command = Command::new(shell::target_dir().join(directory).join("vl3-sim"));
     if value(arguments, "--profile") == Some("federation")
         && value(arguments, "--seed").is_none()
         && value(arguments, "--state").is_none()
