@@ -92,6 +92,8 @@ pub(crate) struct Metrics {
     votes_missing: Family<Reason, Counter>,
     coalesced: Counter<u64, AtomicU64>,
     shed: Counter<u64, AtomicU64>,
+    repeated: Counter<u64, AtomicU64>,
+    probes: Counter<u64, AtomicU64>,
     strangers: Counter<u64, AtomicU64>,
     in_flight: Gauge,
     connections: Gauge,
@@ -139,6 +141,16 @@ impl Metrics {
             "shed",
             "Questions refused at the limit in flight",
             self.shed.clone(),
+        );
+        dns.register(
+            "repeated",
+            "Queries that were sent again because a reply was overdue",
+            self.repeated.clone(),
+        );
+        dns.register(
+            "probes",
+            "Queries that look whether an upstream lives or leads back",
+            self.probes.clone(),
         );
         dns.register(
             "strangers",
@@ -255,6 +267,8 @@ impl Metrics {
     ) {
         self.coalesced.inc_by(after.coalesced - before.coalesced);
         self.shed.inc_by(after.shed - before.shed);
+        self.repeated.inc_by(after.repeated - before.repeated);
+        self.probes.inc_by(after.probes - before.probes);
         self.strangers.inc_by(after.strangers - before.strangers);
         for (failure, count) in &after.failures {
             let known = before.failures.get(failure).copied().unwrap_or(0);

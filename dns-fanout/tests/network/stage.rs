@@ -1,38 +1,29 @@
 //! One test's world: a router, the server under test, other domains' servers.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
-use prost::Message as _;
-use socket2::{Domain, Protocol, Socket, Type};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::WatchStream;
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
 use vl3_core::document::{AdminSecret, Chain, Document, Member, Policy, RoleIds};
 use vl3_core::ids::{DomainName, Generation, NetworkName, NetworkUid};
 use vl3_identity::Source;
 use vl3_identity::authority::Authority;
-use vl3_net::fdpass;
 use vl3_proto::document::{encode_chain, sign};
 use vl3_proto::vl3::network::v1::DocumentChain;
-use vl3_proto::vl3::router::v1::resolver_server::{Resolver, ResolverServer};
 use vl3_proto::vl3::router::v1::{
-    ClientClass, ClientRange, DomainServer, FdReply, FdRequest, LocalName, ResolverState,
-    ResolverWatchRequest, fd_request::Body,
+    ClientClass, ClientRange, DomainServer, LocalName, ResolverState,
 };
-use vl3_runtime::grpc::{Listen, ServeOptions, Server};
-use vl3_runtime::{CancellationToken, Common, RoleContext, clock};
+use vl3_runtime::{Common, RoleContext, clock};
 
 use crate::client::{exchange_within, query};
+pub(crate) use crate::levels::eventually_true;
+use crate::router::{Router, listeners};
 use crate::upstream::{Behaviour, Upstream};
 
 pub(crate) const MEMBER: &str = "127.0.2.1";
@@ -53,12 +44,6 @@ pub(crate) struct Stage {
     /// Where the router's own address would be: the server's listeners and sockets are bound
     /// here. The first router chooses the port, later ones keep it.
     own: SocketAddr,
-}
-
-/// A stand-in router: `nsm.sock` and `fd.sock`.
-struct Router {
-    stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Stage {
@@ -128,43 +113,23 @@ impl Stage {
 
     pub(crate) async fn start_router(&mut self) {
         let run_dir = self.dir.path().join("router");
-        std::fs::create_dir_all(&run_dir).unwrap();
         let identity = self
             .authority
             .identity("vl3/router/red-east", DAY, clock::wall())
             .unwrap();
-        let source = Source::fixed(identity);
-        let stop = CancellationToken::new();
-        let options = ServeOptions::new(
-            source.clone(),
-            vl3_identity::Trust::new(&source),
-            stop.clone(),
-        );
-        let listen = [Listen::Unix(run_dir.join("nsm.sock"))];
-        let server = Server::bind(&listen, options).await.unwrap();
-        let service = ResolverServer::new(States(self.state.subscribe(), stop.clone()));
-        let grpc = tokio::spawn(async move {
-            server
-                .serve(tonic::service::Routes::new(service))
-                .await
-                .unwrap()
-        });
-        let sockets = fdpass::Listener::bind(&run_dir.join("fd.sock")).unwrap();
         // Each life of the router hands out tickets of its own.
         let ticket = vec![STAGES.fetch_add(1, Ordering::Relaxed); 16];
         self.change(|state| state.fd_ticket.clone_from(&ticket));
-        let fds = tokio::spawn(pass_sockets(sockets, self.own, ticket, stop.clone()));
-        self.router = Some(Router {
-            stop,
-            tasks: vec![grpc, fds],
-        });
+        let source = Source::fixed(identity);
+        let states = self.state.subscribe();
+        self.router = Some(Router::start(&run_dir, source, states, self.own, ticket).await);
     }
 
     /// As a kill: both sockets end, nothing else is said.
     pub(crate) async fn kill_router(&mut self) {
-        let router = self.router.take().expect("a router runs");
+        let mut router = self.router.take().expect("a router runs");
         router.stop.cancel();
-        for task in router.tasks {
+        for task in router.tasks.drain(..) {
             task.await.unwrap();
         }
     }
@@ -197,9 +162,6 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.ctx.shutdown.cancel();
-        if let Some(router) = self.router.take() {
-            router.stop.cancel();
-        }
     }
 }
 
@@ -210,20 +172,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never: {what}");
-}
-
-/// As [`eventually`], for conditions that ask somebody.
-pub(crate) async fn eventually_true<F: Future<Output = bool>>(
-    what: &str,
-    mut holds: impl FnMut() -> F,
-) {
-    for _ in 0..400 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("never: {what}");
 }
@@ -319,111 +267,4 @@ fn state(document: DocumentChain, upstreams: &[Upstream], own: IpAddr) -> Resolv
         own_addresses: vec![own.to_string()],
         fd_ticket: Vec::new(),
     }
-}
-
-struct States(watch::Receiver<ResolverState>, CancellationToken);
-
-type StateStream = std::pin::Pin<Box<dyn Stream<Item = Result<ResolverState, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Resolver for States {
-    type WatchStream = StateStream;
-
-    async fn watch(
-        &self,
-        request: Request<ResolverWatchRequest>,
-    ) -> Result<Response<StateStream>, Status> {
-        assert_eq!(request.into_inner().version, 1);
-        let states = WatchStream::new(self.0.clone()).map(Ok);
-        let stop = self.1.clone().cancelled_owned();
-        let stream = futures_like_take_until(states, stop);
-        Ok(Response::new(Box::pin(stream)))
-    }
-}
-
-/// Ends the stream when the router stops.
-fn futures_like_take_until(
-    states: impl Stream<Item = Result<ResolverState, Status>> + Send + 'static,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> impl Stream<Item = Result<ResolverState, Status>> + Send {
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        let forward = async {
-            tokio::pin!(states);
-            while let Some(state) = states.next().await {
-                if sender.send(state).await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::select! { () = forward => {}, () = stop => {} }
-    });
-    tokio_stream::wrappers::ReceiverStream::new(receiver)
-}
-
-async fn pass_sockets(
-    listener: fdpass::Listener,
-    own: SocketAddr,
-    ticket: Vec<u8>,
-    stop: CancellationToken,
-) {
-    let mut served = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            connection = listener.accept() => {
-                let connection = connection.unwrap();
-                let ticket = ticket.clone();
-                served.spawn(async move {
-                    while answer(&connection, own, &ticket).await.is_some() {}
-                });
-            }
-        }
-    }
-}
-
-async fn answer(connection: &fdpass::Connection, own: SocketAddr, ticket: &[u8]) -> Option<()> {
-    let (message, _) = connection.recv().await.ok()??;
-    let any = SocketAddr::new(own.ip(), 0);
-    let body = FdRequest::decode(message.as_slice()).unwrap().body.unwrap();
-    let shown = match &body {
-        Body::Listen(listen) => &listen.ticket,
-        Body::Dial(dial) => &dial.ticket,
-        Body::Attach(_) | Body::Reattach(_) => panic!("the server is no workload"),
-    };
-    let descriptors: Vec<OwnedFd> = match body {
-        _ if shown != ticket => Vec::new(),
-        Body::Listen(_) => listeners(own).unwrap().1,
-        Body::Dial(dial) if dial.tcp => vec![socket(Type::STREAM, any).unwrap().into()],
-        Body::Dial(_) => vec![socket(Type::DGRAM, any).unwrap().into()],
-        Body::Attach(_) | Body::Reattach(_) => Vec::new(),
-    };
-    let reply = FdReply {
-        ok: !descriptors.is_empty(),
-        ..FdReply::default()
-    }
-    .encode_to_vec();
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    connection.send(&reply, &borrowed).await.ok()
-}
-
-/// UDP and TCP on one port, as several processes may hold them.
-fn listeners(own: SocketAddr) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-    let tcp = socket(Type::STREAM, own)?;
-    let own = tcp.local_addr()?.as_socket().unwrap();
-    let udp = socket(Type::DGRAM, own)?;
-    Ok((own, vec![udp.into(), tcp.into()]))
-}
-
-fn socket(kind: Type, own: SocketAddr) -> io::Result<Socket> {
-    let protocol = if kind == Type::DGRAM {
-        Protocol::UDP
-    } else {
-        Protocol::TCP
-    };
-    let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&own.into())?;
-    Ok(socket)
 }

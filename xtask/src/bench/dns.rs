@@ -3,12 +3,14 @@
 //! upstream that stops and with a client that floods.
 //!
 //! Real servers on loopback: three `nsd` with the records of one domain each, `dnsperf` as the
-//! load, and questions of our own between them that look at every answer.
+//! load, and questions of our own between them that look at every answer. The part `mesh` needs
+//! none of them: many servers of ours that ask each other.
 
 mod check;
 mod faults;
 mod flood;
 mod load;
+mod mesh;
 mod servers;
 
 use std::path::PathBuf;
@@ -37,7 +39,7 @@ const MEMORY_MIB: f64 = 100.0;
 const FILL_NAMES: usize = 200_000;
 
 /// The parts, in the order in which they run; arguments choose some.
-const PARTS: [&str; 5] = ["fanout", "cached", "full", "faults", "flood"];
+const PARTS: [&str; 6] = ["mesh", "fanout", "cached", "full", "faults", "flood"];
 
 /// Those beside stock servers.
 const COMPARING: [&str; 2] = ["fanout", "cached"];
@@ -71,6 +73,12 @@ impl World {
 
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let parts = bench.parts(&PARTS)?;
+    if parts.contains(&"mesh") {
+        mesh::run(report)?;
+    }
+    if parts == ["mesh"] {
+        return Ok(());
+    }
     servers::installed()?;
     let compares = parts.iter().any(|part| COMPARING.contains(part));
     let peers = if compares {

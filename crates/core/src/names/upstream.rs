@@ -179,6 +179,16 @@ impl Upstream {
             .map_or_else(|| self.id.number(), |domain| source_of(domain.as_str()))
     }
 
+    /// Whose records an answer has: the domain's, whatever router answers for that; of siblings
+    /// each has names of its own.
+    pub(super) fn giver(&self) -> u32 {
+        if self.owner.as_ref().is_some_and(|owner| owner.sibling) {
+            self.id.number()
+        } else {
+            self.source()
+        }
+    }
+
     pub const fn domain(&self) -> Option<&DomainName> {
         match &self.owner {
             Some(owner) => Some(&owner.domain),

@@ -103,7 +103,8 @@ impl Entry {
         size_of::<Slot>()
             + places
             + size::name(&self.name)
-            + size::allocated(core::mem::size_of_val::<[u32]>(&self.sources))
+            + size::allocated(core::mem::size_of_val::<[u32]>(&self.sources.all))
+            + size::allocated(core::mem::size_of_val::<[u32]>(&self.sources.givers))
             + self.choices.octets()
     }
 }

@@ -79,10 +79,11 @@ pub struct Hit {
 #[derive(Clone, Debug)]
 pub enum Look {
     Fresh(Hit),
-    /// Expired, positive; `recheck` says whether a recheck is due.
+    /// Expired, positive; `recheck` says whether a recheck is due, `givers` whose records it has.
     Stale {
         hit: Hit,
         recheck: bool,
+        givers: Box<[u32]>,
     },
     Miss,
 }
@@ -107,8 +108,14 @@ pub struct CacheSize {
     pub negative_octets: usize,
 }
 
-/// Who had a part in an answer, for R3.9: numbers that the caller gives to upstreams.
-pub type Sources = Box<[u32]>;
+/// Who had a part in an answer: numbers that the caller gives to upstreams.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Everybody who had a say (R3.9).
+    pub all: Box<[u32]>,
+    /// Those whose records it has (R5.3).
+    pub givers: Box<[u32]>,
+}
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -174,7 +181,12 @@ impl Cache {
             Look::Fresh(hit)
         } else {
             self.counters.misses += 1;
-            Look::Stale { hit, recheck }
+            let givers = self.entry(place).map(|entry| entry.sources.givers.clone());
+            Look::Stale {
+                hit,
+                recheck,
+                givers: givers.unwrap_or_default(),
+            }
         }
     }
 
@@ -287,6 +299,12 @@ impl Cache {
         }
     }
 
+    /// An expired answer whose giver says "no" now: it is told no more (R5.3).
+    pub fn withdraw(&mut self, key: Key<'_>, now: Now) {
+        let hash = self.key.hash_name(&key.question.name, 0);
+        self.make_way(hash, key, key.question.rtype, now);
+    }
+
     pub const fn count_stale(&mut self) {
         self.counters.served_stale += 1;
     }
@@ -307,7 +325,7 @@ impl Cache {
     /// Removes answers by their name and by who had a part in them (R3.9). Looks at all entries:
     /// for changes of configuration.
     pub fn remove_where(&mut self, gone: impl Fn(&Name, &[u32]) -> bool) {
-        let is_gone = |entry: &Entry| gone(&entry.name, &entry.sources);
+        let is_gone = |entry: &Entry| gone(&entry.name, &entry.sources.all);
         let places: Vec<u32> = (0_u32..)
             .zip(&self.slots)
             .filter(|(_, slot)| slot.entry.as_ref().is_some_and(is_gone))

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use super::conclude::About;
+use super::conclude::{About, Expired};
 use super::running::{Running, Waiter};
 use super::{Answered, Asking, Resolver, ResolverEffect, WAITING_MAX};
 use crate::machine::{Machine as _, Outbox, Ticket};
@@ -69,13 +69,18 @@ impl Resolver {
                 }
                 return;
             }
-            Look::Stale { hit, recheck } => {
+            Look::Stale {
+                hit,
+                recheck,
+                givers,
+            } => {
                 if !recheck {
                     self.cache.count_stale();
                     let answer = stale_of(&hit.answer);
                     return self.answer(asker, answer, None, out);
                 }
-                stale = Some(hit.answer);
+                let answer = hit.answer;
+                stale = Some(Expired { answer, givers });
             }
             Look::Miss => {}
         }
@@ -100,7 +105,7 @@ impl Resolver {
         // A question that came through another server may be the one that server waits for.
         let joins = asking.mark.is_empty() && trace.is_none();
         let hash = self.hash_question(key);
-        if joins && let Some(running) = self.joinable(hash, key, view.sequence()) {
+        if joins && let Some(running) = self.joinable(hash, key, view.sequence(), now) {
             running.waiters.push(waiter);
             self.counters.coalesced += 1;
             return;
@@ -114,6 +119,7 @@ impl Resolver {
                 policy: ask.policy,
                 asked: Vec::new(),
                 epoch: self.epoch,
+                started: now.mono,
                 stale,
             },
             mark: asking.mark,
@@ -150,7 +156,7 @@ impl Resolver {
         out: &mut Outbox<ResolverEffect>,
     ) {
         let hash = self.hash_question(key);
-        if self.joinable(hash, key, view.sequence()).is_some() {
+        if self.joinable(hash, key, view.sequence(), now).is_some() {
             return;
         }
         let Plan::Ask(ask) = plan(&view, key.question, key.asker, now) else {
@@ -165,6 +171,7 @@ impl Resolver {
                 policy: ask.policy,
                 asked: Vec::new(),
                 epoch: self.epoch,
+                started: now.mono,
                 stale: None,
             },
             mark: LoopMark::default(),
@@ -230,7 +237,6 @@ impl Resolver {
             hash: start.hash,
             waiters: start.waiters,
             tickets: Vec::new(),
-            started: now.mono,
             stale_at,
             wake: None,
         });

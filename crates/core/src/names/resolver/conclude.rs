@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Resolver;
 use super::ask::stale_of;
-use crate::names::cache::{CacheStamp, Key};
+use crate::names::cache::{CacheStamp, Key, Sources};
 use crate::names::health::Condition;
 use crate::names::merge::{Ballot, Merged};
 use crate::names::view::UNSURE_TTL;
@@ -13,7 +13,7 @@ use crate::names::{
     Answer, ClientClass, Data, Decision, Failure, Flags, Policy, Question, Rcode, RecordType,
     Upstream, View, Vote, Voter,
 };
-use crate::time::Now;
+use crate::time::{Mono, Now};
 
 /// Life of a "no" that came without a SOA, seconds (R5.2).
 const BARE_DENIAL_TTL: u32 = 1;
@@ -30,8 +30,29 @@ pub(super) struct About {
     pub(super) asked: Vec<Arc<Upstream>>,
     /// What was known to have changed when it began.
     pub(super) epoch: u64,
+    /// When it began: whoever answers did not know less than that.
+    pub(super) started: Mono,
     /// The expired answer, should nothing better come (R5.3).
-    pub(super) stale: Option<Arc<Answer>>,
+    pub(super) stale: Option<Expired>,
+}
+
+/// An expired answer, and whose records it has.
+#[derive(Debug)]
+pub(super) struct Expired {
+    pub(super) answer: Arc<Answer>,
+    pub(super) givers: Box<[u32]>,
+}
+
+impl Expired {
+    /// Whether one of those who gave it says "no" now: others that are missing bring nothing back.
+    pub(super) fn is_withdrawn(&self, votes: &[Ballot]) -> bool {
+        votes.iter().any(|(voter, vote)| {
+            matches!(vote, Vote::NoData(_) | Vote::NxDomain(_))
+                && voter
+                    .upstream()
+                    .is_some_and(|upstream| self.givers.contains(&upstream.giver()))
+        })
+    }
 }
 
 impl About {
@@ -80,26 +101,31 @@ impl Resolver {
         let Some((_, first)) = choices.first() else {
             return Told::one(Answer::code(Rcode::SERV_FAIL, Decision::VotesMissing));
         };
+        let mut stale = about.stale.as_ref();
+        if stale.is_some_and(|stale| stale.is_withdrawn(votes)) {
+            self.cache.withdraw(key, now);
+            stale = None;
+        }
         if !matches!(first.rcode, Rcode::NO_ERROR | Rcode::NX_DOMAIN) {
-            if let Some(stale) = &about.stale {
+            if let Some(stale) = stale {
                 self.cache.not_confirmed(key, now);
                 self.cache.count_stale();
-                return Told::one(stale_of(stale));
+                return Told::one(stale_of(&stale.answer));
             }
             return Told::one(first.clone());
         }
         // What is not sure does not take the place of what once was, and that a name is gone
         // without the word of one who may have it is not sure.
         let is_unsure = !first.is_positive() && first.decision == Decision::VotesMissing;
-        if is_unsure && let Some(stale) = &about.stale {
+        if is_unsure && let Some(stale) = stale {
             self.cache.not_confirmed(key, now);
             if first.rcode == Rcode::NX_DOMAIN {
                 self.cache.count_stale();
-                return Told::one(stale_of(stale));
+                return Told::one(stale_of(&stale.answer));
             }
             return Told::one(first.clone());
         }
-        let life = self.life(about, choices.iter().map(|(_, answer)| answer));
+        let life = self.life(about, choices.iter().map(|(_, answer)| answer), now);
         let choices: Vec<(u32, Arc<Answer>)> = choices
             .into_iter()
             .map(|(weight, answer)| (weight, Arc::new(about.sharing(answer))))
@@ -169,7 +195,14 @@ impl Resolver {
     }
 
     /// How long the answer is kept (R5.1, R5.2).
-    fn life<'a>(&self, about: &About, answers: impl Iterator<Item = &'a Answer>) -> Duration {
+    fn life<'a>(
+        &self,
+        about: &About,
+        answers: impl Iterator<Item = &'a Answer>,
+        now: Now,
+    ) -> Duration {
+        // Of what was known when it was asked for, not of when the reply came.
+        let age = now.mono.saturating_since(about.started);
         let is_network_name = about.view.is_network_name(&about.question.name);
         let merges = matches!(about.policy, Policy::Union | Policy::Weighted);
         let life = |answer: &Answer| {
@@ -192,8 +225,8 @@ impl Resolver {
             };
             let limit = match (is_network_name, answer.is_denial()) {
                 (false, _) => Duration::MAX,
-                (true, false) => self.settings.network_life_max,
-                (true, true) => self.settings.network_denial_max,
+                (true, false) => self.settings.network_life_max.saturating_sub(age),
+                (true, true) => self.settings.network_denial_max.saturating_sub(age),
             };
             Duration::from_secs(seconds.into()).min(limit)
         };
@@ -213,11 +246,16 @@ impl About {
     }
 }
 
-/// Who had a say (R3.9).
-fn sources(votes: &[Ballot]) -> Box<[u32]> {
-    votes
-        .iter()
-        .filter(|(_, vote)| !vote.is_missing(true))
-        .filter_map(|(voter, _)| voter.upstream().map(|upstream| upstream.source()))
-        .collect()
+fn sources(votes: &[Ballot]) -> Sources {
+    let of = |counts: fn(&Vote) -> bool, number: fn(&Upstream) -> u32| {
+        votes
+            .iter()
+            .filter(|(_, vote)| counts(vote))
+            .filter_map(|(voter, _)| voter.upstream().map(|upstream| number(upstream)))
+            .collect()
+    };
+    Sources {
+        all: of(|vote| !vote.is_missing(true), Upstream::source),
+        givers: of(Vote::is_positive, Upstream::giver),
+    }
 }

@@ -165,6 +165,7 @@ impl Resolver {
             recursion_desired: upstream.recursion_desired(),
             ..Flags::default()
         };
+        self.counters.probes += 1;
         // Without a mark: it finds loops through servers that strip options.
         out.push(ResolverEffect::Query(Query {
             ticket,

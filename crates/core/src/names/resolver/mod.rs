@@ -40,9 +40,10 @@ pub struct ResolverSettings {
     /// How long an expired answer may still be served (R5.3); counts from the start only.
     pub stale_max: Duration,
     pub clients: ClientLimits,
-    /// How long an answer of another domain is used without asking again, whatever its TTL. Short
-    /// where nobody tells of changes there by [`ResolverInput::Changed`], so that a name that is
-    /// gone is gone everywhere within a second.
+    /// How long an answer of another domain is used without asking again, whatever its TTL, from
+    /// when it was asked for. Short where nobody tells of changes there by
+    /// [`ResolverInput::Changed`]: a name that is gone is gone everywhere within a second, of which
+    /// a fifth is for the word to come from the workload's end to its own domain's server.
     pub network_life_max: Duration,
     /// Likewise for "no": zero, since a live name is never denied, unless changes are told.
     pub network_denial_max: Duration,
@@ -53,7 +54,7 @@ impl ResolverSettings {
         cache_octets: CACHE_OCTETS,
         stale_max: STALE_MAX,
         clients: ClientLimits::DEFAULT,
-        network_life_max: Duration::from_secs(1),
+        network_life_max: Duration::from_millis(800),
         network_denial_max: Duration::ZERO,
     };
 }
@@ -147,6 +148,10 @@ pub struct ResolverCounters {
     pub private_removed: u64,
     /// Questions that came back to us, and that went too far (R4.2, R4.3).
     pub loops: u64,
+    /// Queries that were sent again because a reply was overdue (R3.6).
+    pub repeated: u64,
+    /// Queries of health (R3.7) and for loops (R4.3).
+    pub probes: u64,
     /// Missing votes by reason.
     pub failures: BTreeMap<Failure, u64>,
     pub decisions: BTreeMap<Decision, u64>,
@@ -311,7 +316,10 @@ impl Resolver {
     fn send_probes(&mut self, out: &mut Outbox<ResolverEffect>) {
         for effect in self.probes.drain() {
             out.push(match effect {
-                HealthEffect::Probe(query) => ResolverEffect::Query(query),
+                HealthEffect::Probe(query) => {
+                    self.counters.probes += 1;
+                    ResolverEffect::Query(query)
+                }
                 HealthEffect::Forget(ticket) => ResolverEffect::Forget(ticket),
             });
         }

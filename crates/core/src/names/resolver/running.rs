@@ -15,6 +15,9 @@ use crate::names::merge::{Merged, choose};
 use crate::names::resolution::{Resolution, ResolutionEffect, ResolutionInput};
 use crate::time::{Mono, Now};
 
+/// An older fan-out is joined no more: what it will tell may be wrong for too long by then.
+const JOIN_MAX: Duration = Duration::from_millis(800);
+
 /// Who waits for an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiter {
@@ -30,7 +33,6 @@ pub(super) struct Running {
     pub(super) hash: Option<u32>,
     pub(super) waiters: Vec<Waiter>,
     pub(super) tickets: Vec<Ticket>,
-    pub(super) started: Mono,
     /// From then on askers get the expired answer, while this goes on (R5.3).
     pub(super) stale_at: Option<Mono>,
     pub(super) wake: Option<(Mono, &'static str)>,
@@ -42,9 +44,10 @@ impl Running {
         self.resolution.next_wake().into_iter().chain(stale).min()
     }
 
-    fn answers(&self, key: Key<'_>, sequence: u64) -> bool {
+    fn answers(&self, key: Key<'_>, sequence: u64, now: Now) -> bool {
         let about = &self.about;
-        about.class == key.asker
+        about.started + JOIN_MAX > now.mono
+            && about.class == key.asker
             && about.flags == key.flags
             && *about.question == *key.question
             && about.view.sequence() == sequence
@@ -75,10 +78,11 @@ impl Resolver {
         hash: u32,
         key: Key<'_>,
         sequence: u64,
+        now: Now,
     ) -> Option<&mut Running> {
         let slot = self.by_question.find(hash, |slot| {
             self.at(slot)
-                .is_some_and(|running| running.answers(key, sequence))
+                .is_some_and(|running| running.answers(key, sequence, now))
         })?;
         self.at_mut(slot)
     }
@@ -176,6 +180,7 @@ impl Resolver {
                 self.health.left(&upstream.id, sent, now);
             }
             ResolutionEffect::Overdue { upstream, sent } => {
+                self.counters.repeated += 1;
                 self.health.overdue(&upstream.id, sent, now);
             }
             ResolutionEffect::Answer(merged) => *answer = Some(merged),
@@ -201,9 +206,11 @@ impl Resolver {
         };
         if running.stale_at.is_some_and(|at| at <= now.mono) {
             running.stale_at = None;
-            let waiters = core::mem::take(&mut running.waiters);
-            let since = now.mono.saturating_since(running.started);
-            if let Some(stale) = running.about.stale.clone() {
+            let since = now.mono.saturating_since(running.about.started);
+            let stale = running.about.stale.as_ref();
+            let stale = stale.filter(|stale| !stale.is_withdrawn(running.resolution.votes()));
+            if let Some(stale) = stale.map(|stale| Arc::clone(&stale.answer)) {
+                let waiters = core::mem::take(&mut running.waiters);
                 let trace = running.resolution.take_trace();
                 // Whoever asks next does not wait for this one either.
                 if let Some(hash) = running.hash.take() {
@@ -264,7 +271,7 @@ impl Resolver {
         }
         let told = self.conclude(&running.about, running.resolution.votes(), merged, now);
         let trace = running.resolution.take_trace();
-        let since = now.mono.saturating_since(running.started);
+        let since = now.mono.saturating_since(running.about.started);
         self.tell(running.waiters, &told, trace, since, out);
     }
 

@@ -4,6 +4,7 @@ mod bench;
 mod caching;
 mod configured;
 mod explaining;
+mod gone;
 mod orders;
 mod permutations;
 mod planning;

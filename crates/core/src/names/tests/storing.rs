@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::world::*;
 use crate::names::{
     Answer, CACHE_OCTETS, Cache, CacheStamp, ClientClass, Decision, Flags, Key, Look, Question,
-    Rcode, RecordType, Reply,
+    Rcode, RecordType, Reply, Sources,
 };
 use crate::rng::Rng;
 
@@ -52,7 +52,7 @@ fn put(
         key(question),
         &[(1, answer)],
         life,
-        Box::default(),
+        Sources::default(),
         at(millis),
     )
 }
@@ -200,7 +200,10 @@ fn r3_9_a_source_that_leaves_takes_its_share_only() {
             key(&asked),
             &[(1, answer(text))],
             DAY,
-            sources.into(),
+            Sources {
+                all: sources.into(),
+                ..Sources::default()
+            },
             at(0),
         );
     }
@@ -217,7 +220,7 @@ fn r2_2_weighted_answers_are_chosen_anew_for_each_reply() {
     let asked = question("a.example", T::A);
     let choices = [(3, answer("a.example")), (1, denial(Rcode::NO_ERROR))];
     assert_eq!(
-        cache.store(key(&asked), &choices, DAY, Box::default(), at(0)),
+        cache.store(key(&asked), &choices, DAY, Sources::default(), at(0)),
         None,
         "no stamp"
     );
