@@ -91,6 +91,12 @@ pub(crate) struct Upstream {
     /// local, overlay or outside
     #[arg(long)]
     class: Option<String>,
+    /// server, or stock: an NSM router of another make, asked for shared names only
+    #[arg(long)]
+    kind: Option<String>,
+    /// The domain where it stands; of a stock router the one that it speaks for
+    #[arg(long)]
+    domain: Option<String>,
     /// Share of answers under the policy `weighted`
     #[arg(long)]
     weight: Option<u32>,
@@ -134,6 +140,8 @@ pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
                 "transport": upstream.transport,
                 "suffixes": upstream.suffixes,
                 "class": upstream.class,
+                "kind": upstream.kind,
+                "domain": upstream.domain,
                 "weight": upstream.weight,
                 "trusted": upstream.trusted,
                 "allow_private": upstream.allow_private,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use vl3_core::ids::DomainName;
 use vl3_core::names::{
     Name, Policy, Preference, Question, RecordType, Transport, Upstream, UpstreamId,
 };
@@ -13,6 +14,8 @@ const CLASSES: [(&str, Preference); 3] = [
     ("overlay", Preference::Overlay),
     ("outside", Preference::Outside),
 ];
+/// Whether it is a stock router (R2.13).
+const KINDS: [(&str, bool); 2] = [("server", false), ("stock", true)];
 /// Longest name of an upstream, octets: it is a label of metrics.
 const NAME_MAX: usize = 63;
 
@@ -33,6 +36,7 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<Upstream> {
     upstream.weight = section.or("weight", 1);
     upstream.trusted = section.or("trusted", false);
     upstream.allow_private = section.or("allow_private", false);
+    let is_stock = section.choice("kind", &KINDS, false);
     upstream.tags.domain = section.optional("domain");
     upstream.tags.site = section.optional("site");
     for (at, text) in section.list::<String>("suffixes").into_iter().enumerate() {
@@ -50,6 +54,22 @@ pub(super) fn read(section: &mut Section<'_>) -> Option<Upstream> {
         upstream.probe = Question::new(suffix.clone(), RecordType::SOA);
     }
     upstream.servers = addresses;
+    if is_stock {
+        if !section.has("suffixes") {
+            section.problem("suffixes", None, STOCK_SUFFIXES);
+        }
+        match upstream.tags.domain.as_deref().map(DomainName::new) {
+            Some(Ok(domain)) => upstream.make_stock(domain),
+            found => {
+                let shown = found.and(upstream.tags.domain.as_ref());
+                section.problem(
+                    "domain",
+                    shown.map(|text| format!("{text:?}")),
+                    STOCK_DOMAIN,
+                );
+            }
+        }
+    }
     name.map(|_| upstream)
 }
 
@@ -72,6 +92,9 @@ pub(super) fn policy(section: &mut Section<'_>) -> Option<(Name, Policy)> {
 }
 
 const NAME_ALLOWED: &str = "1 to 63 letters, digits, '-', '_', '.' (it is shown in metrics)";
+const STOCK_DOMAIN: &str = "the domain that the stock router speaks for";
+const STOCK_SUFFIXES: &str =
+    "the zone of the network: a stock router is asked for names one label before it";
 const SUFFIX_ALLOWED: &str = "a domain name, or \".\" for all names";
 
 fn is_name(text: &str) -> bool {
@@ -98,6 +121,7 @@ pub(crate) fn from_json(value: &serde_json::Value) -> Result<Upstream, Vec<Strin
         }
     };
     let (name, transport, class) = (text("name"), text("transport"), text("class"));
+    let (kind, domain) = (text("kind"), text("domain"));
     let name = name.unwrap_or_default();
     if !is_name(&name) {
         problems.push(format!("name = {name:?}: must be {NAME_ALLOWED}"));
@@ -133,9 +157,18 @@ pub(crate) fn from_json(value: &serde_json::Value) -> Result<Upstream, Vec<Strin
     if let Some(suffix) = upstream.suffixes.first() {
         upstream.probe = Question::new(suffix.clone(), RecordType::SOA);
     }
+    upstream.tags.domain.clone_from(&domain);
+    match word(kind, &KINDS) {
+        Ok(Some(true)) => match domain.as_deref().map(DomainName::new) {
+            Some(Ok(domain)) => upstream.make_stock(domain),
+            _ => problems.push(format!("domain = {domain:?}: must be {STOCK_DOMAIN}")),
+        },
+        Ok(_) => {}
+        Err(problem) => problems.push(format!("kind {problem}")),
+    }
     let flag = |key: &str| value.get(key).and_then(serde_json::Value::as_bool);
     upstream.trusted = flag("trusted").unwrap_or(false);
-    upstream.allow_private = flag("allow_private").unwrap_or(false);
+    upstream.allow_private = flag("allow_private").unwrap_or(upstream.allow_private);
     if let Some(weight) = value.get("weight").filter(|weight| !weight.is_null()) {
         match weight
             .as_u64()
@@ -184,6 +217,7 @@ pub(crate) fn to_json(upstream: &Upstream, since_start: bool) -> serde_json::Val
         "addresses": texts(&mut upstream.servers.iter().map(ToString::to_string)),
         "transport": match upstream.transport { Transport::Udp => "udp", Transport::Tcp => "tcp" },
         "suffixes": texts(&mut upstream.suffixes.iter().map(ToString::to_string)),
+        "kind": if upstream.stock.is_some() { "stock" } else { "server" },
         "class": upstream.class.label(),
         "weight": upstream.weight,
         "trusted": upstream.trusted,

@@ -225,8 +225,8 @@ impl Network {
     }
 }
 
-/// Stands for "no router" in the server of a domain where nobody lives.
-fn nobody() -> RouterName {
+/// Stands for a router whose name is not known.
+pub(super) fn nobody() -> RouterName {
     RouterName::new("-").expect("one allowed character")
 }
 

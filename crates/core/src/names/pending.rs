@@ -12,6 +12,8 @@ use crate::time::{Mono, Now};
 /// Tries by the upstream's own transport: one and its repetition; a TCP try may follow (R3.8: at
 /// most 3).
 const TRIES_MAX: u8 = 2;
+/// A stock router's first SERVFAIL costs one more (R2.13).
+const STOCK_TRIES_MAX: u8 = 3;
 
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -20,6 +22,8 @@ pub(super) struct Pending {
     try_limit: Duration,
     mixed_case: bool,
     tries: u8,
+    /// SERVFAILs of a stock router: its misses, or clashes of message IDs (R2.13).
+    pub(super) misses: u8,
     outstanding: Vec<Sent>,
     last: Option<Ticket>,
     pub(super) repeat_at: Option<Mono>,
@@ -47,6 +51,7 @@ impl Pending {
             try_limit,
             mixed_case,
             tries: 0,
+            misses: 0,
             outstanding: Vec::new(),
             last: None,
             repeat_at: None,
@@ -54,8 +59,13 @@ impl Pending {
         }
     }
 
-    pub(super) const fn may_try(&self) -> bool {
-        self.cut.is_none() && self.tries < TRIES_MAX
+    pub(super) fn may_try(&self) -> bool {
+        let tries_max = if self.upstream.stock.is_some() {
+            STOCK_TRIES_MAX
+        } else {
+            TRIES_MAX
+        };
+        self.cut.is_none() && self.tries < tries_max
     }
 
     pub(super) const fn is_silent(&self) -> bool {

@@ -166,12 +166,25 @@ fn outside(
         // A router asks for what this domain owns; what lies outside it finds by itself.
         return Plan::Answer(not_for_asker("a name outside the network"));
     }
+    let upstreams = who_may_be_asked(upstreams, name);
+    if upstreams.is_empty() {
+        return Plan::Answer(Answer::code(Rcode::REFUSED, Decision::Outside).because(
+            ExtendedError::NOT_AUTHORITATIVE,
+            "only stock routers are configured for it, and it is no shared name",
+        ));
+    }
     Plan::Ask(Ask {
-        upstreams: upstreams.to_vec(),
+        upstreams,
         votes: Vec::new(),
         policy: view.policy_for(name).unwrap_or_default(),
         rule: "R1.3",
     })
+}
+
+/// R2.13.
+fn who_may_be_asked(configured: &[Arc<Upstream>], name: &Name) -> Vec<Arc<Upstream>> {
+    let may = |upstream: &&Arc<Upstream>| upstream.may_be_asked(name);
+    configured.iter().filter(may).cloned().collect()
 }
 
 fn not_for_asker(why: &str) -> Answer {
@@ -220,14 +233,14 @@ fn in_zone(
             };
             owned(context, domain, local, also)
         }
-        (_, None) if also.is_empty() => Plan::Answer(negative(
+        (_, None) if who_may_be_asked(also, &question.name).is_empty() => Plan::Answer(negative(
             view,
             &question.name,
             Rcode::NX_DOMAIN,
             Decision::NoOwner,
         )),
         (_, None) => Plan::Ask(Ask {
-            upstreams: also.to_vec(),
+            upstreams: who_may_be_asked(also, &question.name),
             votes: vec![(Voter::Local, Vote::nx_domain())],
             policy: view.policy_for(&question.name).unwrap_or_default(),
             rule: "R1.3",
@@ -264,7 +277,8 @@ fn owned(context: Context<'_>, domain: &DomainName, local: Vote, also: &[Arc<Ups
         // A router asks only for what this domain owns; others it asks itself.
         return Plan::Answer(not_for_asker("another domain's name"));
     }
-    ask.upstreams.extend(also.iter().cloned());
+    let also = who_may_be_asked(also, &context.question.name);
+    ask.upstreams.extend(also);
     asked_or_answered(context, ask)
 }
 
@@ -314,11 +328,18 @@ fn shared(context: Context<'_>, label: &[u8], is_domain: bool, also: &[Arc<Upstr
     }
     if asker == ClientClass::Member {
         for member in network.contributors(now) {
-            if member.domain != *network.domain() {
-                ask_domain(network, &mut ask, &member.domain);
+            let domain = &member.domain;
+            let mut stock = view.stock_of(domain).peekable();
+            // Stock routers speak for it alone where none of ours lives.
+            let ours = network.server_of(domain);
+            let is_theirs =
+                stock.peek().is_some() && ours.is_none_or(|ours| ours.servers.is_empty());
+            if domain != network.domain() && !is_theirs {
+                ask_domain(network, &mut ask, domain);
             }
+            ask.upstreams.extend(stock.cloned());
         }
-        ask.upstreams.extend(also.iter().cloned());
+        ask.upstreams.extend(who_may_be_asked(also, &question.name));
     }
     asked_or_answered(context, ask)
 }

@@ -9,8 +9,8 @@ use super::loops::{Hop, LoopMark};
 use super::merge::{Ballot, Merge, Merged, merge};
 use super::pending::{Pending, Sent};
 use super::{
-    Ask, Classed, Failure, Flags, Policy, Preference, Question, Reply, Transport, Upstream, View,
-    Vote, Voter, classify,
+    Ask, Classed, Failure, Flags, Policy, Preference, Question, Rcode, Reply, Transport, Upstream,
+    View, Vote, Voter, classify,
 };
 use crate::machine::{Machine, Outbox, Ticket, TicketCounter};
 use crate::time::{Mono, Now};
@@ -283,6 +283,7 @@ impl Resolution {
             truncated: reply.truncated,
         });
         let by_udp = sent.transport == Transport::Udp;
+        let is_miss = upstream.stock.is_some() && reply.rcode == Rcode::SERV_FAIL;
         out.push(ResolutionEffect::Heard {
             upstream,
             rtt: by_udp.then(|| now.mono.saturating_since(sent.at)),
@@ -298,7 +299,24 @@ impl Resolution {
             }
             return;
         }
+        if is_miss {
+            return self.missed(at, vote, now, out);
+        }
         self.vote(at, vote, now, out);
+    }
+
+    /// R2.13: a stock router says SERVFAIL for names that it does not know, and to a message whose
+    /// ID is in use there. The second one, to another ID, says that it does not know the name.
+    fn missed(&mut self, at: usize, vote: Vote, now: Now, out: &mut Outbox<ResolutionEffect>) {
+        let pending = &mut self.pending[at];
+        pending.misses += 1;
+        if pending.misses > 1 {
+            self.vote(at, Vote::nx_domain(), now, out);
+        } else if pending.may_try() {
+            self.ask(at, now, out);
+        } else if pending.is_silent() {
+            self.vote(at, vote, now, out);
+        }
     }
 
     fn on_failure(

@@ -32,6 +32,9 @@ impl UpstreamId {
     }
 }
 
+/// What a stock router is asked while it is suspected, before its suffix.
+const STOCK_PROBE: &str = "vl3-probe";
+
 /// FNV-1a of a name.
 pub(super) fn source_of(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
@@ -120,6 +123,10 @@ pub struct Upstream {
     pub trusted: bool,
     /// Private addresses in its answers stay (R6.7).
     pub allow_private: bool,
+    /// A stock router, and the domain that it speaks for. It is asked for shared names only, which
+    /// are one label before one of its suffixes (the network's zone), and never what another stock
+    /// router asks us: they ask each other (R2.13).
+    pub stock: Option<DomainName>,
     /// What it is asked while it is suspected or down (R3.7).
     pub probe: Question,
 }
@@ -139,8 +146,38 @@ impl Upstream {
             tags: Tags::default(),
             trusted: false,
             allow_private: false,
+            stock: None,
             probe: Question::new(Name::root(), RecordType::NS),
         }
+    }
+
+    /// A stock router of a domain, for names one label before a suffix.
+    pub fn stock(
+        id: &str,
+        domain: DomainName,
+        servers: Vec<SocketAddr>,
+        suffixes: Vec<Name>,
+    ) -> Self {
+        let mut stock = Self::outside(id, servers);
+        stock.suffixes = suffixes;
+        stock.make_stock(domain);
+        stock
+    }
+
+    /// Turns a configured upstream into a stock router.
+    pub fn make_stock(&mut self, domain: DomainName) {
+        self.class = Preference::Overlay;
+        self.tags.domain = Some(domain.to_string());
+        self.allow_private = true;
+        // A name like those it is asked for otherwise.
+        let probe = self
+            .suffixes
+            .first()
+            .and_then(|suffix| suffix.child(STOCK_PROBE).ok());
+        if let Some(probe) = probe {
+            self.probe = Question::new(probe, RecordType::A);
+        }
+        self.stock = Some(domain);
     }
 
     /// The server of a router; `zone` is the network's.
@@ -163,6 +200,7 @@ impl Upstream {
             weight: 1,
             trusted: false,
             allow_private: true,
+            stock: None,
             probe: Question::new(zone.clone(), RecordType::SOA),
         }
     }
@@ -205,17 +243,24 @@ impl Upstream {
 
     /// RD=0 within the network, so that nobody asks on for us (R4.1); RD=1 to resolvers.
     pub const fn recursion_desired(&self) -> bool {
-        self.owner.is_none() && !matches!(self.class, Preference::Overlay)
+        self.marks_loops() && !matches!(self.class, Preference::Overlay)
     }
 
     /// Whether queries carry the mark by which a loop is found (R4.2).
     pub const fn marks_loops(&self) -> bool {
-        self.owner.is_none()
+        self.owner.is_none() && self.stock.is_none()
+    }
+
+    /// Whether it may be asked for a name that lies under its suffixes: a stock router for shared
+    /// names only (R2.13).
+    pub(super) fn may_be_asked(&self, name: &Name) -> bool {
+        let is_shared = |suffix: &Name| name.below(suffix).is_some_and(|labels| labels.len() == 1);
+        self.stock.is_none() || self.suffixes.iter().any(is_shared)
     }
 
     /// Whether names are asked in mixed case (R3.3).
     pub const fn mixes_case(&self) -> bool {
-        self.owner.is_none() && matches!(self.class, Preference::Outside)
+        self.marks_loops() && matches!(self.class, Preference::Outside)
     }
 }
 

@@ -3,20 +3,22 @@
 
 use core::time::Duration;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::clients::ClientTable;
+use super::overlay::nobody;
 use super::services;
 use super::suffix::Suffixes;
-use super::upstream::source_of;
+use super::upstream::{Owner, source_of};
 use super::{
     ClientClass, Data, MERGED_RECORDS_MAX, Name, NameError, Network, NetworkParts, Record,
     ResolverState, Services, Soa, Upstream, UpstreamId,
 };
 use crate::document::Document;
+use crate::ids::DomainName;
 
 /// TTL of negative answers, seconds (R5.2 for names of a network).
 pub const NEGATIVE_TTL: u32 = 30;
@@ -108,6 +110,8 @@ pub enum ViewError {
     Twice(UpstreamId),
     #[error("upstream {0}: no address")]
     NoAddress(UpstreamId),
+    #[error("upstream {0}: a stock router needs suffixes: the zone of the network")]
+    StockSuffix(UpstreamId),
     #[error("upstream {upstream}: {address} is our own listener; asking it would loop")]
     OwnListener {
         upstream: UpstreamId,
@@ -123,6 +127,10 @@ pub struct View {
     upstreams: Vec<Arc<Upstream>>,
     by_suffix: Suffixes<Vec<Arc<Upstream>>>,
     policies: Suffixes<Option<Policy>>,
+    /// Stock routers of the network's domains.
+    stock: Vec<Arc<Upstream>>,
+    /// Whence stock routers ask (R2.13).
+    stock_addresses: BTreeSet<IpAddr>,
     clients: ClientTable,
     services: Option<Arc<Services>>,
     pub(super) prefer_wait: Duration,
@@ -163,6 +171,9 @@ impl View {
             if !known.insert(&upstream.id) {
                 errors.push(ViewError::Twice(upstream.id.clone()));
             }
+            if upstream.stock.is_some() && upstream.suffixes.is_empty() {
+                errors.push(ViewError::StockSuffix(upstream.id.clone()));
+            }
             if upstream.servers.is_empty() {
                 errors.push(ViewError::NoAddress(upstream.id.clone()));
             }
@@ -189,11 +200,37 @@ impl View {
             clients.extend(&network.state.clients);
             sequence = sequence.max(network.state.sequence);
         }
-        let upstreams: Vec<Arc<Upstream>> = parts.upstreams.into_iter().map(Arc::new).collect();
+        let mut upstreams = Vec::new();
+        for mut upstream in parts.upstreams {
+            if let (Some(domain), Some(network)) = (&upstream.stock, &network) {
+                let is_member = network.document.members.contains_key(domain);
+                upstream.owner = is_member.then(|| Owner {
+                    domain: domain.clone(),
+                    router: nobody(),
+                    sibling: false,
+                });
+            }
+            upstreams.push(Arc::new(upstream));
+        }
+        let zone = network.as_ref().map(Network::zone);
+        let is_zone = |suffix: &Name| zone.is_some_and(|zone| zone == suffix);
+        let stock_routers = || upstreams.iter().filter(|upstream| upstream.stock.is_some());
+        let stock = stock_routers()
+            .filter(|upstream| upstream.owner.is_some() && upstream.suffixes.iter().any(is_zone))
+            .cloned()
+            .collect();
+        let stock_addresses = stock_routers()
+            .flat_map(|upstream| &upstream.servers)
+            .map(|server| server.ip().to_canonical())
+            .collect();
         let mut by_suffix = Suffixes::default();
         for upstream in &upstreams {
             let everything = upstream.suffixes.is_empty().then(Name::root);
             for suffix in upstream.suffixes.iter().cloned().chain(everything) {
+                // Of the network's own zone it is asked as its domain.
+                if upstream.stock.is_some() && is_zone(&suffix) {
+                    continue;
+                }
                 let list: &mut Vec<Arc<Upstream>> = by_suffix.entry(suffix);
                 if !list.iter().any(|known| known.id == upstream.id) {
                     list.push(Arc::clone(upstream));
@@ -210,6 +247,8 @@ impl View {
             upstreams,
             by_suffix,
             policies,
+            stock,
+            stock_addresses,
             clients: ClientTable::new(&clients),
             services: parts.services,
             prefer_wait: parts.prefer_wait,
@@ -256,9 +295,25 @@ impl View {
             && (shared(self) == shared(other) || self.network.is_none() || other.network.is_none())
     }
 
-    /// Who asks from that address; `None`: nobody we serve.
-    pub fn client_class(&self, source: std::net::IpAddr) -> Option<ClientClass> {
-        self.clients.lookup(source.to_canonical())
+    /// Who asks from that address; `None`: nobody we serve. A stock router is a router, wherever
+    /// it asks from.
+    pub fn client_class(&self, source: IpAddr) -> Option<ClientClass> {
+        let source = source.to_canonical();
+        let class = self.clients.lookup(source)?;
+        Some(if self.stock_addresses.contains(&source) {
+            class.min(ClientClass::Remote)
+        } else {
+            class
+        })
+    }
+
+    /// Stock routers of a domain, for its shared names.
+    pub(super) fn stock_of<'a>(
+        &'a self,
+        domain: &'a DomainName,
+    ) -> impl Iterator<Item = &'a Arc<Upstream>> {
+        let stock = self.stock.iter();
+        stock.filter(move |upstream| upstream.domain() == Some(domain))
     }
 
     /// Whether a name belongs to the network: its zone, services, or an overlay address.

@@ -12,6 +12,7 @@ mod policies;
 mod resolving;
 mod services;
 mod stale;
+mod stock;
 mod storing;
 mod upstreams;
 mod voting;
