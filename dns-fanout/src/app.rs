@@ -16,12 +16,13 @@ use crate::config::read_cookie_keys;
 use crate::engine::{Command, CookieKeys, EngineSettings, Running, Sender};
 use crate::follow::Follower;
 use crate::metrics::{Metrics, Origin};
+use crate::query_log::QueryLog;
 use crate::reload::{self, Reload};
 use crate::serve::{Connections, Front};
 use crate::sockets::{Dial, Dials, Listeners, OwnAddress, RouterSockets, bind, own_addresses};
 use crate::standing::{Orders, Standing};
 use crate::upstream::{Settings, Surroundings};
-use crate::{Config, descriptors, engine};
+use crate::{Config, descriptors, engine, query_log};
 
 /// Tasks may take so long to end after the engine did.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -74,11 +75,14 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
 
     // Bound first: a server that cannot listen does not start.
     let bound = bind(&config.listen).await?;
+    let (lines, writer) = query_log::lines();
+    tasks.spawn("query log", writer.run(ctx.shutdown.clone()));
+    let log = lines.log("", config.query_log, metrics.clone());
     let Running {
         engine,
         ended,
         able,
-    } = start_engine(&config, &router, &metrics, &tasks)?;
+    } = start_engine(&config, &router, log, &metrics, &tasks)?;
     let (mut standing, orders) = Standing::new(
         config.clone(),
         own_addresses(&bound)?,
@@ -136,6 +140,7 @@ pub async fn run(config: Config, ctx: RoleContext, reload: Option<Reload>) -> an
 fn start_engine(
     config: &Config,
     router: &Option<(Dial, watch::Receiver<u64>)>,
+    log: QueryLog,
     metrics: &Metrics,
     tasks: &Arc<Tasks>,
 ) -> anyhow::Result<Running> {
@@ -146,6 +151,7 @@ fn start_engine(
         resolver: config.resolver(),
         cookies: cookie_keys(config)?,
         packets_octets_max: config.packets_octets(),
+        log,
     };
     let overlay = match router {
         Some((dial, _)) if !config.upstream_direct => dial.clone(),

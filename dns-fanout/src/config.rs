@@ -78,6 +78,8 @@ pub struct Config {
     /// `cookie_keys`: a file with the keys of DNS cookies, 32 hexadecimal digits per line, the
     /// current one first; replicas share it. Without it a key of its own for each start.
     pub cookie_keys: Option<PathBuf>,
+    /// `query_log`: the share of questions that are logged with their votes, 0 to 1 (R7.3).
+    pub query_log: f64,
     /// `cache.bytes`: of all that is kept of answers.
     pub cache_octets: usize,
     /// `limits.connections`: TCP connections in all.
@@ -137,6 +139,11 @@ impl Configure for Config {
                 read_cookie_keys(&file).map(drop)
             });
         }
+        let query_log = section.or("query_log", 0.0);
+        if !(0.0..=1.0).contains(&query_log) {
+            let allowed = "the share of questions to log, from 0.0 to 1.0";
+            section.problem("query_log", Some(query_log.to_string()), allowed);
+        }
         let prefer_wait = section.or("prefer_wait", PREFER_WAIT);
         let records_max = at_least_one(section, "records_max", MERGED_RECORDS_MAX);
         let shared_names = section.choice(
@@ -194,6 +201,7 @@ impl Configure for Config {
             upstream_sockets,
             upstream_direct,
             cookie_keys,
+            query_log,
             cache_octets,
             connections_max: limits.0,
             connections_per_client_max: limits.1,
@@ -225,6 +233,7 @@ impl Config {
             upstream_sockets: 16,
             upstream_direct: false,
             cookie_keys: None,
+            query_log: 0.0,
             cache_octets: CACHE_OCTETS,
             connections_max: 1_000,
             connections_per_client_max: 100,

@@ -16,6 +16,7 @@ mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod metrics;
+mod query_log;
 mod reload;
 mod serve;
 mod slab;

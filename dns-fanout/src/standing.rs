@@ -151,6 +151,7 @@ impl Standing {
             let _stopped = self.engine.send(Command::Cookies(keys)).await;
         }
         // Err: the server stops.
+        let _stopped = self.engine.send(Command::LogRate(config.query_log)).await;
         let _stopped = self.engine.send(Command::Settings(config.resolver())).await;
         self.upstreams.clone_from(&config.upstreams);
         self.added.clear();

@@ -1,5 +1,7 @@
 //! One question from its octets to its reply.
 
+use std::time::Duration;
+
 use vl3_core::Ticket;
 use vl3_core::names::{
     Admission, Answered, Asking, CacheStamp, Decision, Rcode, Reading, ResolverInput,
@@ -9,6 +11,7 @@ use super::cookies::Verdict;
 use super::packets::{Key, Store};
 use super::{Engine, ReplyTo, Waiting};
 use crate::metrics::{Drop, Proto};
+use crate::query_log::Entry;
 use crate::wire::{self, Body, Dropped, Parsed, Terms};
 
 /// Questions that wait when the server counts as loaded: half of what may (R3.10).
@@ -39,6 +42,7 @@ impl Engine {
         let source = reply_to.source();
         self.metrics
             .request(proto, source.is_ipv6(), asked.rtype, asked.length);
+        let log = self.log.draw();
         let own = asked.options.cookie.as_ref();
         let cookie = self.cookies.judge(own, source, self.now.wall);
         let view = self.resolver.view();
@@ -54,14 +58,19 @@ impl Engine {
                 }
             }
             match self.resolver.reuse(stamp, self.now) {
-                Some(age) => return self.reuse(asked, reply_to, at, age, cookie),
+                Some(age) => {
+                    if log {
+                        self.log_stored(asked, &reply_to, at);
+                    }
+                    return self.reuse(asked, reply_to, at, age, cookie);
+                }
                 None => self.packets.remove(at),
             }
         }
         if reply_to.is_udp() && !cookie.proven && self.is_loaded() {
             return self.prove_first(asked, reply_to, cookie);
         }
-        self.resolve(asked, reply_to, key, cookie);
+        self.resolve(asked, reply_to, key, cookie, log);
     }
 
     fn resolve(
@@ -70,6 +79,7 @@ impl Engine {
         reply_to: ReplyTo,
         key: Option<Key>,
         cookie: Verdict,
+        log: bool,
     ) {
         let Some(request) = asked.to_request() else {
             return;
@@ -89,11 +99,29 @@ impl Engine {
             since: self.now.mono,
             cookie,
             key,
+            log,
         });
         let asker = Ticket(u64::from(generation) << 32 | u64::from(at));
         let mut asking = Asking::new(asker, source, question, flags);
         asking.mark = asked.options.way.mark();
+        asking.log = log;
         self.input(ResolverInput::Ask(asking));
+    }
+
+    /// Logs a question that a stored packet answers.
+    fn log_stored(&self, asked: &wire::Asked<'_>, reply_to: &ReplyTo, at: u32) {
+        let (Some(request), Some(packet)) = (asked.to_request(), self.packets.get(at)) else {
+            return;
+        };
+        self.log.put(Entry {
+            client: reply_to.source(),
+            proto: reply_to.proto(),
+            question: request.question,
+            rcode: packet.rcode,
+            decision: packet.decision,
+            waited: Duration::ZERO,
+            trace: None,
+        });
     }
 
     /// Answers by a stored packet.
@@ -124,7 +152,7 @@ impl Engine {
             asker,
             reading,
             stamp,
-            ..
+            trace,
         } = answered;
         // The low half is the place, the high half the generation.
         let at = u32::try_from(asker.0 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
@@ -144,6 +172,17 @@ impl Engine {
         if reading.decision == Decision::VotesMissing {
             let name = &waiting.request.question.name;
             tracing::debug!(%name, rcode = reading.rcode.label(), "answered with votes missing");
+        }
+        if waiting.log {
+            self.log.put(Entry {
+                client: waiting.reply_to.source(),
+                proto: waiting.reply_to.proto(),
+                question: waiting.request.question.clone(),
+                rcode: reading.rcode,
+                decision: reading.decision,
+                waited,
+                trace,
+            });
         }
         let Waiting {
             request,

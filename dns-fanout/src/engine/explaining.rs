@@ -182,7 +182,7 @@ fn record(record: &Record) -> Value {
 }
 
 /// The type as people write it; RFC 3597 5 for others.
-fn type_text(rtype: RecordType) -> String {
+pub(crate) fn type_text(rtype: RecordType) -> String {
     TYPES.iter().find(|(known, _)| *known == rtype).map_or_else(
         || format!("TYPE{}", rtype.0),
         |(_, text)| (*text).to_owned(),

@@ -29,13 +29,14 @@ use vl3_core::{Mono, Now, Outbox};
 use vl3_net::datagrams::{ReceiveBatch, SendCall};
 
 use crate::metrics::Metrics;
+use crate::query_log::QueryLog;
 use crate::serve::Responder;
 use crate::slab::Slab;
 use crate::upstream::{Completion, Dialled, Settings, Surroundings, Upstreams};
 use crate::wire::{QUERY_OCTETS_MAX, Request};
 pub(crate) use cookies::CookieKeys;
 use explaining::Explained;
-pub(crate) use explaining::{Explain, type_of};
+pub(crate) use explaining::{Explain, type_of, type_text};
 use inbox::Inbox;
 pub(crate) use inbox::Sender;
 use listening::Listening;
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Settings(ResolverSettings),
     Explain(Explain),
     Cookies(CookieKeys),
+    /// The share of questions that are logged from now on.
+    LogRate(f64),
     Status(oneshot::Sender<Value>),
     /// Ends when nothing is in flight.
     Stop,
@@ -97,6 +100,10 @@ impl ReplyTo {
         matches!(self, Self::Udp { .. })
     }
 
+    const fn proto(&self) -> &'static str {
+        if self.is_udp() { "udp" } else { "tcp" }
+    }
+
     const fn source(&self) -> IpAddr {
         match self {
             Self::Udp { client, .. } => client.ip(),
@@ -117,15 +124,18 @@ struct Waiting {
     cookie: cookies::Verdict,
     /// Where the answer may be stored.
     key: Option<packets::Key>,
+    /// Drawn for the query log.
+    log: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct EngineSettings {
     pub(crate) upstreams: Settings,
     pub(crate) resolver: ResolverSettings,
     pub(crate) cookies: CookieKeys,
     /// Octets of stored packets.
     pub(crate) packets_octets_max: usize,
+    pub(crate) log: QueryLog,
 }
 
 pub(crate) struct Engine {
@@ -139,6 +149,7 @@ pub(crate) struct Engine {
     upstreams: Upstreams,
     packets: Packets,
     cookies: CookieKeys,
+    log: QueryLog,
     metrics: Metrics,
     asking: Slab<Waiting>,
     explained: Slab<Explained>,
@@ -187,6 +198,7 @@ pub(crate) fn start(
             upstreams,
             packets: Packets::new(settings.packets_octets_max),
             cookies: settings.cookies,
+            log: settings.log,
             metrics,
             asking: Slab::default(),
             explained: Slab::default(),

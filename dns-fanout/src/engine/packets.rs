@@ -118,6 +118,10 @@ impl Packets {
         Some((at, self.packets.get(at)?.stamp))
     }
 
+    pub(super) fn get(&self, at: u32) -> Option<&Packet> {
+        self.packets.get(at)
+    }
+
     /// The packet, and which order the reply has.
     pub(super) fn take_turn(&mut self, at: u32) -> Option<(&Packet, u32)> {
         let packet = self.packets.get_mut(at)?;

@@ -152,6 +152,7 @@ impl Engine {
             Command::Settings(settings) => self.input(ResolverInput::Settings(settings)),
             Command::Explain(explain) => self.explain(explain),
             Command::Cookies(keys) => self.cookies = keys,
+            Command::LogRate(rate) => self.log.set_rate(rate),
             // Err: the asker of the status left.
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Stop => {

@@ -95,6 +95,9 @@ pub(crate) struct Metrics {
     repeated: Counter<u64, AtomicU64>,
     probes: Counter<u64, AtomicU64>,
     strangers: Counter<u64, AtomicU64>,
+    /// Lines of the query log.
+    logged: Counter<u64, AtomicU64>,
+    not_logged: Counter<u64, AtomicU64>,
     in_flight: Gauge,
     connections: Gauge,
 }
@@ -156,6 +159,16 @@ impl Metrics {
             "strangers",
             "Questions of hosts outside the network",
             self.strangers.clone(),
+        );
+        dns.register(
+            "query_log_lines",
+            "Questions that were logged",
+            self.logged.clone(),
+        );
+        dns.register(
+            "query_log_dropped",
+            "Questions that were drawn for the log, which was behind",
+            self.not_logged.clone(),
         );
         dns.register("in_flight", "Fan-outs in flight", self.in_flight.clone());
         dns.register(
@@ -248,6 +261,20 @@ impl Metrics {
             Mismatch::OtherQuestion => "other_question",
         };
         self.mismatched.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn logged(&self) {
+        self.logged.inc();
+    }
+
+    pub(crate) fn not_logged(&self) {
+        self.not_logged.inc();
+    }
+
+    /// Questions that were logged, and that were not because the log was behind.
+    #[cfg(test)]
+    pub(crate) fn query_log(&self) -> (u64, u64) {
+        (self.logged.get(), self.not_logged.get())
     }
 
     pub(crate) fn connection_opened(&self) {

@@ -146,6 +146,7 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         router = "unix:///x"
         listen = ["127.0.0.1", "[::1]:53"]
         shared_names = "all"
+        query_log = 1.5
         colour = "blue"
         [identity]
         dir = "/identity"
@@ -198,6 +199,7 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
         "router",
         "listen[0]",
         "shared_names",
+        "query_log",
         "colour",
         "network.uid",
         "upstreams.port",
@@ -223,5 +225,5 @@ fn every_mistake_of_a_configuration_is_reported_at_once() {
             "{key}:\n{invalid}"
         );
     }
-    assert!(invalid.starts_with("21 mistakes"), "{invalid}");
+    assert!(invalid.starts_with("22 mistakes"), "{invalid}");
 }

@@ -12,6 +12,7 @@ mod hostile;
 mod levels;
 mod lifecycle;
 mod load;
+mod query_log;
 mod router;
 mod rules;
 mod services;

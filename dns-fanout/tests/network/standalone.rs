@@ -82,7 +82,7 @@ impl Alone {
             .unwrap_or(0)
     }
 
-    async fn command(&self, name: &str, arguments: Value) -> Result<Value, String> {
+    pub(crate) async fn command(&self, name: &str, arguments: Value) -> Result<Value, String> {
         self.ctx.command(name, arguments).await.expect("a command")
     }
 }

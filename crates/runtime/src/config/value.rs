@@ -52,6 +52,20 @@ integer! {
     usize, "a number from 0 on";
 }
 
+impl Value for f64 {
+    const ALLOWED: &'static str = "a number";
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|number: &Self| number.is_finite())
+    }
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        let whole = value.as_integer().map(|whole| whole as Self);
+        value
+            .as_float()
+            .filter(|number| number.is_finite())
+            .or(whole)
+    }
+}
+
 impl Value for String {
     const ALLOWED: &'static str = "a text that is not empty";
     fn from_text(text: &str) -> Option<Self> {

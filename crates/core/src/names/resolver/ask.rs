@@ -46,7 +46,7 @@ impl Resolver {
         if !self.clients.admit(source, class, now) {
             return self.answer_limited(asker, out);
         }
-        let mut trace = asking.explain.then(Box::<Trace>::default);
+        let mut trace = (asking.explain || asking.log).then(Box::<Trace>::default);
         if let Some(refusal) = unsupported(&asking.question) {
             return self.answer(asker, refusal, trace, out);
         }
@@ -59,11 +59,13 @@ impl Resolver {
             asker: class,
         };
         let mut stale = None;
-        match self.cache.look(key, self.rng.next_u64(), now) {
-            look if trace.is_some() => note_look(&look, trace.as_deref_mut()),
+        let look = self.cache.look(key, self.rng.next_u64(), now);
+        note_look(&look, trace.as_deref_mut());
+        match look {
+            _ if asking.explain => {}
             Look::Fresh(hit) => {
                 let prefetch = hit.prefetch;
-                self.answer_hit(asker, hit, out);
+                self.answer_hit(asker, hit, trace, out);
                 if prefetch {
                     self.prefetch(view, key, now, out);
                 }
@@ -77,7 +79,7 @@ impl Resolver {
                 if !recheck {
                     self.cache.count_stale();
                     let answer = stale_of(&hit.answer);
-                    return self.answer(asker, answer, None, out);
+                    return self.answer(asker, answer, trace, out);
                 }
                 let answer = hit.answer;
                 stale = Some(Expired { answer, givers });
@@ -88,9 +90,6 @@ impl Resolver {
             Plan::Answer(answer) => return self.answer(asker, answer, trace, out),
             Plan::Ask(ask) => ask,
         };
-        if let Some(trace) = &mut trace {
-            trace.push(Duration::ZERO, planned(&ask));
-        }
         if self.waiting >= WAITING_MAX {
             self.counters.shed += 1;
             let answer = Answer::code(Rcode::REFUSED, Decision::Overload)
@@ -101,15 +100,29 @@ impl Resolver {
             return self.answer_limited(asker, out);
         };
         self.waiting += 1;
-        let waiter = Waiter { asker, client };
         // A question that came through another server may be the one that server waits for.
-        let joins = asking.mark.is_empty() && trace.is_none();
+        let joins = asking.mark.is_empty() && !asking.explain;
         let hash = self.hash_question(key);
         if joins && let Some(running) = self.joinable(hash, key, view.sequence(), now) {
-            running.waiters.push(waiter);
+            if let Some(trace) = &mut trace {
+                trace.push(Duration::ZERO, Step::Joined);
+            }
+            running.waiters.push(Waiter {
+                asker,
+                client,
+                trace,
+            });
             self.counters.coalesced += 1;
             return;
         }
+        if let Some(trace) = &mut trace {
+            trace.push(Duration::ZERO, planned(&ask));
+        }
+        let waiter = Waiter {
+            asker,
+            client,
+            trace: None,
+        };
         let start = Start {
             about: About {
                 view,
@@ -278,8 +291,17 @@ impl Resolver {
         self.answer(asker, answer, None, out);
     }
 
-    fn answer_hit(&mut self, asker: Ticket, hit: Hit, out: &mut Outbox<ResolverEffect>) {
+    fn answer_hit(
+        &mut self,
+        asker: Ticket,
+        hit: Hit,
+        mut trace: Option<Box<Trace>>,
+        out: &mut Outbox<ResolverEffect>,
+    ) {
         self.count(&hit.answer);
+        if let Some(trace) = &mut trace {
+            trace.push(Duration::ZERO, answered(&hit.answer));
+        }
         self.turn = self.turn.wrapping_add(1);
         out.push(ResolverEffect::Answer(Answered {
             asker,
@@ -289,7 +311,7 @@ impl Resolver {
                 turn: self.turn,
             },
             stamp: hit.stamp,
-            trace: None,
+            trace,
         }));
     }
 
@@ -370,13 +392,14 @@ fn planned(ask: &Ask) -> Step {
 }
 
 fn note_look(look: &Look, trace: Option<&mut Trace>) {
+    let Some(trace) = trace else {
+        return;
+    };
     let (state, age) = match look {
         Look::Fresh(hit) => ("fresh", hit.age),
         Look::Stale { hit, .. } => ("stale", hit.age),
         Look::Miss => ("miss", 0),
     };
-    if let Some(trace) = trace {
-        let age = u64::from(age);
-        trace.push(Duration::ZERO, Step::Cached { state, age });
-    }
+    let age = u64::from(age);
+    trace.push(Duration::ZERO, Step::Cached { state, age });
 }

@@ -95,6 +95,8 @@ pub struct Asking {
     pub mark: LoopMark,
     /// Ask everybody anew, whatever is stored, and tell what happened (R7.3).
     pub explain: bool,
+    /// Tell what happened, and change nothing by that (R7.3).
+    pub log: bool,
 }
 
 impl Asking {
@@ -107,6 +109,7 @@ impl Asking {
             flags,
             mark: LoopMark::default(),
             explain: false,
+            log: false,
         }
     }
 }
@@ -119,7 +122,7 @@ pub struct Answered {
     /// The message made of it may answer the same question again (same name, type, class, DO, CD
     /// and class of asker) as long as [`Resolver::reuse`] agrees.
     pub stamp: Option<CacheStamp>,
-    /// Of a question that was to be explained.
+    /// Of a question that was to be explained or logged.
     pub trace: Option<Box<Trace>>,
 }
 

@@ -19,10 +19,12 @@ use crate::time::{Mono, Now};
 const JOIN_MAX: Duration = Duration::from_millis(800);
 
 /// Who waits for an answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) asker: Ticket,
     pub(super) client: Option<ClientPlace>,
+    /// Of one that joined and is logged; what happens to the fan-out is told to who began it.
+    pub(super) trace: Option<Box<Trace>>,
 }
 
 #[derive(Debug)]
@@ -297,6 +299,7 @@ impl Resolver {
             };
             self.count(answer);
             self.turn = self.turn.wrapping_add(1);
+            let mut trace = waiter.trace.or_else(|| trace.take());
             if let Some(trace) = &mut trace {
                 trace.push(since, answered(answer));
             }
@@ -308,7 +311,7 @@ impl Resolver {
                     turn: self.turn,
                 },
                 stamp: told.stamp,
-                trace: trace.take(),
+                trace,
             }));
         }
     }

@@ -92,3 +92,37 @@ fn r7_3_what_is_answered_at_once_is_explained_by_its_rule() {
     assert_eq!(rule(&mut bench, "localhost"), "R1.6");
     assert_eq!(rule(&mut bench, "www.example"), "R1.6");
 }
+
+#[test]
+fn r7_3_a_logged_question_is_answered_as_any_other() {
+    let mut bench = Bench::configured(three());
+    let logged = |bench: &mut Bench| {
+        let mut asking = bench.asking(MEMBER, "a.example", RecordType::A);
+        asking.log = true;
+        bench.ask_this(asking)
+    };
+    let first = logged(&mut bench);
+    let plain = bench.ask("a.example");
+    let joined = logged(&mut bench);
+    assert_eq!(bench.queries.len(), 3, "one fan-out for all");
+    bench.reply_from("one", public("a.example"));
+    let stored = logged(&mut bench);
+    assert_eq!(bench.queries.len(), 3, "what is stored is used");
+    let of = |asked| {
+        let steps = trace(&bench, asked).steps.iter();
+        let text = |(_, step): &(Duration, Step)| {
+            let text = format!("{step:?}");
+            let end = text.find(' ').unwrap_or(text.len());
+            text[..end].to_owned()
+        };
+        steps.map(text).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        of(first),
+        "Cached Planned Asked Asked Asked Said Answered",
+        "with the votes"
+    );
+    assert_eq!(of(joined), "Cached Joined Answered");
+    assert_eq!(of(stored), "Cached Answered");
+    assert!(bench.told[&plain].trace.is_none());
+}
