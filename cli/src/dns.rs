@@ -52,13 +52,22 @@ pub(crate) enum Action {
 #[derive(Debug, Subcommand)]
 pub(crate) enum UpstreamAction {
     /// Show them
-    List(Target),
+    List {
+        /// Of which view; needed where there are several and none is the default
+        #[arg(long)]
+        view: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Ask one more, from now until the configuration is read again
     Add(Box<Upstream>),
     /// Ask one no more, from now until the configuration is read again
     Remove {
         /// Its name
         name: String,
+        /// Of which view
+        #[arg(long)]
+        view: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -106,13 +115,17 @@ pub(crate) struct Upstream {
     /// Keep private addresses in its answers
     #[arg(long)]
     allow_private: bool,
+    /// Which view asks it
+    #[arg(long)]
+    view: Option<String>,
     #[command(flatten)]
     target: Target,
 }
 
 /// Capabilities of a role, by its configuration.
-pub(crate) const fn keeps(config: &Config) -> &'static [Capability] {
-    if config.router.is_some() {
+pub(crate) fn keeps(config: &Config) -> &'static [Capability] {
+    let mut views = config.views.iter().map(|view| &view.config);
+    if config.router.is_some() && views.all(|view| view.listen.is_empty()) {
         &[]
     } else {
         STANDALONE_KEEPS
@@ -130,8 +143,8 @@ pub(crate) fn reload(flags: Flags) -> Reload {
 
 pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
     match action {
-        Action::Upstream(UpstreamAction::List(target)) => {
-            upstreams(&target, "upstream-list", &Value::Null, out).await
+        Action::Upstream(UpstreamAction::List { view, target }) => {
+            upstreams(&target, "upstream-list", &json!({ "view": view }), out).await
         }
         Action::Upstream(UpstreamAction::Add(upstream)) => {
             let arguments = json!({
@@ -145,11 +158,13 @@ pub(crate) async fn run(action: Action, out: &Output) -> Result<(), Failure> {
                 "weight": upstream.weight,
                 "trusted": upstream.trusted,
                 "allow_private": upstream.allow_private,
+                "view": upstream.view,
             });
             upstreams(&upstream.target, "upstream-add", &arguments, out).await
         }
-        Action::Upstream(UpstreamAction::Remove { name, target }) => {
-            upstreams(&target, "upstream-remove", &json!({ "name": name }), out).await
+        Action::Upstream(UpstreamAction::Remove { name, view, target }) => {
+            let arguments = json!({ "name": name, "view": view });
+            upstreams(&target, "upstream-remove", &arguments, out).await
         }
         Action::Explain {
             name,

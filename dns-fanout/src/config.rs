@@ -2,11 +2,13 @@
 
 pub(crate) mod service;
 pub(crate) mod upstream;
+pub(crate) mod view;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::view::View;
 use crate::engine::CookieKeys;
 use ipnet::IpNet;
 use vl3_core::ids::NetworkUid;
@@ -51,7 +53,7 @@ pub struct Config {
     /// `network.document`: a document file; gives the uid where that is unset.
     pub document: Option<PathBuf>,
     /// `listen`: addresses beside the router's own. Bound directly; who asks there must be among
-    /// the clients.
+    /// the clients. Views without addresses of their own answer here, too.
     pub listen: Vec<SocketAddr>,
     /// `clients`: who may ask, beside those of the router; this host when there is no router.
     pub clients: Vec<IpNet>,
@@ -90,6 +92,9 @@ pub struct Config {
     pub queries_per_second_max: u32,
     /// `limits.in_flight`: questions of one client that wait for others; 0 for no limit.
     pub in_flight_max: u32,
+    /// `[[view]]`: further views, each with keys of its own. Limits of connections, cookies and
+    /// the query log are of the process.
+    pub views: Vec<View>,
 }
 
 impl Configure for Config {
@@ -98,117 +103,150 @@ impl Configure for Config {
 
     /// Towards its router alone.
     fn needs_identity(section: &Section<'_>) -> bool {
-        section.has("router")
+        section.has("router") || section.has_within("view", "router")
     }
 
     fn read(section: &mut Section<'_>) -> Option<Self> {
-        let given = section.has("router");
-        let router = section.optional::<RunDir>("router").map(|dir| dir.0);
-        let (uid, document) = network(section, given);
-        let listen = section.list::<SocketAddr>("listen");
-        let own_host = if given {
-            Vec::new()
-        } else {
-            ["127.0.0.0/8", "::1/128"]
-                .iter()
-                .filter_map(|net| net.parse().ok())
-                .collect()
-        };
-        let clients = section.list_or::<IpNet>("clients", own_host);
-        let upstreams = section.tables("upstream", upstream::read);
-        if !given && upstreams.is_empty() {
-            section.problem(
-                "router",
-                None,
-                "the run directory of the network's router, or set [[upstream]] (servers to ask)",
-            );
+        let mut config = read_view(section, false)?;
+        config.views = section
+            .tables("view", view::read)
+            .into_iter()
+            .flatten()
+            .collect();
+        for (key, value, allowed) in view::problems(&config) {
+            section.problem(&key, value, &allowed);
         }
-        if !given && listen.is_empty() && !section.has("listen") {
-            section.problem(
-                "listen",
-                None,
-                "a list of addresses with port, as [\"127.0.0.1:53\"]",
-            );
-        }
-        let policies = section.tables("policy", upstream::policy);
-        let services = service::read(section, given);
-        let cookie_keys = section.optional::<PathBuf>("cookie_keys");
-        if let Some(file) = cookie_keys.clone() {
-            let shown = format!("{file:?}");
-            section.look("cookie_keys", shown, move || {
-                read_cookie_keys(&file).map(drop)
-            });
-        }
-        let query_log = section.or("query_log", 0.0);
-        if !(0.0..=1.0).contains(&query_log) {
-            let allowed = "the share of questions to log, from 0.0 to 1.0";
-            section.problem("query_log", Some(query_log.to_string()), allowed);
-        }
-        let prefer_wait = section.or("prefer_wait", PREFER_WAIT);
-        let records_max = at_least_one(section, "records_max", MERGED_RECORDS_MAX);
-        let shared_names = section.choice(
-            "shared_names",
-            &[
-                ("first-positive", Policy::FirstPositive),
-                ("union", Policy::Union),
-            ],
-            Policy::FirstPositive,
-        );
-        let (upstream_port, upstream_sockets, upstream_direct) =
-            section.table("upstreams", |upstream| {
-                let port = at_least_one(upstream, "port", DNS_PORT);
-                let sockets = upstream.or("sockets", 16_usize);
-                if !(1..=256).contains(&sockets) {
-                    upstream.problem(
-                        "sockets",
-                        Some(sockets.to_string()),
-                        "a number from 1 to 256",
-                    );
-                }
-                (port, sockets, upstream.or("direct", false))
-            });
-        let cache_octets = section.table("cache", |cache| {
-            let bytes = cache.or("bytes", CACHE_OCTETS);
-            if bytes < CACHE_OCTETS_MIN {
-                cache.problem("bytes", Some(bytes.to_string()), "a number from 65536 on");
-            }
-            bytes
-        });
-        let limits = section.table("limits", |limits| {
-            (
-                at_least_one(limits, "connections", 1_000_usize),
-                at_least_one(limits, "connections_per_client", 100_usize),
-                limits.or("queries_per_second", 1_000_u32),
-                limits.or("in_flight", 200_u32),
-            )
-        });
-        if given && router.is_none() {
-            return None;
-        }
-        Some(Self {
-            router,
-            uid,
-            document,
-            listen,
-            clients,
-            upstreams: upstreams.into_iter().flatten().collect(),
-            policies: policies.into_iter().flatten().collect(),
-            services,
-            prefer_wait,
-            records_max,
-            shared_names,
-            upstream_port,
-            upstream_sockets,
-            upstream_direct,
-            cookie_keys,
-            query_log,
-            cache_octets,
-            connections_max: limits.0,
-            connections_per_client_max: limits.1,
-            queries_per_second_max: limits.2,
-            in_flight_max: limits.3,
-        })
+        Some(config)
     }
+}
+
+/// The keys of a view: those of a `[[view]]`, or those at the top of the file, where they are the
+/// process's own as well.
+fn read_view(section: &mut Section<'_>, is_named: bool) -> Option<Config> {
+    let given = section.has("router");
+    // Of the top: views may be all there is, and all may have addresses of their own.
+    let has_views = !is_named && section.has("view");
+    let router = section.optional::<RunDir>("router").map(|dir| dir.0);
+    let (uid, document) = network(section, given);
+    let listen = section.list::<SocketAddr>("listen");
+    let own_host = if given {
+        Vec::new()
+    } else {
+        ["127.0.0.0/8", "::1/128"]
+            .iter()
+            .filter_map(|net| net.parse().ok())
+            .collect()
+    };
+    let clients = section.list_or::<IpNet>("clients", own_host);
+    let upstreams = section.tables("upstream", upstream::read);
+    if !given && upstreams.is_empty() && !has_views {
+        section.problem(
+            "router",
+            None,
+            "the run directory of the network's router, or set [[upstream]] (servers to ask)",
+        );
+    }
+    let needs_listen = !given && !is_named && !has_views;
+    if needs_listen && listen.is_empty() && !section.has("listen") {
+        section.problem(
+            "listen",
+            None,
+            "a list of addresses with port, as [\"127.0.0.1:53\"]",
+        );
+    }
+    let policies = section.tables("policy", upstream::policy);
+    let services = service::read(section, given);
+    let of_process = !is_named;
+    let cookie_keys = of_process
+        .then(|| section.optional::<PathBuf>("cookie_keys"))
+        .flatten();
+    if let Some(file) = cookie_keys.clone() {
+        let shown = format!("{file:?}");
+        section.look("cookie_keys", shown, move || {
+            read_cookie_keys(&file).map(drop)
+        });
+    }
+    let query_log = if of_process {
+        section.or("query_log", 0.0)
+    } else {
+        0.0
+    };
+    if !(0.0..=1.0).contains(&query_log) {
+        let allowed = "the share of questions to log, from 0.0 to 1.0";
+        section.problem("query_log", Some(query_log.to_string()), allowed);
+    }
+    let prefer_wait = section.or("prefer_wait", PREFER_WAIT);
+    let records_max = at_least_one(section, "records_max", MERGED_RECORDS_MAX);
+    let shared_names = section.choice(
+        "shared_names",
+        &[
+            ("first-positive", Policy::FirstPositive),
+            ("union", Policy::Union),
+        ],
+        Policy::FirstPositive,
+    );
+    let (upstream_port, upstream_sockets, upstream_direct) =
+        section.table("upstreams", |upstream| {
+            let port = at_least_one(upstream, "port", DNS_PORT);
+            let sockets = upstream.or("sockets", 16_usize);
+            if !(1..=256).contains(&sockets) {
+                upstream.problem(
+                    "sockets",
+                    Some(sockets.to_string()),
+                    "a number from 1 to 256",
+                );
+            }
+            (port, sockets, upstream.or("direct", false))
+        });
+    let cache_octets = section.table("cache", |cache| {
+        let bytes = cache.or("bytes", CACHE_OCTETS);
+        if bytes < CACHE_OCTETS_MIN {
+            cache.problem("bytes", Some(bytes.to_string()), "a number from 65536 on");
+        }
+        bytes
+    });
+    let limits = section.table("limits", |limits| {
+        let mut connections = |key, default| {
+            if of_process {
+                at_least_one(limits, key, default)
+            } else {
+                default
+            }
+        };
+        (
+            connections("connections", 1_000_usize),
+            connections("connections_per_client", 100_usize),
+            limits.or("queries_per_second", 1_000_u32),
+            limits.or("in_flight", 200_u32),
+        )
+    });
+    if given && router.is_none() {
+        return None;
+    }
+    Some(Config {
+        router,
+        uid,
+        document,
+        listen,
+        clients,
+        upstreams: upstreams.into_iter().flatten().collect(),
+        policies: policies.into_iter().flatten().collect(),
+        services,
+        prefer_wait,
+        records_max,
+        shared_names,
+        upstream_port,
+        upstream_sockets,
+        upstream_direct,
+        cookie_keys,
+        query_log,
+        cache_octets,
+        connections_max: limits.0,
+        connections_per_client_max: limits.1,
+        queries_per_second_max: limits.2,
+        in_flight_max: limits.3,
+        views: Vec::new(),
+    })
 }
 
 impl Config {
@@ -239,6 +277,7 @@ impl Config {
             connections_per_client_max: 100,
             queries_per_second_max: 1_000,
             in_flight_max: 200,
+            views: Vec::new(),
         }
     }
 }

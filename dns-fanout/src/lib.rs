@@ -23,10 +23,12 @@ mod slab;
 mod sockets;
 mod standing;
 mod state;
+mod switch;
 mod upstream;
 mod wire;
 
 pub use app::run;
 pub use config::Config;
 pub use config::service::Export;
+pub use config::view::View as ViewConfig;
 pub use reload::Reload;

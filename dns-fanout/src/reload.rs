@@ -11,7 +11,7 @@ use vl3_runtime::CancellationToken;
 use vl3_runtime::config::Invalid;
 
 use crate::Config;
-use crate::standing::Orders;
+use crate::standing::Views;
 
 /// Between two looks at the file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ impl Reload {
 pub(crate) async fn run(
     reload: Reload,
     mut seen: Option<Seen>,
-    orders: Orders,
+    views: Views,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup()).context("handle SIGHUP")?;
@@ -74,7 +74,7 @@ pub(crate) async fn run(
             .await
             .context("read the configuration again")?;
         let outcome = match config {
-            Ok(config) => orders.reload(config).await,
+            Ok(config) => views.reload(&config).await,
             Err(invalid) => Err(invalid.to_string()),
         };
         match outcome {

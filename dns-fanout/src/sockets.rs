@@ -392,9 +392,11 @@ pub(crate) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Listeners> 
 }
 
 /// Where sockets listen, those on every address spelled out as far as it matters: this host.
-pub(crate) fn own_addresses(listeners: &Listeners) -> anyhow::Result<Vec<SocketAddr>> {
+pub(crate) fn own_addresses<'a>(
+    listeners: impl Iterator<Item = &'a Listeners>,
+) -> anyhow::Result<Vec<SocketAddr>> {
     let mut own = Vec::new();
-    for socket in &listeners.udp {
+    for socket in listeners.flat_map(|listeners| &listeners.udp) {
         let address = socket.local_addr().context("look at a listener")?;
         if address.ip().is_unspecified() {
             let mut everywhere: Vec<IpAddr> = nix::ifaddrs::getifaddrs()

@@ -2,7 +2,7 @@
 //! the view in force: whole, or the one before stays (R7.4, R3.9).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -14,8 +14,9 @@ use vl3_runtime::CancellationToken;
 
 use crate::Config;
 use crate::config::service::services;
+use crate::config::view::DEFAULT_VIEW;
 use crate::config::{read_cookie_keys, upstream};
-use crate::engine::{Command, Explain, Sender, type_of};
+use crate::engine::{Command, CookieKeys, Explain, Sender, type_of};
 
 /// Orders that wait; who gives them waits, too.
 const ORDERS_MAX: usize = 16;
@@ -23,6 +24,8 @@ const ORDERS_MAX: usize = 16;
 /// An order and where its outcome goes.
 #[derive(Debug)]
 pub(crate) enum Order {
+    /// Whether a reload would be taken; changes nothing.
+    Check(Box<Config>, oneshot::Sender<Result<(), String>>),
     Reload(Box<Config>, oneshot::Sender<Result<(), String>>),
     Add(Box<Upstream>, oneshot::Sender<Result<(), String>>),
     Remove(UpstreamId, oneshot::Sender<Result<(), String>>),
@@ -42,7 +45,7 @@ pub(crate) struct Standing {
     /// Upstreams that came by command: until the next reload or restart.
     added: BTreeSet<UpstreamId>,
     upstreams: Vec<Upstream>,
-    listeners: Vec<std::net::SocketAddr>,
+    listeners: Vec<SocketAddr>,
     network: Option<NetworkParts>,
     sequence: u64,
     engine: Sender,
@@ -54,7 +57,7 @@ impl Standing {
     /// `listeners`: where we listen, wildcards spelled out.
     pub(crate) fn new(
         config: Config,
-        listeners: Vec<std::net::SocketAddr>,
+        listeners: Vec<SocketAddr>,
         engine: Sender,
         networks: watch::Receiver<Option<NetworkParts>>,
     ) -> (Self, Orders) {
@@ -85,18 +88,16 @@ impl Standing {
     }
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut follows = true;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                changed = self.networks.changed() => match changed {
+                changed = self.networks.changed(), if follows => match changed {
                     Ok(()) => self.take_network().await,
                     // Nobody follows a router.
-                    Err(_) => std::future::pending().await,
+                    Err(_) => follows = false,
                 },
-                order = self.orders.recv() => match order {
-                    Some(order) => self.order(order).await,
-                    None => std::future::pending().await,
-                },
+                Some(order) = self.orders.recv() => self.order(order).await,
             }
         }
     }
@@ -117,6 +118,7 @@ impl Standing {
     async fn order(&mut self, order: Order) {
         match order {
             // Err: who gave the order left.
+            Order::Check(config, done) => drop(done.send(self.check(&config))),
             Order::Reload(config, done) => drop(done.send(self.reload(*config).await)),
             Order::Add(upstream, done) => drop(done.send(self.add(*upstream).await)),
             Order::Remove(id, done) => drop(done.send(self.remove(&id).await)),
@@ -125,8 +127,8 @@ impl Standing {
         }
     }
 
-    /// The file as it is: what came or went by command is as the file says again.
-    async fn reload(&mut self, config: Config) -> Result<(), String> {
+    /// Everything that a reload depends on.
+    fn check(&self, config: &Config) -> Result<(), String> {
         let fixed = |config: &Config| {
             (
                 config.router.clone(),
@@ -135,16 +137,20 @@ impl Standing {
                 config.cache_octets,
             )
         };
-        if fixed(&config) != fixed(&self.config) {
+        if fixed(config) != fixed(&self.config) {
             return Err(
                 "router, listen, upstreams.sockets and cache.bytes change with a restart only"
                     .to_owned(),
             );
         }
-        let keys = config.cookie_keys.as_deref().map(read_cookie_keys);
-        let keys = keys
-            .transpose()
-            .map_err(|allowed| format!("cookie_keys must be {allowed}"))?;
+        new_keys(config)?;
+        self.assemble(config, config.upstreams.clone()).map(drop)
+    }
+
+    /// The file as it is: what came or went by command is as the file says again.
+    async fn reload(&mut self, config: Config) -> Result<(), String> {
+        self.check(&config)?;
+        let keys = new_keys(&config)?;
         self.put(&config, config.upstreams.clone()).await?;
         if let Some(keys) = keys {
             // Err: the server stops.
@@ -226,23 +232,30 @@ impl Standing {
 
     /// Checks everything; only then anything changes.
     async fn put(&mut self, config: &Config, upstreams: Vec<Upstream>) -> Result<(), String> {
+        if let Some(view) = self.assemble(config, upstreams)? {
+            self.sequence = view.sequence();
+            // Err: the server stops.
+            let _stopped = self.engine.send(Command::View(Arc::new(view))).await;
+        }
+        Ok(())
+    }
+
+    /// `None` while nothing is known of the network: with the router the rest comes along.
+    fn assemble(&self, config: &Config, upstreams: Vec<Upstream>) -> Result<Option<View>, String> {
         let clients = config
             .clients
             .iter()
             .map(|net| (*net, ClientClass::Member))
             .collect();
         let network = self.network.clone();
-        if let Some(network) = &network {
-            self.sequence = self.sequence.max(network.state.sequence);
-        }
         if network.is_none() && config.router.is_some() {
-            // Without the router nothing is known; with it the rest comes along.
-            return Ok(());
+            return Ok(None);
         }
         let known = network.as_ref();
         let services = known.map(|known| Arc::new(services(&config.services, &known.state)));
+        let of_network = network.as_ref().map_or(0, |network| network.state.sequence);
         let parts = ViewParts {
-            sequence: self.sequence + 1,
+            sequence: self.sequence.max(of_network) + 1,
             network,
             upstreams,
             policies: config.policies.clone(),
@@ -252,19 +265,103 @@ impl Standing {
             prefer_wait: config.prefer_wait,
             records_max: config.records_max,
         };
-        let view = View::assemble(parts).map_err(|errors| {
+        View::assemble(parts).map(Some).map_err(|errors| {
             let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
             texts.join("; ")
-        })?;
-        self.sequence += 1;
-        // Err: the server stops.
-        let _stopped = self.engine.send(Command::View(Arc::new(view))).await;
+        })
+    }
+}
+
+fn new_keys(config: &Config) -> Result<Option<CookieKeys>, String> {
+    let keys = config.cookie_keys.as_deref().map(read_cookie_keys);
+    keys.transpose()
+        .map_err(|allowed| format!("cookie_keys must be {allowed}"))
+}
+
+/// The orders of every view of the process.
+#[derive(Clone, Debug)]
+pub(crate) struct Views {
+    /// By name, the default one first.
+    views: Vec<(String, Orders)>,
+    /// Addresses of the file's top.
+    listen: Vec<SocketAddr>,
+}
+
+impl Views {
+    pub(crate) const fn new(views: Vec<(String, Orders)>, listen: Vec<SocketAddr>) -> Self {
+        Self { views, listen }
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        self.views.iter().map(|(name, _)| name.clone())
+    }
+
+    /// The view that a command names; the only one, or the default one, where it names none.
+    pub(crate) fn of(&self, arguments: &Value) -> Result<&Orders, String> {
+        let names = || self.names().collect::<Vec<_>>().join(", ");
+        let named = arguments.get("view").and_then(Value::as_str);
+        if let Some(view) = named {
+            let found = self.views.iter().find(|(name, _)| name == view);
+            return found.map(|(_, orders)| orders).ok_or_else(|| {
+                format!(
+                    "view = {view:?}: must be a view of this server: {}",
+                    names()
+                )
+            });
+        }
+        match self.views.as_slice() {
+            [(_, only)] => Ok(only),
+            [(name, default), ..] if name == DEFAULT_VIEW => Ok(default),
+            _ => Err(format!("view is missing: must be one of {}", names())),
+        }
+    }
+
+    /// A new configuration, for all views or for none (R7.4).
+    pub(crate) async fn reload(&self, config: &Config) -> Result<(), String> {
+        if config.listen != self.listen {
+            return Err("listen changes with a restart only".to_owned());
+        }
+        let views = config.all_views();
+        let names = views.iter().map(|view| &view.name);
+        if !names.eq(self.views.iter().map(|(name, _)| name)) {
+            let known: Vec<String> = self.names().collect();
+            return Err(format!(
+                "views come and go with a restart only; there are: {}",
+                known.join(", ")
+            ));
+        }
+        let both = || views.iter().zip(&self.views);
+        let mut problems = Vec::new();
+        for (view, (name, orders)) in both() {
+            if let Err(problem) = orders.check(view.config.clone()).await {
+                problems.push(self.told_of(name, &problem));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
+        }
+        for (view, (name, orders)) in both() {
+            let done = orders.reload(view.config.clone()).await;
+            done.map_err(|problem| self.told_of(name, &problem))?;
+        }
         Ok(())
+    }
+
+    fn told_of(&self, view: &str, problem: &str) -> String {
+        match self.views.as_slice() {
+            [_] => problem.to_owned(),
+            _ => format!("view {view}: {problem}"),
+        }
     }
 }
 
 impl Orders {
-    pub(crate) async fn reload(&self, config: Config) -> Result<(), String> {
+    async fn check(&self, config: Config) -> Result<(), String> {
+        self.give(|done| Order::Check(Box::new(config), done))
+            .await?
+    }
+
+    async fn reload(&self, config: Config) -> Result<(), String> {
         self.give(|done| Order::Reload(Box::new(config), done))
             .await?
     }
@@ -290,7 +387,7 @@ impl Orders {
         self.give(Order::List).await
     }
 
-    /// `explain`: `name`, `type`, `from`, `view`.
+    /// `explain`: `name`, `type`, `from`.
     pub(crate) async fn explain(&self, arguments: Value) -> Result<Value, String> {
         let text = |key: &str| arguments.get(key).and_then(Value::as_str);
         let name = text("name").ok_or("name is missing: must be a domain name")?;
@@ -304,11 +401,6 @@ impl Orders {
             from.parse::<IpAddr>()
                 .map_err(|_| format!("from = {from:?}: must be an IP address"))
         });
-        if let Some(view) = text("view").filter(|view| *view != "default") {
-            return Err(format!(
-                "view = {view:?}: must be default, the only view of this server"
-            ));
-        }
         let (question, from) = (Question::new(name, rtype), from.transpose()?);
         self.give(|done| Order::Explain(question, from, done))
             .await?

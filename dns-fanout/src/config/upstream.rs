@@ -97,7 +97,7 @@ const STOCK_SUFFIXES: &str =
     "the zone of the network: a stock router is asked for names one label before it";
 const SUFFIX_ALLOWED: &str = "a domain name, or \".\" for all names";
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     (1..=NAME_MAX).contains(&text.len())
         && text
             .bytes()

@@ -65,6 +65,15 @@ impl Sender {
         Ok(())
     }
 
+    /// For another engine, which may not wait: false when this one is behind.
+    pub(crate) fn try_send(&self, command: Command) -> bool {
+        let sent = self.channel.try_send(command).is_ok();
+        if sent {
+            self.ring();
+        }
+        sent
+    }
+
     fn ring(&self) {
         if !self.bell.rung.swap(true, Ordering::AcqRel) {
             // Full only after 2^64 rings that nobody heard.

@@ -1,12 +1,14 @@
 //! The UDP sockets that clients' questions arrive on and replies leave by.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use vl3_net::datagrams::{Outgoing, SendCall, receive_packet_info};
 
 use super::poll::{Poll, Token};
 use crate::metrics::{Drop, Metrics};
 use crate::slab::Slab;
+use crate::switch::Others;
 
 #[derive(Debug, Default)]
 pub(super) struct Listening {
@@ -23,6 +25,32 @@ pub(super) struct Listener {
     waiting: usize,
     /// Replaced: read empty, and closed with its last reply.
     retired: bool,
+    /// The other views whose clients ask here, too.
+    pub(super) others: Option<Arc<Others>>,
+    /// Read by another view, which calls it by this number.
+    pub(super) lent: Option<u32>,
+}
+
+impl Listener {
+    fn new(socket: UdpSocket) -> Self {
+        let wildcard = socket
+            .local_addr()
+            .ok()
+            .filter(|address| address.ip().is_unspecified());
+        if let Some(address) = wildcard
+            && let Err(error) = receive_packet_info(&socket, address.is_ipv6())
+        {
+            tracing::warn!(%address, %error, "replies may leave from another address than was asked");
+        }
+        Self {
+            socket,
+            outgoing: Outgoing::default(),
+            waiting: 0,
+            retired: false,
+            others: None,
+            lent: None,
+        }
+    }
 }
 
 impl Listening {
@@ -30,21 +58,7 @@ impl Listening {
     pub(super) fn add(&mut self, sockets: Vec<UdpSocket>, poll: &Poll) -> Vec<u32> {
         let mut added = Vec::new();
         for socket in sockets {
-            let wildcard = socket
-                .local_addr()
-                .ok()
-                .filter(|address| address.ip().is_unspecified());
-            if let Some(address) = wildcard
-                && let Err(error) = receive_packet_info(&socket, address.is_ipv6())
-            {
-                tracing::warn!(%address, %error, "replies may leave from another address than was asked");
-            }
-            let at = self.sockets.insert(Listener {
-                socket,
-                outgoing: Outgoing::default(),
-                waiting: 0,
-                retired: false,
-            });
+            let at = self.sockets.insert(Listener::new(socket));
             let Some(listener) = self.sockets.get(at) else {
                 continue;
             };
@@ -56,6 +70,28 @@ impl Listening {
             added.push(at);
         }
         added
+    }
+
+    /// Listens for other views, too.
+    pub(super) fn share(&mut self, socket: UdpSocket, others: Arc<Others>, poll: &Poll) {
+        for at in self.add(vec![socket], poll) {
+            if let Some(listener) = self.sockets.get_mut(at) {
+                listener.others = Some(Arc::clone(&others));
+            }
+        }
+    }
+
+    /// Replies by a socket that another view reads.
+    pub(super) fn lend(&mut self, number: u32, socket: UdpSocket) {
+        let mut listener = Listener::new(socket);
+        listener.lent = Some(number);
+        self.sockets.insert(listener);
+    }
+
+    /// Where the lent socket of that number lies; there are a few.
+    pub(super) fn lent(&mut self, number: u32) -> Option<u32> {
+        let mut all = self.sockets.iter_mut();
+        all.find_map(|(at, listener)| (listener.lent == Some(number)).then_some(at))
     }
 
     pub(super) fn get(&self, at: u32) -> Option<&Listener> {

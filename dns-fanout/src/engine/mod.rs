@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::query_log::QueryLog;
 use crate::serve::Responder;
 use crate::slab::Slab;
+use crate::switch::Others;
 use crate::upstream::{Completion, Dialled, Settings, Surroundings, Upstreams};
 use crate::wire::{QUERY_OCTETS_MAX, Request};
 pub(crate) use cookies::CookieKeys;
@@ -60,6 +61,12 @@ pub(crate) enum Command {
     ReplaceSockets,
     /// Listens here too, from now on.
     Listen(Vec<UdpSocket>),
+    /// Listens here for several views.
+    Share(UdpSocket, Arc<Others>),
+    /// A socket under this number that another view reads: replies may leave by it.
+    Lend(u32, UdpSocket),
+    /// A question that came by such a socket.
+    Forwarded(Forwarded),
     /// The router's listeners: in place of those it passed before.
     Replace(Vec<UdpSocket>),
     Settings(ResolverSettings),
@@ -78,6 +85,16 @@ pub(crate) struct Asked {
     pub(crate) source: IpAddr,
     pub(crate) message: Vec<u8>,
     pub(crate) responder: Responder,
+}
+
+/// A datagram that another view's engine received for this one.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    /// The number of the socket, see [`Command::Lend`].
+    pub(crate) socket: u32,
+    pub(crate) client: SocketAddr,
+    pub(crate) local: Option<IpAddr>,
+    pub(crate) message: Vec<u8>,
 }
 
 /// Where a reply goes.

@@ -11,7 +11,9 @@ use vl3_core::Machine;
 use vl3_core::names::{Condition, ResolverEffect, ResolverInput, View};
 use vl3_runtime::clock;
 
-use super::{Asked, Command, Engine, ReplyTo, Token};
+use super::{Asked, Command, Engine, Forwarded, ReplyTo, Token};
+use crate::metrics::Drop;
+use crate::switch::Handed;
 use crate::upstream::Completion;
 
 /// Commands handled between two looks at the sockets.
@@ -104,10 +106,22 @@ impl Engine {
                 return 0;
             }
         };
+        let others = listener.others.clone();
         // The batch is read while the engine changes; it comes back.
         let batch = std::mem::replace(&mut self.batch, vl3_net::datagrams::ReceiveBatch::new(0, 0));
         for datagram in batch.iter() {
             if let Some(client) = datagram.remote {
+                let handed = others.as_ref().map_or(Handed::Own, |others| {
+                    others.hand_over(client, datagram.local, datagram.bytes)
+                });
+                match handed {
+                    Handed::Own => {}
+                    Handed::Over => continue,
+                    Handed::Behind => {
+                        self.metrics.dropped(Drop::ViewBehind);
+                        continue;
+                    }
+                }
                 let reply_to = ReplyTo::Udp {
                     listener: at,
                     client,
@@ -144,6 +158,23 @@ impl Engine {
             Command::View(view) => self.take_view(view),
             Command::ReplaceSockets => self.upstreams.replace_sockets(self.now.mono),
             Command::Listen(sockets) => drop(self.listening.add(sockets, &self.poll)),
+            Command::Share(socket, others) => self.listening.share(socket, others, &self.poll),
+            Command::Lend(number, socket) => self.listening.lend(number, socket),
+            Command::Forwarded(Forwarded {
+                socket,
+                client,
+                local,
+                message,
+            }) => {
+                if let Some(listener) = self.listening.lent(socket) {
+                    let reply_to = ReplyTo::Udp {
+                        listener,
+                        client,
+                        local,
+                    };
+                    self.message(&message, reply_to);
+                }
+            }
             Command::Replace(sockets) => {
                 let new = self.listening.add(sockets, &self.poll);
                 let before = std::mem::replace(&mut self.passed, new);
@@ -166,7 +197,14 @@ impl Engine {
     /// What waits in a listener that goes is answered: a replaced one loses no question.
     fn stop_listening(&mut self, listeners: &[u32]) {
         for listener in listeners {
-            for _ in 0..LAST_READS_MAX {
+            let is_lent = |listener: &super::listening::Listener| listener.lent.is_some();
+            let reads = if self.listening.get(*listener).is_some_and(is_lent) {
+                // Another view's to read.
+                0
+            } else {
+                LAST_READS_MAX
+            };
+            for _ in 0..reads {
                 if self.questions(*listener) == 0 {
                     break;
                 }

@@ -4,7 +4,7 @@
 mod figures;
 mod known;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use vl3_runtime::Metrics as Registries;
 use crate::wire::Mismatch;
 pub(crate) use figures::ToFigures;
 pub(crate) use known::Origin;
-use known::{Known, Ours, Shown};
+use known::{Known, Ours, Shown, Views};
 
 /// Upstreams with figures of their own.
 const TO_MAX: usize = 1_024;
@@ -53,6 +53,8 @@ pub(crate) enum Drop {
     Idle,
     /// Sent away to prove its address first, under load.
     Unproven,
+    /// Of a view that did not keep up with what another one received for it.
+    ViewBehind,
 }
 
 impl Drop {
@@ -68,6 +70,7 @@ impl Drop {
             Self::SlowReader => "slow_reader",
             Self::Idle => "idle",
             Self::Unproven => "unproven",
+            Self::ViewBehind => "view_behind",
         }
     }
 }
@@ -82,9 +85,10 @@ struct Reason {
     reason: &'static str,
 }
 
-/// Cheap to clone; clones share the figures.
+/// Cheap to clone; clones share the figures. Those of a view are its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
+    views: Views,
     shown: Arc<Shown>,
     malformed: Family<RefusalLabels, Counter>,
     dropped: Family<Reason, Counter>,
@@ -106,10 +110,10 @@ impl Metrics {
     pub(crate) fn register(&self, registries: &Registries) {
         registries.register(|registry| {
             self.register_own(registry);
-            registry.register_collector(Box::new(Ours(Arc::clone(&self.shown))));
+            registry.register_collector(Box::new(Ours(self.views.clone())));
         });
         registries.register_foreign(|registry| {
-            registry.register_collector(Box::new(Known(Arc::clone(&self.shown))));
+            registry.register_collector(Box::new(Known(self.views.clone())));
         });
     }
 
@@ -227,14 +231,14 @@ impl Metrics {
         figures
     }
 
-    /// What the figures of CoreDNS are labelled with.
-    pub(crate) fn set_origin(&self, origin: Origin) {
-        let mut known = self
-            .shown
-            .origin
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *known = origin;
+    /// For one more view, with figures of its own under that origin.
+    pub(crate) fn of_view(&self, origin: Origin) -> Self {
+        let shown = Arc::new(Shown::new(origin));
+        self.views.add(Arc::clone(&shown));
+        Self {
+            shown,
+            ..self.clone()
+        }
     }
 
     pub(crate) fn malformed(&self, rcode: Rcode) {
@@ -307,7 +311,9 @@ impl Metrics {
                     .inc_by(count - known);
             }
         }
-        self.in_flight
-            .set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+        // Of all views together: each tells what changed of its own part.
+        let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
+        let before = self.shown.in_flight.swap(in_flight, Ordering::Relaxed);
+        self.in_flight.inc_by(in_flight - before);
     }
 }

@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use vl3_runtime::{CancellationToken, Tasks};
 
-use crate::engine::Sender;
 use crate::metrics::{Drop, Metrics};
+use crate::switch::Switch;
 
 pub(crate) use connections::Connections;
 
@@ -35,7 +35,7 @@ impl Responder {
 /// Everything that a listener needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    pub(crate) engine: Sender,
+    pub(crate) switch: Switch,
     pub(crate) connections: Arc<Connections>,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Arc<Tasks>,

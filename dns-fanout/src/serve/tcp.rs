@@ -113,7 +113,10 @@ async fn read(
                 permit,
             },
         });
-        if front.engine.send(asked).await.is_err() {
+        let Some(engine) = front.switch.engine(client.ip()) else {
+            return;
+        };
+        if engine.send(asked).await.is_err() {
             return;
         }
     }

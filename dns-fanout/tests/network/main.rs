@@ -20,3 +20,4 @@ mod stage;
 mod standalone;
 mod transport;
 mod upstream;
+mod views;

@@ -87,6 +87,52 @@ impl Alone {
     }
 }
 
+/// A configuration file that is changed while the server runs; what it says is set apart from it.
+pub(crate) struct File {
+    says: Arc<Mutex<Config>>,
+    reads: Arc<AtomicUsize>,
+    changes: usize,
+    dir: TempDir,
+}
+
+impl File {
+    pub(crate) fn of(config: &Config) -> (Self, Reload) {
+        let says = Arc::new(Mutex::new(config.clone()));
+        let reads = Arc::new(AtomicUsize::new(0));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("dns.toml");
+        std::fs::write(&file, "").unwrap();
+        let (read, counted) = (Arc::clone(&says), Arc::clone(&reads));
+        let reload = Reload {
+            file: Some(file),
+            read: Arc::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Ok(read.lock().unwrap().clone())
+            }),
+        };
+        let file = Self {
+            says,
+            reads,
+            changes: 0,
+            dir,
+        };
+        (file, reload)
+    }
+
+    /// Waits until it is read again; what comes of it may take a moment longer.
+    pub(crate) async fn change(&mut self, config: Config) {
+        *self.says.lock().unwrap() = config;
+        self.changes += 1;
+        // Another size: another file.
+        let text = "#".repeat(self.changes);
+        std::fs::write(self.dir.path().join("dns.toml"), text).unwrap();
+        eventually("it is read again", || {
+            self.reads.load(Ordering::Relaxed) >= self.changes
+        })
+        .await;
+    }
+}
+
 fn context(dir: &Path) -> RoleContext {
     vl3_identity::install_crypto_provider();
     let authority = Authority::create("nobody.test", clock::wall()).unwrap();
@@ -209,19 +255,7 @@ async fn r7_4_a_bad_configuration_leaves_the_one_before_in_force() {
         Vec::new(),
         vec![configured("first", &up[0], &["corp.test"])],
     );
-    let next = Arc::new(Mutex::new(good.clone()));
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("dns.toml");
-    std::fs::write(&file, "1").unwrap();
-    let (read, reads) = (Arc::clone(&next), Arc::new(AtomicUsize::new(0)));
-    let counted = Arc::clone(&reads);
-    let reload = Reload {
-        file: Some(file.clone()),
-        read: Arc::new(move || {
-            counted.fetch_add(1, Ordering::Relaxed);
-            Ok(read.lock().unwrap().clone())
-        }),
-    };
+    let (mut file, reload) = File::of(&good);
     let alone = Alone::start(good.clone(), Some(reload)).await;
     assert_eq!(
         addresses(&alone.ask("db.corp.test.", T::A).await),
@@ -232,19 +266,16 @@ async fn r7_4_a_bad_configuration_leaves_the_one_before_in_force() {
         let mut config = good.clone();
         config.listen = vec![alone.address];
         config.upstreams = upstreams;
-        *next.lock().unwrap() = config;
+        config
     };
     let other = configured("other", &up[1], &["corp.test"]);
-    with(vec![other.clone(), other.clone()]);
-    std::fs::write(&file, "22").unwrap();
-    eventually("it is read again", || reads.load(Ordering::Relaxed) == 1).await;
+    file.change(with(vec![other.clone(), other.clone()])).await;
     let list = alone.command("upstream-list", Value::Null).await.unwrap();
     assert_eq!(
         list["upstreams"][0]["name"], "first",
         "not even a part of it"
     );
-    with(vec![other]);
-    std::fs::write(&file, "333").unwrap();
+    file.change(with(vec![other])).await;
     eventually_true("the new list is in force", || async {
         let list = alone.command("upstream-list", Value::Null).await.unwrap();
         list["upstreams"][0]["name"] == "other"

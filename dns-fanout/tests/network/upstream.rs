@@ -56,6 +56,12 @@ impl Upstream {
         panic!("no port is free on all addresses");
     }
 
+    /// One more beside those of a stage, on a port of its own.
+    pub(crate) async fn elsewhere(behaviour: Behaviour) -> Self {
+        let mut one = Self::several(vec![behaviour]).await;
+        one.remove(0)
+    }
+
     async fn try_several(behaviours: &[Arc<Behaviour>]) -> Option<Vec<Self>> {
         let mut upstreams: Vec<Self> = Vec::new();
         for (at, behaviour) in (1_u8..).zip(behaviours) {

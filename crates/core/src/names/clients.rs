@@ -7,21 +7,33 @@ use ipnet::IpNet;
 
 use super::ClientClass;
 
-/// Longest prefix of a source address.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ClientTable {
-    prefixes: BTreeMap<IpNet, ClientClass>,
+/// Who asks.
+pub(super) type ClientTable = ByPrefix<ClientClass>;
+
+/// What belongs to the longest prefix that holds an address.
+#[derive(Clone, Debug)]
+pub struct ByPrefix<T> {
+    prefixes: BTreeMap<IpNet, T>,
     /// Lengths in use, per family (v4, v6), longest first.
     lengths: [Vec<u8>; 2],
 }
 
-impl ClientTable {
-    /// Of equal prefixes the class that may get less wins.
-    pub(super) fn new(clients: &[(IpNet, ClientClass)]) -> Self {
+impl<T> Default for ByPrefix<T> {
+    fn default() -> Self {
+        Self {
+            prefixes: BTreeMap::new(),
+            lengths: Default::default(),
+        }
+    }
+}
+
+impl<T: Copy + Ord> ByPrefix<T> {
+    /// Of equal prefixes the lowest value wins: of classes the one that may get less.
+    pub fn new(entries: &[(IpNet, T)]) -> Self {
         let mut table = Self::default();
-        for (prefix, class) in clients {
-            let entry = table.prefixes.entry(prefix.trunc()).or_insert(*class);
-            *entry = (*entry).min(*class);
+        for (prefix, value) in entries {
+            let entry = table.prefixes.entry(prefix.trunc()).or_insert(*value);
+            *entry = (*entry).min(*value);
             table.lengths[family(prefix.addr())].push(prefix.prefix_len());
         }
         for lengths in &mut table.lengths {
@@ -31,9 +43,9 @@ impl ClientTable {
         table
     }
 
-    pub(super) fn lookup(&self, source: IpAddr) -> Option<ClientClass> {
-        self.lengths[family(source)].iter().find_map(|length| {
-            let prefix = IpNet::new(source, *length).ok()?.trunc();
+    pub fn lookup(&self, address: IpAddr) -> Option<T> {
+        self.lengths[family(address)].iter().find_map(|length| {
+            let prefix = IpNet::new(address, *length).ok()?.trunc();
             self.prefixes.get(&prefix).copied()
         })
     }

@@ -41,6 +41,7 @@ pub use cache::{
     CACHE_OCTETS, Cache, CacheCounters, CacheSize, CacheStamp, Hit, Key, Look, STALE_MAX,
     STALE_TTL, Sources,
 };
+pub use clients::ByPrefix;
 pub use explain::{STEPS_MAX, Step, Trace};
 pub use health::{Condition, FAILURES_MAX, IN_FLIGHT_MAX, LOOP_PAUSE, PROBE_PAUSE, UpstreamStatus};
 pub use limits::{CLIENTS_MAX, ClientLimits};

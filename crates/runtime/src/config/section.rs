@@ -324,6 +324,16 @@ impl<'a> Section<'a> {
         results
     }
 
+    /// Whether a key is set in any of the tables `[[list]]`.
+    pub fn has_within(&self, list: &str, key: &str) -> bool {
+        let tables = self.table.get(list).and_then(toml::Value::as_array);
+        let mut tables = tables
+            .into_iter()
+            .flatten()
+            .filter_map(toml::Value::as_table);
+        tables.any(|table| table.contains_key(key))
+    }
+
     /// Whether the key is set anywhere.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key) || self.shared.overrides.contains_key(&self.full(key))
