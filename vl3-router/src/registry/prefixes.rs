@@ -211,7 +211,7 @@ impl Server {
         let is_other = before.is_some_and(|before| is_v4(&before) != is_v4(&prefix));
         let twin = held.filter(|_| is_other).and_then(|held| {
             let mut twins = held.prefixes();
-            twins.find(|twin| is_v4(twin) == is_v4(&prefix))
+            twins.find(|twin| is_v4(twin) == is_v4(&prefix) && *twin != prefix)
         });
         if let Some(twin) = twin {
             stream

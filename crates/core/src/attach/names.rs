@@ -78,6 +78,14 @@ impl Names {
             return false;
         };
         claim.in_flight = None;
+        let identity = identity.clone();
+        let answer = match self.holder(&identity, ctx) {
+            Some(by) if answer == NameAnswer::Granted => NameAnswer::Held { by },
+            _ => answer,
+        };
+        let Some(claim) = self.claims.get_mut(&identity) else {
+            return false;
+        };
         let named = match answer {
             NameAnswer::Granted => {
                 claim.backoff.reset();
@@ -100,7 +108,7 @@ impl Names {
         let Some(assignment) = ctx
             .state
             .assignments
-            .get(identity)
+            .get(&identity)
             .filter(|held| held.named != named)
         else {
             return false;
@@ -108,10 +116,27 @@ impl Names {
         let mut assignment = assignment.clone();
         assignment.named = named;
         ctx.record(Record::Assigned {
-            identity: identity.clone(),
+            identity,
             assignment: Some(assignment),
         });
         true
+    }
+
+    /// Which other workload here has the name already. The registry keeps identities apart; where
+    /// there is none that knows names, or it has just given one away, this does (R1.10).
+    fn holder(&self, identity: &Identity, ctx: &Context<'_>) -> Option<String> {
+        let others = self
+            .claims
+            .keys()
+            .filter(|other| other.name == identity.name && other.id != identity.id);
+        let is_named = |other: &&Identity| {
+            let held = ctx.state.assignments.get(*other);
+            held.is_some_and(|held| held.named)
+        };
+        others
+            .filter(is_named)
+            .map(|other| other.id.to_string())
+            .next()
     }
 
     pub(crate) fn wake(&mut self, ctx: &mut Context<'_>) {

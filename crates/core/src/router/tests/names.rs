@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::attach::{attach, close, request, workload};
 use super::*;
 
 /// The siblings that a name of the own domain is asked of, as the DNS server sees them.
@@ -164,4 +165,27 @@ fn nobody_is_forgotten_while_the_registry_is_away() {
     world.run();
     world.advance(Duration::from_secs(11));
     assert_eq!(siblings(&world.node("east").machine), []);
+}
+
+/// A registry of the stock make knows no names: whoever asks is granted one.
+#[test]
+fn r1_10_a_second_identity_does_not_take_a_name_that_is_in_use() {
+    let mut world = World::new(&["east"]);
+    world.advance(Duration::from_secs(2));
+    let first = attach(&mut world, request("one", "db", None)).unwrap();
+    let mut second = request("two", "db", None);
+    second.peer = workload("mallory");
+    attach(&mut world, second).unwrap();
+    let held = |world: &World| {
+        let name = "db".parse().unwrap();
+        world.node("east").machine.view.names.get(&name).cloned()
+    };
+    let of_first: Vec<_> = first.addresses.iter().map(|net| net.addr()).collect();
+    assert_eq!(held(&world), Some(of_first));
+    // Nor when claims are renewed; it is free when its holder goes.
+    world.advance(Duration::from_secs(20));
+    assert_ne!(held(&world), None);
+    close(&mut world, "one", workload("db")).unwrap();
+    world.advance(Duration::from_secs(20));
+    assert!(held(&world).is_some());
 }
