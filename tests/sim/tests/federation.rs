@@ -38,6 +38,14 @@ fn who_is_removed_while_away_hears_of_it_in_another_network() {
     assert!(played.broken.is_none(), "{:?}", played.broken);
 }
 
+/// An operator ended a lease, and the registry crashed between its disk and its reply: the prefix
+/// is free all the same.
+#[test]
+fn a_lease_that_ended_without_a_reply_is_free() {
+    let played = play(22_499, false);
+    assert!(played.broken.is_none(), "{:?}", played.broken);
+}
+
 /// The world of `--profile scale`, small: everybody hears of every change in time, in order,
 /// whatever was lost before.
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use vl3_core::allocator::LeaseRecord;
 use vl3_core::ids::DomainName;
 use vl3_core::registry::{
     Command, Endpoint, EndpointQuery, FoundEndpoint, Marks, Record, Refusal, Reply, WatcherId,
@@ -156,7 +157,22 @@ impl World {
     }
 
     pub(super) fn truth_after_crash(&mut self, node: usize) {
-        self.truth.crashed(node);
+        for (network, name) in self.truth.crashed(node) {
+            let uid = self.networks[network].uid;
+            let records = self.nodes[node].disk.records().iter().rev();
+            let last = records.filter_map(|record| match record {
+                Record::Lease { uid: of, record } if *of == uid => match record {
+                    LeaseRecord::Granted { lease, .. } => Some((&lease.router, true)),
+                    LeaseRecord::Ended { router } => Some((router, false)),
+                    _ => None,
+                },
+                _ => None,
+            });
+            let last = last.into_iter().find(|(router, _)| router.as_str() == name);
+            if !last.is_some_and(|(_, is_granted)| is_granted) {
+                self.truth.ended(network, name);
+            }
+        }
     }
 
     /// Somebody of another domain asks for everything.

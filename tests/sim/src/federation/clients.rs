@@ -248,6 +248,10 @@ impl World {
             return Ok(());
         };
         self.truth.asked(node, &command);
+        let of = &self.clients[client];
+        if let (Op::Release, Some(network)) = (op, of.network) {
+            self.truth.ends(node, network, &of.name);
+        }
         let peer = self.peer(node, node, self.clients[client].id.clone());
         let arrived = self.now;
         let asked = Asked::Client {

@@ -181,6 +181,9 @@ impl World {
         name: &str,
         op: Op,
     ) -> Step {
+        if op == Op::End {
+            self.truth.ends(node, network, name);
+        }
         let asked = Asked::Probe {
             network,
             name: name.to_owned(),

@@ -28,6 +28,8 @@ pub(super) struct Truth {
     said: BTreeSet<(usize, String, String, Option<String>)>,
     /// Calls of these names are under way.
     asked: BTreeMap<(usize, String), u32>,
+    /// By domain, network and router name: calls that end the lease are under way.
+    ending: BTreeMap<(usize, usize, String), u32>,
     pub(super) grants: u64,
 }
 
@@ -60,6 +62,11 @@ impl Truth {
         }
     }
 
+    pub(super) fn ends(&mut self, node: usize, network: usize, name: &str) {
+        let of = (node, network, name.to_owned());
+        *self.ending.entry(of).or_default() += 1;
+    }
+
     /// Whether somebody of that domain ever registered this.
     pub(super) fn was_said(&self, domain: usize, endpoint: &Endpoint) -> bool {
         self.said.contains(&key(domain, endpoint))
@@ -79,6 +86,12 @@ impl Truth {
             && let Some(asked) = self.asked.get_mut(&of)
         {
             *asked = asked.saturating_sub(1);
+        }
+        let end = (node, network.unwrap_or_default(), name.to_owned());
+        if matches!(op, Op::Release | Op::End)
+            && let Some(count) = self.ending.get_mut(&end)
+        {
+            *count = count.saturating_sub(1);
         }
         match (op, result) {
             (Op::Acquire | Op::Renew, Ok(Reply::Lease(granted))) => {
@@ -176,8 +189,9 @@ impl Truth {
         self.leases.remove(&of);
     }
 
-    /// Of calls under way at a crash nobody knows whether they were carried out.
-    pub(super) fn crashed(&mut self, node: usize) {
+    /// Of calls under way at a crash nobody knows whether they were carried out. Says which
+    /// leases, by network and router name, were about to end.
+    pub(super) fn crashed(&mut self, node: usize) -> Vec<(usize, String)> {
         let asked = core::mem::take(&mut self.asked);
         for (of, count) in asked {
             if of.0 != node {
@@ -186,6 +200,17 @@ impl Truth {
                 self.registered.remove(&of);
             }
         }
+        let ending = core::mem::take(&mut self.ending);
+        let (own, others) = ending.into_iter().partition(|(of, _)| of.0 == node);
+        self.ending = others;
+        let own: BTreeMap<(usize, usize, String), u32> = own;
+        let own = own.into_iter().filter(|(_, count)| *count > 0);
+        own.map(|((_, network, name), _)| (network, name)).collect()
+    }
+
+    /// The lease ended, though nobody was told.
+    pub(super) fn ended(&mut self, network: usize, name: String) {
+        self.leases.remove(&(network, name));
     }
 
     /// The disk is older than what was promised: a router that cannot present its lease may
